@@ -1,0 +1,90 @@
+"""What is wrong with the settings by themselves, before any model or data is looked at."""
+
+import re
+
+from sae_transcoder.config import Activation, Config, DatasetKind, Hardware, LossFn, ModelType, Optimizer, Tracker, TrackerMode
+
+# Fields that must be at least so large; null is allowed where the field allows it.
+AT_LEAST = dict(
+    layer_stride=1, max_samples=1, max_seq_length=2, shuffle_seed=0, shuffle_buffer=1, eval_samples=1, exclude_first_tokens=0,
+    max_norm_multiple=1.0, expansion_factor=1, num_latents=0, k=1, lr_warmup_steps=0, weight_decay=0.0, batch_size=1,
+    grad_acc_steps=1, micro_acc_steps=1, max_steps=1, auxk_alpha=0.0, dead_feature_threshold=0, k_decay_steps=0, log_every=1,
+    threads=1, save_every=1,
+)  # fmt: skip
+
+
+def faults(cfg: Config) -> list[str]:
+    """One message for each fault; empty if nothing is wrong."""
+    found = [
+        f"{name}={value}: must be at least {least}"
+        for name, least in AT_LEAST.items()
+        if (value := getattr(cfg, name)) is not None and not value >= least
+    ]
+    for name, value, fix in [
+        ("loss_fn", cfg.loss_fn != LossFn.fvu, "use loss_fn=fvu"),
+        ("finetune", cfg.finetune is not None, "leave it out"),
+        ("distribute_modules", cfg.distribute_modules, "leave it out"),
+        ("hardware", cfg.hardware == Hardware.slurm, "use hardware=auto, cpu or gpu"),
+    ]:
+        if value:
+            found.append(f"{name}={getattr(cfg, name)}: not yet available; {fix}")
+    if cfg.lr is not None and not cfg.lr > 0:
+        found.append(f"lr={cfg.lr}: must be above 0, or null for the automatic rate")
+    if cfg.layers is not None and cfg.hookpoints is not None:
+        found.append(f"layers={cfg.layers} and hookpoints={cfg.hookpoints}: both name modules; set one of them")
+    if cfg.layers is not None and cfg.layer_stride != 1:
+        found.append(f"layers={cfg.layers} and layer_stride={cfg.layer_stride}: layers are named or counted; set one of them")
+    if cfg.site is not None and cfg.hookpoints is not None:
+        found.append(f"site={cfg.site} and hookpoints={cfg.hookpoints}: hookpoints name whole modules; leave site out")
+    for name in ("layers", "hookpoints", "init_seeds"):
+        values = getattr(cfg, name)
+        if values is not None and (not values or len(set(values)) < len(values)):
+            found.append(f"{name}={values}: must name at least one, and none twice")
+    if cfg.layers and min(cfg.layers) < 0:
+        found.append(f"layers={cfg.layers}: layers are counted from 0")
+    if min(cfg.exclude_tokens, default=0) < 0:
+        found.append(f"exclude_tokens={cfg.exclude_tokens}: token ids are 0 or above")
+    if cfg.exclude_first_tokens >= cfg.max_seq_length:
+        found.append(
+            f"exclude_first_tokens={cfg.exclude_first_tokens} with max_seq_length={cfg.max_seq_length}: no position is left"
+        )
+    if cfg.model_type == ModelType.transcoder and cfg.normalize_decoder:
+        found.append("normalize_decoder=True with model_type=transcoder: its decoder starts at zero and cannot be; leave it out")
+    if cfg.activation == Activation.groupmax and cfg.multi_topk:
+        found.append("multi_topk=True with activation=groupmax: only topk has a 4k-latent version; set one of them")
+    if cfg.optimizer == Optimizer.signum:
+        for name in ("weight_decay", "lr_warmup_steps"):
+            if getattr(cfg, name) is not None:
+                found.append(f"{name}={getattr(cfg, name)} with optimizer=signum: it has none; leave {name} out")
+    if cfg.dataset_kind == DatasetKind.hub and cfg.max_samples is None and cfg.max_steps is None:
+        found.append("max_samples=null with dataset_kind=hub: a stream has no known end; set max_samples or max_steps")
+    if cfg.eval_split is not None and cfg.dataset_kind not in (DatasetKind.hub, DatasetKind.pretokenized):
+        found.append(
+            f"eval_split={cfg.eval_split} with dataset_kind={cfg.dataset_kind}: only hub data sets have splits; leave it out"
+        )
+    if cfg.hardware == Hardware.gpu and cfg.device is not None and not cfg.device.startswith("cuda"):
+        found.append(f"device={cfg.device} with hardware=gpu: use hardware=cpu or a cuda device")
+    found += tracker_faults(cfg)
+    if (cfg.run_name is not None and not re.fullmatch(r"[^/\\\0]+", cfg.run_name)) or cfg.run_name in (".", ".."):
+        found.append(f"run_name={cfg.run_name!r}: must be the name of one folder; put the path into save_dir")
+    return found
+
+
+def tracker_faults(cfg: Config) -> list[str]:
+    """Tracker settings that contradict each other, or that no tracker would see."""
+    found = []
+    if cfg.tracker == Tracker.none:
+        for name in ("tracker_mode", "entity", "group"):
+            if getattr(cfg, name) is not None:
+                found.append(f"{name}={getattr(cfg, name)} with tracker=none: choose tracker=wandb or trackio, or leave it out")
+        if cfg.tags:
+            found.append(f"tags={cfg.tags} with tracker=none: choose tracker=wandb or trackio, or leave it out")
+    if cfg.tracker == Tracker.trackio:
+        online = cfg.tracker_mode == TrackerMode.online
+        if cfg.entity and not online:
+            found.append(
+                f"entity={cfg.entity} with tracker=trackio: a local database has no owner; leave it out or set tracker_mode=online"
+            )
+        if online and not cfg.entity:
+            found.append("tracker_mode=online with tracker=trackio: set entity to the owner of the Hugging Face Space")
+    return found

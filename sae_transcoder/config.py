@@ -1,0 +1,375 @@
+"""The typed config: one dataclass per group, one flat `Config` made of them, its names and its signature.
+
+Nothing here imports torch: `--help`, completion and every refusal that needs no model stay instant.
+A field marked `result=False` does not change what is trained; all others make up the run's signature.
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+
+class ConfigError(Exception):
+    """The user's settings cannot be obeyed; each fault names the fields, their values and the fix."""
+
+    def __init__(self, *faults: str):
+        super().__init__("\n".join(faults))
+        self.faults = faults
+
+
+class ModelType(StrEnum):
+    sae = "sae"
+    transcoder = "transcoder"
+
+
+class Dtype(StrEnum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Site(StrEnum):
+    residual = "residual"
+    mlp = "mlp"
+    attention = "attention"
+
+
+class DatasetKind(StrEnum):
+    hub = "hub"
+    local_text = "local_text"
+    pretokenized = "pretokenized"
+    memmap = "memmap"
+    demo = "demo"
+
+
+class TokensDtype(StrEnum):
+    uint16 = "uint16"
+    uint32 = "uint32"
+
+
+class Activation(StrEnum):
+    topk = "topk"
+    groupmax = "groupmax"
+
+
+class LossFn(StrEnum):
+    fvu = "fvu"
+    ce = "ce"
+    kl = "kl"
+
+
+class Optimizer(StrEnum):
+    adam = "adam"
+    muon = "muon"
+    signum = "signum"
+
+
+class Tracker(StrEnum):
+    none = "none"
+    wandb = "wandb"
+    trackio = "trackio"
+
+
+class TrackerMode(StrEnum):
+    online = "online"
+    offline = "offline"
+
+
+class Hardware(StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    gpu = "gpu"
+    slurm = "slurm"
+
+
+def no_result(default: Any) -> Any:
+    """A field that changes where or how a run is done, never what it computes."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"result": False})
+    return field(default=default, metadata={"result": False})
+
+
+@dataclass
+class ModelTypeConfig:
+    """What is trained (group `model_type`)."""
+
+    model_type: ModelType = MISSING
+    """sae: a module's output is reconstructed from itself; transcoder: from the module's input."""
+    site: Site | None = None
+    """Which module of a layer `layers` and `layer_stride` mean: residual (the layer's output), mlp or attention.
+    null: residual for an SAE, mlp for a transcoder."""
+    layers: list[int] | None = None
+    """Layer indices, counted from 0. null: every `layer_stride`-th layer."""
+    layer_stride: int = 1
+    """Take every n-th layer, from layer 0; with `hookpoints`, every n-th module that they match."""
+    hookpoints: list[str] | None = None
+    """Module names or patterns inside the base model, in place of `layers` and `site`: `*`, `?` and `[0-5]` stay within one
+    part of a dotted name, `**` crosses dots. `layers.*` is every layer, `h.*.mlp.act` every MLP activation of GPT-2."""
+
+
+@dataclass
+class ModelConfig:
+    """The language model whose activations are read (group `model`)."""
+
+    model_name: str = MISSING
+    """Hub id, path of a local model, or `demo` for the bundled one (a folder of that name: `./demo`)."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    dtype: Dtype | None = None
+    """Number format of the language model's weights. null: bfloat16 on a GPU that has it, else float32.
+    Coders are always float32."""
+
+
+@dataclass
+class DatasetConfig:
+    """The tokens (group `dataset`)."""
+
+    dataset_kind: DatasetKind = MISSING
+    """hub: text of a hub data set, streamed; local_text: txt, jsonl, parquet or csv files; pretokenized: rows of token ids,
+    on the hub or in jsonl or parquet files; memmap: one flat binary file of token ids; demo: the standard library's sources."""
+    dataset_name: str = MISSING
+    """Hub id, or path (glob patterns allowed) of local files."""
+    dataset_config: str | None = None
+    """Configuration (subset) of a hub data set."""
+    dataset_split: str = "train"
+    """Split of a hub data set to train on."""
+    text_column: str = "text"
+    """Column that holds the text; one string a document."""
+    tokens_column: str = "input_ids"
+    """Column that holds the ids of a pretokenized set."""
+    tokens_dtype: TokensDtype | None = None
+    """Number format of a memmap. null: read from the `dtype` key of FILE.json beside the file."""
+    max_samples: int | None = 1000
+    """Number of training samples, each a packed sequence of `max_seq_length` tokens. null: all there are;
+    a hub set then needs `max_steps`."""
+    max_seq_length: int = 256
+    """Tokens per sequence."""
+    shuffle_seed: int = 42
+    """Seed of the order of documents and of sequences; the order is a prefix of the same order for every length of run."""
+    shuffle_buffer: int = 10_000
+    """Documents of a stream held for shuffling."""
+    eval_samples: int = 256
+    """Sequences held out: the first of the shuffled set, never trained on; or of `eval_split`, or the demo's held-out files."""
+    eval_split: str | None = None
+    """Split of a hub data set to hold out. null: the first `eval_samples` sequences of `dataset_split`."""
+    exclude_tokens: list[int] = field(default_factory=list)
+    """Token ids whose positions are left out of training, evaluation and dead counts."""
+    exclude_first_tokens: int = 0
+    """So many positions at the start of every sequence are left out likewise (attention sinks)."""
+    max_norm_multiple: float | None = None
+    """Positions at which the norm of the coder's input exceeds this multiple of the batch's median are left out likewise."""
+    cache_dir: str | None = no_result(None)
+    """Where tokenised text is kept. null: $XDG_CACHE_HOME/sae_transcoder, else ~/.cache/sae_transcoder."""
+
+
+@dataclass
+class ArchitectureConfig:
+    """The sparse coder (group `architecture`)."""
+
+    expansion_factor: int = 8
+    """Latents per dimension of the hookpoint, where `num_latents` is 0."""
+    num_latents: int = 0
+    """Number of latents; above 0 it takes the place of `expansion_factor`."""
+    k: int = 8
+    """Latents active per token."""
+    activation: Activation = Activation.topk
+    """topk: the k largest; groupmax: the largest of each of k equal groups of latents."""
+    normalize_decoder: bool | None = None
+    """Keep each decoder row at norm 1. null: true for an SAE, false for a transcoder, for which true is refused
+    (its decoder starts at zero)."""
+    multi_topk: bool = False
+    """Add the FVU with 4k active latents, weighted 1/8, to the loss (Gao et al. 2024, appendix D)."""
+    skip_connection: bool = False
+    """Add a linear map from input to output, started at zero."""
+
+
+@dataclass
+class OptimizerConfig:
+    """How the coder is optimised (group `optimizer`)."""
+
+    optimizer: Optimizer = Optimizer.adam
+    """adam: torch's; signum: sign descent, schedule-free averaged; muon: orthogonalised momentum, Adam for the biases."""
+    lr: float | None = None
+    """Learning rate. null: sparsify's: adam 2e-4, signum 5e-3, both over sqrt(latents / 2^14); muon 2e-3."""
+    lr_warmup_steps: int | None = None
+    """Optimizer steps over which Adam's rate (with muon: that of the biases) rises from 0; it then falls linearly to 0 at the last.
+    null: a twentieth of the run, at most 1,000. signum has none."""
+    weight_decay: float | None = None
+    """adam: L2 penalty; muon: decoupled decay of the matrices. null: the optimizer's own (adam 0, muon 0.1). signum has none."""
+
+
+@dataclass
+class TrainingConfig:
+    """Batches, losses and length of a run."""
+
+    batch_size: int = 2
+    """Sequences per batch."""
+    grad_acc_steps: int = 8
+    """Batches per optimizer step."""
+    micro_acc_steps: int = 1
+    """Pieces in which a batch's activations pass through the coder; saves memory, changes no gradient."""
+    max_steps: int | None = None
+    """Optimizer steps after which the run ends. null: all samples once."""
+    loss_fn: LossFn = LossFn.fvu
+    """fvu: fraction of the activations' variance that is left unexplained; ce, kl: end to end, not yet available."""
+    auxk_alpha: float = 0.03125
+    """Weight of the loss that has dead latents predict what is left unexplained (Gao et al. 2024, appendix B.1). 0: none."""
+    dead_feature_threshold: int = 5_000_000
+    """Tokens after which a latent that has not fired counts as dead."""
+    k_decay_steps: int = 0
+    """Optimizer steps over which k falls linearly from min(latents, 10 x width) to `k`."""
+    init_seeds: list[int] = field(default_factory=lambda: [42])
+    """Seeds of the initialisation; several train one coder each, side by side."""
+    finetune: str | None = None
+    """Path or hub id of coders to start from; not yet available."""
+    corrections: bool = True
+    """Train with sparsify's known faults corrected (see upstream.py). false: sparsify's own behaviour, for comparison."""
+
+
+@dataclass
+class TrackerConfig:
+    """Where numbers go besides metrics.jsonl (group `tracker`)."""
+
+    tracker: Tracker = no_result(Tracker.none)
+    """none, wandb or trackio."""
+    tracker_mode: TrackerMode | None = no_result(None)
+    """online or offline. null: online for wandb, offline (a local database) for trackio."""
+    project: str = no_result("sae-transcoder")
+    """Project at the tracker."""
+    entity: str | None = no_result(None)
+    """wandb: user or team; trackio, online: Hugging Face user or organisation that owns the Space."""
+    group: str | None = no_result(None)
+    """Group of runs at the tracker."""
+    tags: list[str] = no_result([])
+    """Tags of the run at the tracker."""
+    log_every: int = no_result(10)
+    """Optimizer steps per line of metrics.jsonl and of the tracker; each line averages the steps since the one before."""
+
+
+@dataclass
+class HardwareConfig:
+    """Where a run computes (group `hardware`)."""
+
+    hardware: Hardware = no_result(Hardware.auto)
+    """auto, cpu, gpu or slurm (not yet available); set by choosing the group."""
+    device: str | None = no_result(None)
+    """torch device, such as cpu or cuda:1. null: cuda where there is one, else cpu."""
+    threads: int | None = no_result(None)
+    """CPU threads. null: torch's own choice. Results are bit-identical only at an equal count."""
+    deterministic: bool = no_result(False)
+    """Deterministic algorithms only, so that two runs on the same GPU are bit-identical; slower. A CPU always is."""
+    distribute_modules: bool = False
+    """Each rank trains its share of the hookpoints; not yet available."""
+
+
+@dataclass
+class SavingConfig:
+    """Where a run is kept."""
+
+    save_dir: str = no_result("outputs")
+    """Folder of all runs."""
+    run_name: str | None = no_result(None)
+    """Folder of this run inside `save_dir`. null: composed of the main settings and the signature."""
+    save_every: int = no_result(1000)
+    """Optimizer steps between two saves of coders/ (and best/)."""
+    save_best: bool = no_result(True)
+    """Keep each hookpoint's coder of the lowest held-out FVU seen at a save in best/."""
+
+
+@dataclass
+class Config(
+    SavingConfig,
+    HardwareConfig,
+    TrackerConfig,
+    TrainingConfig,
+    OptimizerConfig,
+    ArchitectureConfig,
+    DatasetConfig,
+    ModelConfig,
+    ModelTypeConfig,
+):
+    """Everything a run needs, flat: `k=16` on the command line is `cfg.k` in code."""
+
+
+FIELDS = tuple(f.name for f in fields(Config))
+GROUPS = {
+    "model_type": ModelTypeConfig,
+    "model": ModelConfig,
+    "dataset": DatasetConfig,
+    "architecture": ArchitectureConfig,
+    "optimizer": OptimizerConfig,
+    "tracker": TrackerConfig,
+    "hardware": HardwareConfig,
+    "experiment": Config,
+}
+
+
+def typed(composed: DictConfig) -> Config:
+    """The composed config as a `Config`; Hydra's own node and nothing else is left out.
+
+    Raises ConfigError for a field without a value (`model_type` is the only one that the groups leave open).
+    """
+    missing = [name for name in FIELDS if OmegaConf.is_missing(composed, name)]
+    if missing:
+        raise ConfigError(*map(missing_fault, missing))
+    config = OmegaConf.to_object(OmegaConf.masked_copy(composed, list(FIELDS)))
+    return config if isinstance(config, Config) else Config(**config)  # type: ignore[arg-type]
+
+
+def missing_fault(name: str) -> str:
+    """The message for a field that has no value."""
+    if name == "model_type":
+        return "model_type is missing: add model_type=sae or model_type=transcoder"
+    return f"{name} is missing: add {name}=VALUE"
+
+
+def signature(cfg: Config) -> str:
+    """Eight hex digits of every setting that changes the result, as written."""
+    kept = [f.name for f in fields(cfg) if f.metadata.get("result", True)]
+    values = {name: getattr(cfg, name) for name in sorted(kept)}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def site(cfg: Config) -> Site:
+    """The module of a layer that is read where `hookpoints` is not set."""
+    return cfg.site or (Site.mlp if cfg.model_type == ModelType.transcoder else Site.residual)
+
+
+def run_name(cfg: Config) -> str:
+    """The set name, or a readable and unique one such as `transcoder-smollm2_135m-L6.12-mlp-k16-x8-1a2b3c4d`."""
+    if cfg.run_name:
+        return cfg.run_name
+    model = re.sub(r"[^a-z0-9.]+", "_", Path(cfg.model_name).name.lower()).strip("_.")
+    if cfg.hookpoints:
+        where = ["hooks"]
+    else:
+        stride = f"all{cfg.layer_stride}" if cfg.layer_stride > 1 else "all"
+        where = ["L" + ".".join(map(str, cfg.layers)) if cfg.layers else stride, site(cfg)]
+    size = f"n{cfg.num_latents}" if cfg.num_latents else f"x{cfg.expansion_factor}"
+    return "-".join([cfg.model_type, model, *where, f"k{cfg.k}", size, signature(cfg)])
+
+
+def run_dir(cfg: Config) -> Path:
+    """The run's directory: `save_dir/run_name`."""
+    return Path(cfg.save_dir) / run_name(cfg)
+
+
+def normalize_decoder(cfg: Config) -> bool:
+    """Whether decoder rows are kept at norm 1."""
+    return cfg.model_type == ModelType.sae if cfg.normalize_decoder is None else cfg.normalize_decoder
+
+
+def warmup_steps(cfg: Config, steps: int) -> int:
+    """Warmup in optimizer steps for a run of `steps`: as set, else a twentieth of the run, at most 1,000."""
+    return min(1000, steps // 20) if cfg.lr_warmup_steps is None else cfg.lr_warmup_steps
+
+
+def summary(cfg: Config) -> dict[str, Any]:
+    """The config as plain values, with the run's name and signature; for trackers and status files."""
+    return asdict(cfg) | {"run_name": run_name(cfg), "signature": signature(cfg)}

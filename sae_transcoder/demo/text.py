@@ -1,0 +1,35 @@
+"""Text that every Python installation has: the sources of the interpreter's standard library."""
+
+import hashlib
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+TEST_FOLDERS = {"test", "tests", "idle_test"}
+NOT_LIBRARY = {"site-packages", "dist-packages", "ensurepip", "__pycache__"}
+HELD_OUT_SHARE = 20  # one file in so many is held out
+
+
+def source_files() -> list[Path]:
+    """Paths of the standard library's .py files relative to its root, sorted; tests and build records left out."""
+    root = Path(sysconfig.get_path("stdlib"))
+    paths = sorted(path.relative_to(root) for path in root.rglob("*.py"))
+    return [p for p in paths if not (TEST_FOLDERS | NOT_LIBRARY) & set(p.parts) and "_sysconfigdata" not in p.name]
+
+
+def held_out(path: Path) -> bool:
+    """Whether a file belongs to the held-out part; decided by its name alone, so the same on every machine."""
+    return int(hashlib.sha256(path.as_posix().encode()).hexdigest(), 16) % HELD_OUT_SHARE == 0
+
+
+def documents(split: str) -> Iterator[str]:
+    """The text of each file of `split`, in the order of their paths.
+
+    split: "train", or "heldout" for the files that neither the demo model nor a coder is trained on.
+    """
+    if split not in ("train", "heldout"):
+        raise ValueError(f"split={split!r}: the demo text has the splits train and heldout")
+    root = Path(sysconfig.get_path("stdlib"))
+    for path in source_files():
+        if held_out(path) == (split == "heldout"):
+            yield (root / path).read_text(encoding="utf-8", errors="replace")

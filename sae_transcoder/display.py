@@ -1,0 +1,122 @@
+"""What a person sees while a run goes on: one header, one progress bar, one closing line; plain lines without a terminal."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from sae_transcoder.config import run_dir, run_name, warmup_steps
+from sae_transcoder.preflight import Plan
+
+PLAIN_EVERY = 10.0  # seconds between two lines where there is no terminal
+
+
+def size(count: float, unit: str = "") -> str:
+    """A number in three digits and a letter: 1.23 M."""
+    for factor, letter in [(1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")]:
+        if count >= factor:
+            return f"{count / factor:.3g} {letter}{unit}"
+    return f"{count:.3g} {unit}".strip()
+
+
+def several(values: Sequence[object]) -> str:
+    """Distinct values in their order, the middle of a long list left out."""
+    shown = [str(v) for v in dict.fromkeys(values)]
+    return ", ".join(shown if len(shown) <= 6 else [*shown[:3], "...", shown[-1]])
+
+
+def facts(plan: Plan) -> dict[str, str]:
+    """What will be trained, by name."""
+    cfg, length = plan.cfg, plan.length
+    latents = plan.latents
+    dead = f", AuxK after {size(cfg.dead_feature_threshold)} tokens" if cfg.auxk_alpha else ""
+    rate = "automatic" if cfg.lr is None else f"{cfg.lr:g}"
+    warmup = "" if cfg.optimizer == "signum" else f", {warmup_steps(cfg, length.steps)} warmup steps"
+    parts = ", ".join(f"{what} {size(held, 'B')}" for what, held in plan.memory.items())
+    return {
+        "run": run_name(cfg),
+        "model": f"{cfg.model_name}, {size(plan.model_parameters)} parameters, on {plan.device}",
+        "hookpoints": f"{several(list(plan.widths))} ({len(plan.widths)})",
+        "coders": f"{len(plan.widths) * len(cfg.init_seeds)} of type {cfg.model_type}, d_in {several(list(plan.widths.values()))}, "
+        f"{several([f'{n:,}' for n in latents.values()])} latents, k {cfg.k}{dead}",
+        "parameters": f"{size(plan.coder_parameters)} trained",
+        "data": f"{cfg.dataset_name}, {length.samples:,} sequences of {cfg.max_seq_length}, "
+        f"{length.samples * cfg.max_seq_length:,} tokens; {len(plan.tokens.heldout):,} held out",
+        "steps": f"{length.steps:,} of {cfg.grad_acc_steps} x {cfg.batch_size} sequences",
+        "optimizer": f"{cfg.optimizer}, lr {rate}{warmup}",
+        "memory": f"about {size(sum(plan.memory.values()), 'B')} ({parts})",
+        "directory": str(run_dir(cfg)),
+    }
+
+
+def header(plan: Plan, console: Console) -> None:
+    """Shows what will be trained, and what is likely not meant."""
+    if console.is_terminal:
+        table = Table.grid(padding=(0, 2))
+        for name, value in facts(plan).items():
+            table.add_row(f"[bold]{name}", value)
+        console.print(Panel(table, title=f"sae-train: {plan.cfg.model_type}", expand=False))
+    else:
+        for name, value in facts(plan).items():
+            print(f"{name}: {value}", flush=True)
+    for warning in plan.warnings:
+        console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+class Bar:
+    """Progress in optimizer steps, with tokens per second, time left and FVU; a context manager."""
+
+    def __init__(self, console: Console, total: int, tokens_total: int):
+        self.console, self.total, self.tokens_total = console, total, tokens_total
+        self.fvu: float | None = None
+        self.start = self.printed = time.monotonic()
+        self.tokens = 0
+        self.progress = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.fields[rate]} tokens/s"),
+            TextColumn("FVU {task.fields[fvu]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task = self.progress.add_task("", total=total, rate="-", fvu="-")
+
+    def __enter__(self) -> "Bar":
+        self.progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.progress.stop()
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens per second since the start."""
+        return self.tokens / max(1e-9, time.monotonic() - self.start)
+
+    def update(self, step: int, tokens: int) -> None:
+        """step: optimizer steps made; tokens: read in this process."""
+        self.tokens = tokens
+        fvu = "-" if self.fvu is None else f"{self.fvu:.4f}"
+        if self.console.is_terminal:
+            self.progress.update(self.task, completed=step, rate=f"{self.tokens_per_s:,.0f}", fvu=fvu)
+        elif time.monotonic() - self.printed > PLAIN_EVERY or step == self.total:
+            self.printed = time.monotonic()
+            left = (self.tokens_total - tokens) / max(1.0, self.tokens_per_s)
+            print(f"step {step}/{self.total}  {self.tokens_per_s:,.0f} tokens/s  FVU {fvu}  {left:.0f} s left", flush=True)
+
+
+def closing(directory: Path, steps: int, seconds: float, fvu: dict[str, float], console: Console) -> None:
+    """One line: where the coders are and how well they do on held-out tokens."""
+    worst = "" if len(fvu) < 2 else f" (mean of {len(fvu)}: {min(fvu.values()):.4f} to {max(fvu.values()):.4f})"
+    mean = sum(fvu.values()) / len(fvu)
+    console.print(
+        f"done: {steps:,} steps in {seconds:.0f} s, held-out FVU {mean:.4f}{worst}, coders in {directory / 'coders'}",
+        markup=False, highlight=False, soft_wrap=True,
+    )  # fmt: skip

@@ -1,0 +1,60 @@
+"""How well coders reconstruct tokens that were held out."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sae_transcoder.data import Sequences
+from sae_transcoder.language_model import Activations, capture
+from sae_transcoder.upstream import SparseCoder
+
+Pairs = Callable[[str, Activations, Tensor], tuple[Tensor, Tensor]]
+
+
+@torch.no_grad()
+def heldout_fvu(
+    model: PreTrainedModel,
+    coders: Mapping[str, SparseCoder],
+    hookpoint: Mapping[str, str],
+    pairs: Pairs,
+    heldout: Sequences,
+    batch_size: int,
+) -> dict[str, float]:
+    """Each coder's fraction of variance unexplained over all of `heldout`: the squared error summed over tokens and dimensions,
+    over that of the mean token of the whole set, in float64.
+
+    hookpoint: {coder: its hookpoint}; pairs: (hookpoint, activations, tokens) -> the coder's input and target, each [token, d].
+    """
+    points = list(dict.fromkeys(hookpoint.values()))
+    error = dict.fromkeys(coders, 0.0)
+    count = dict.fromkeys(points, 0)
+    total = {point: torch.zeros((), dtype=torch.float64) for point in points}
+    square = {point: torch.zeros((), dtype=torch.float64) for point in points}
+    for start in range(0, len(heldout), batch_size):
+        tokens = torch.from_numpy(heldout[start : start + batch_size]).to(model.device)
+        seen = capture(model, points, tokens)
+        for point in points:
+            x, y = pairs(point, seen[point], tokens)
+            wide = y.double()
+            count[point] += len(y)
+            total[point] = total[point] + wide.sum(0).cpu()
+            square[point] = square[point] + wide.pow(2).sum().cpu()
+            for name, coder in coders.items():
+                if hookpoint[name] == point:
+                    error[name] += (y - reconstruct(coder, x)).double().pow(2).sum().item()
+    variance = {point: (square[point] - total[point].pow(2).sum() / max(1, count[point])).item() for point in points}
+    return {name: error[name] / variance[hookpoint[name]] for name in coders}
+
+
+def reconstruct(coder: SparseCoder, x: Tensor) -> Tensor:
+    """The coder's output for inputs x [token, d]: [token, d]."""
+    encoded = coder.encode(x)
+    out = coder.decode(encoded.top_acts, encoded.top_indices)
+    return out if coder.W_skip is None else out + x.to(out.dtype) @ coder.W_skip.mT
+
+
+def mean(values: Sequence[float]) -> float:
+    """The plain mean."""
+    return sum(values) / len(values)

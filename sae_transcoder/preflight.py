@@ -1,0 +1,257 @@
+"""Everything that can be known to be wrong before weights are loaded, and what the run will be.
+
+torch and transformers are imported only once the settings are right by themselves.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from sae_transcoder import checks, config, status
+from sae_transcoder.config import Activation, Config, ConfigError, Hardware, Optimizer, Tracker, typed
+
+if TYPE_CHECKING:
+    import torch
+
+    from sae_transcoder.data import TokenSets
+    from sae_transcoder.run import Length
+
+log = logging.getLogger(__name__)
+
+SHORT_RUN = 100_000_000  # tokens below which Adam's automatic rate is far too low (README, "Learning rate")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will be, once nothing is found wrong with it."""
+
+    cfg: Config
+    device: torch.device
+    widths: dict[str, int]  # {hookpoint: d}
+    tokens: TokenSets
+    length: Length
+    model_parameters: int
+    memory: dict[str, int]  # bytes, by what holds them
+    warnings: list[str]
+
+    @property
+    def latents(self) -> dict[str, int]:
+        """{hookpoint: number of latents}."""
+        return {point: latents(self.cfg, width) for point, width in self.widths.items()}
+
+    @property
+    def coder_parameters(self) -> int:
+        """Parameters of all coders."""
+        return sum(coder_parameters(self.cfg, d) for d in self.widths.values()) * len(self.cfg.init_seeds)
+
+
+def latents(cfg: Config, width: int) -> int:
+    """Latents of a coder on a hookpoint of this width."""
+    return cfg.num_latents or width * cfg.expansion_factor
+
+
+def coder_parameters(cfg: Config, width: int) -> int:
+    """Parameters of one coder: encoder, decoder, their biases, and the skip connection."""
+    return 2 * width * latents(cfg, width) + latents(cfg, width) + width + cfg.skip_connection * width**2
+
+
+def plan(cfg: Config) -> Plan:
+    """Checks the settings, then the machine, the model's outline and the data, and says what the run will be.
+
+    Raises ConfigError with all faults of the first of these that has any.
+    """
+    check_settings(cfg)
+    if cfg.tracker != Tracker.none:
+        from sae_transcoder import trackers
+
+        if faults := trackers.check(cfg):
+            raise ConfigError(*faults)
+
+    from sae_transcoder import data, language_model
+    from sae_transcoder.run import length
+
+    device = find_device(cfg)
+    outline = language_model.outline(cfg)
+    widths = language_model.widths(cfg, outline, language_model.hookpoints(cfg, outline))
+    faults = width_faults(cfg, widths) + token_faults(cfg, outline.config)
+    bound = data.needed_samples(cfg)
+    if bound is not None:
+        faults += length_faults(cfg, length(cfg, bound), bound)
+    if faults:
+        raise ConfigError(*faults)
+    tokens = data.prepare(cfg, lambda: language_model.tokenizer(cfg), outline.config.vocab_size)
+    planned = length(cfg, len(tokens.train))
+    if faults := length_faults(cfg, planned, len(tokens.train)):
+        raise ConfigError(*faults)
+    dtype = language_model.resolve_dtype(cfg, device)
+    parameters = sum(p.numel() for p in outline.parameters())
+    memory = memory_estimate(cfg, widths, parameters * dtype.itemsize, dtype.itemsize)
+    return Plan(cfg, device, widths, tokens, planned, parameters, memory, warnings(cfg, planned))
+
+
+def check_settings(cfg: Config) -> None:
+    """Raises ConfigError for settings that are wrong by themselves, or whose directory holds something else."""
+    if faults := checks.faults(cfg):
+        raise ConfigError(*faults)
+    refuse_directory(cfg)
+
+
+def refuse_directory(cfg: Config) -> None:
+    """Raises ConfigError where the run's directory holds anything but this very run."""
+    directory = config.run_dir(cfg)
+    fix = "choose another run_name or save_dir"
+    if directory.exists() and not directory.is_dir():
+        raise ConfigError(f"run_name={config.run_name(cfg)}: {directory} is a file; {fix}")
+    try:
+        found = status.read(directory)
+    except ValueError as error:
+        raise ConfigError(f"{error}; {fix}") from error
+    if found is None:
+        if directory.is_dir() and any(directory.iterdir()):
+            raise ConfigError(f"run_name={config.run_name(cfg)}: {directory} holds files that are no run's; {fix}")
+    elif found.signature != config.signature(cfg):
+        raise ConfigError(
+            f"run_name={config.run_name(cfg)}: {directory} holds a run of other settings "
+            f"(signature {found.signature}, this one's is {config.signature(cfg)}); {fix}"
+        )
+
+
+def find_device(cfg: Config) -> torch.device:
+    """The device as set, else cuda where there is one, else the CPU. Raises ConfigError for one that is not there."""
+    import torch
+
+    name = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    asked = f"hardware={cfg.hardware}, device={name}" if cfg.hardware != Hardware.auto else f"device={name}"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"{asked}: torch knows no such device; use cpu, cuda or cuda:N") from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            have = f"cuda:0 to cuda:{count - 1}" if count else "no GPU"
+            raise ConfigError(f"{asked}: not present; this machine has {have}; choose one of these, or hardware=cpu")
+    elif device.type != "cpu":
+        raise ConfigError(f"{asked}: sparsify runs on cpu and cuda only; choose one of these")
+    return device
+
+
+def width_faults(cfg: Config, widths: dict[str, int]) -> list[str]:
+    """What k asks of coders that have too few latents."""
+    found = []
+    for point, width in widths.items():
+        size = latents(cfg, width)
+        how = f"num_latents={cfg.num_latents}" if cfg.num_latents else f"expansion_factor={cfg.expansion_factor}"
+        have = f"{how}: the coder on {point} (width {width}) has {size} latents"
+        if cfg.k > size:
+            found.append(f"k={cfg.k} with {have}; lower k or raise {how.split('=')[0]}")
+        elif cfg.activation == Activation.groupmax and size % cfg.k:
+            found.append(f"k={cfg.k}, activation=groupmax with {have}, which k must divide into equal groups; choose a divisor")
+        elif cfg.multi_topk and 4 * cfg.k > size:
+            found.append(
+                f"k={cfg.k}, multi_topk=True with {have}, fewer than 4k = {4 * cfg.k}; lower k or raise {how.split('=')[0]}"
+            )
+    return list(dict.fromkeys(found))
+
+
+def token_faults(cfg: Config, model_config: Any) -> list[str]:
+    """Sequences longer than the model's positions, and excluded ids that it does not have."""
+    found = []
+    positions = getattr(model_config, "max_position_embeddings", None)
+    if positions is not None and cfg.max_seq_length > positions:
+        found.append(f"max_seq_length={cfg.max_seq_length}: {cfg.model_name} has {positions} positions; lower it")
+    beyond = [i for i in cfg.exclude_tokens if i >= model_config.vocab_size]
+    if beyond:
+        found.append(
+            f"exclude_tokens={cfg.exclude_tokens}: {cfg.model_name} has ids below {model_config.vocab_size}; leave out {beyond}"
+        )
+    return found
+
+
+def length_faults(cfg: Config, planned: Length, samples: int) -> list[str]:
+    """Batches, warmup and k decay that do not fit into a run on `samples` sequences."""
+    if cfg.batch_size > samples:
+        limit = f"max_samples={cfg.max_samples}" if samples == cfg.max_samples else f"the data gives {samples} training samples"
+        return [f"batch_size={cfg.batch_size} with {limit}: not one full batch; lower batch_size or give more samples"]
+    if planned.steps < 1:
+        return [
+            f"grad_acc_steps={cfg.grad_acc_steps} with {planned.batches} batches: not one optimizer step; lower it or give more samples"
+        ]
+    found = []
+    how = f"{planned.samples} samples / (batch_size {cfg.batch_size} x grad_acc_steps {cfg.grad_acc_steps})"
+    for name, fix in [("lr_warmup_steps", "lower it, or leave it out for a twentieth of the run"), ("k_decay_steps", "lower it")]:
+        value = getattr(cfg, name)
+        if value and value >= planned.steps:
+            found.append(f"{name}={value}: the run has {planned.steps} optimizer steps ({how}); {fix}")
+    return found
+
+
+# Numbers of the size of the coder that each optimizer keeps beside weights and gradients.
+OPTIMIZER_STATES = {Optimizer.adam: 2, Optimizer.muon: 1, Optimizer.signum: 1}
+
+
+def memory_estimate(cfg: Config, widths: dict[str, int], model_bytes: int, itemsize: int) -> dict[str, int]:
+    """Bytes that the run needs on its device, by what holds them; temporary tensors of the largest coder counted once."""
+    tokens = cfg.batch_size * cfg.max_seq_length
+    parameters = sum(coder_parameters(cfg, d) for d in widths.values()) * len(cfg.init_seeds)
+    sides = 2 if cfg.model_type == "transcoder" else 1
+    captured = sum(tokens * d * sides * (itemsize + 4 * (itemsize != 4)) for d in widths.values())
+    step = max(tokens // cfg.micro_acc_steps * (latents(cfg, d) + 6 * d) * 4 for d in widths.values())
+    return {
+        "language model": model_bytes,
+        "coders": parameters * 4 * (2 + OPTIMIZER_STATES[cfg.optimizer]),
+        "activations": captured + step,
+    }
+
+
+def warnings(cfg: Config, planned: Length) -> list[str]:
+    """What is allowed and likely not meant."""
+    tokens = planned.samples * cfg.max_seq_length
+    found = []
+    if cfg.auxk_alpha > 0 and cfg.dead_feature_threshold >= tokens:
+        found.append(
+            f"dead_feature_threshold={cfg.dead_feature_threshold:,} is not below the run's {tokens:,} tokens: no latent can count as dead, "
+            "AuxK never acts"
+        )
+    if cfg.lr is None and cfg.optimizer == Optimizer.adam and tokens < SHORT_RUN:
+        found.append(
+            f"lr=null: Adam's automatic rate is made for billions of tokens, the run has {tokens:,}; try lr=1e-3 and above"
+        )
+    return found
+
+
+class BeforeTheRun(Callback):
+    """Hydra's hook before it writes the run's directory: a refused run leaves nothing there."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Ends the program with exit code 1 if the run must be refused, 0 if there is nothing left to do."""
+        # Exceptions of callbacks are only warnings to Hydra.
+        try:
+            cfg = typed(config)
+            check_settings(cfg)
+            leave_if_nothing_to_do(cfg)
+            plan(cfg)
+        except ConfigError as error:
+            for fault in error.faults:
+                print(f"error: {fault}", file=sys.stderr)
+            sys.exit(1)
+
+
+def leave_if_nothing_to_do(cfg: Config) -> None:
+    """Ends the program with exit code 0 where the run is done, or going on elsewhere."""
+    directory = config.run_dir(cfg)
+    found = status.read(directory)
+    if found is None:
+        return
+    if found.state == status.State.done:
+        print(f"{directory}: already done ({found.step} steps); nothing to do")
+        sys.exit(0)
+    if found.alive:
+        print(f"{directory}: runs now (process {found.pid} on {found.host}, step {found.step} of {found.total}); not started again")
+        sys.exit(0)

@@ -1,0 +1,307 @@
+"""One run: its coders, optimizers, schedules and counters; it is handed activations, batch by batch."""
+
+import copy
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+
+import torch
+from schedulefree import ScheduleFreeWrapper
+from torch import Tensor
+from transformers import get_linear_schedule_with_warmup
+
+from sae_transcoder.config import Config, Optimizer, normalize_decoder, run_dir, run_name, warmup_steps
+from sae_transcoder.language_model import Activations
+from sae_transcoder.upstream import CorrectedCoder
+
+with redirect_stdout(StringIO()):
+    from sparsify import SparseCoderConfig, TrainConfig
+    from sparsify.muon import Muon
+    from sparsify.sign_sgd import SignSGD
+    from sparsify.sparse_coder import SparseCoder
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a run is: batches read, optimizer steps made of them, samples in all."""
+
+    batches: int
+    steps: int
+    samples: int
+
+
+def length(cfg: Config, samples: int) -> Length:
+    """The length of a run that has `samples` sequences to read, before `max_steps` ends it.
+
+    A last batch that is not full, and a last step of fewer batches, count; sparsify drops the latter.
+    """
+    if cfg.max_steps is not None:
+        samples = min(samples, cfg.max_steps * cfg.grad_acc_steps * cfg.batch_size)
+    batches = math.ceil(samples / cfg.batch_size)
+    steps = math.ceil(batches / cfg.grad_acc_steps) if cfg.corrections else batches // cfg.grad_acc_steps
+    return Length(batches, steps, samples)
+
+
+def sparsify_configs(cfg: Config, hookpoints: list[str], steps: int) -> tuple[SparseCoderConfig, TrainConfig]:
+    """sparsify's own configs for a run of `steps` optimizer steps on `hookpoints`; fields not listed have no counterpart here."""
+    coder = SparseCoderConfig(
+        activation=cfg.activation.value,
+        expansion_factor=cfg.expansion_factor,
+        normalize_decoder=normalize_decoder(cfg),
+        num_latents=cfg.num_latents,
+        k=cfg.k,
+        multi_topk=cfg.multi_topk,
+        skip_connection=cfg.skip_connection,
+        transcode=cfg.model_type == "transcoder",
+    )
+    train = TrainConfig(
+        coder,
+        batch_size=cfg.batch_size,
+        grad_acc_steps=cfg.grad_acc_steps,
+        micro_acc_steps=cfg.micro_acc_steps,
+        loss_fn=cfg.loss_fn.value,
+        optimizer=cfg.optimizer.value,
+        lr=cfg.lr,
+        lr_warmup_steps=warmup_steps(cfg, steps),
+        k_decay_steps=cfg.k_decay_steps,
+        auxk_alpha=cfg.auxk_alpha,
+        dead_feature_threshold=cfg.dead_feature_threshold,
+        exclude_tokens=list(cfg.exclude_tokens),
+        hookpoints=list(hookpoints),
+        init_seeds=list(cfg.init_seeds),
+        save_every=cfg.save_every,
+        save_best=cfg.save_best,
+        finetune=cfg.finetune,
+        distribute_modules=cfg.distribute_modules,
+        log_to_wandb=False,  # sparsify's Trainer is not run; trackers.py logs
+        wandb_log_frequency=cfg.log_every,
+        run_name=run_name(cfg),
+        save_dir=str(run_dir(cfg)),
+    )
+    return coder, train
+
+
+def automatic_lr(optimizer: Optimizer, num_latents: int) -> float:
+    """sparsify's learning rate where none is set (trainer.py:149, 171, 199)."""
+    if optimizer == Optimizer.muon:
+        return 2e-3
+    return {Optimizer.adam: 2e-4, Optimizer.signum: 5e-3}[optimizer] / (num_latents / 2**14) ** 0.5
+
+
+def fitting_k(coder: SparseCoder, k: int) -> int:
+    """The smallest number of active latents from `k` on that the coder can have: at most all, for groupmax a divisor of them."""
+    k = min(k, coder.num_latents)
+    if coder.cfg.activation == "groupmax":
+        k = next(divisor for divisor in range(k, coder.num_latents + 1) if coder.num_latents % divisor == 0)
+    return k
+
+
+class Run:
+    """One run of a pack. Between two calls of `train_on` everything in it is consistent."""
+
+    def __init__(self, cfg: Config, widths: Mapping[str, int], samples: int, device: torch.device):
+        """widths: {hookpoint: d}; samples: sequences there are to train on."""
+        self.cfg, self.device = cfg, device
+        self.length = length(cfg, samples)
+        self.coder_config, self.train_config = sparsify_configs(cfg, list(widths), self.length.steps)
+        kind = CorrectedCoder if cfg.corrections else SparseCoder
+        self.coders: dict[str, SparseCoder] = {}
+        self.hookpoint: dict[str, str] = {}  # of each coder
+        for point, width in widths.items():
+            for seed in cfg.init_seeds:
+                torch.manual_seed(seed)
+                name = f"{point}/seed{seed}" if len(cfg.init_seeds) > 1 else point
+                # Each has a config of its own, since k changes in it.
+                self.coders[name] = kind(width, copy.copy(self.coder_config), device, dtype=torch.float32)
+                self.hookpoint[name] = point
+        self.first_k = min(next(iter(self.coders.values())).num_latents, round(next(iter(widths.values())) * 10))
+        self.optimizers, self.schedules = self._optimizers()
+        self.batch = self.step = self.tokens = 0
+        self.started: set[str] = set()  # coders whose biases were set from data
+        self.idle = {n: torch.zeros(c.num_latents, dtype=torch.long, device=device) for n, c in self.coders.items()}
+        # One place more than there are latents: chosen latents that are not above zero write there.
+        self.fired = {n: torch.zeros(c.num_latents + 1, dtype=torch.bool, device=device) for n, c in self.coders.items()}
+        self.idle_tokens: dict[str, Tensor | int] = dict.fromkeys(self.coders, 0)  # in the current step
+        self.sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=device))
+        self.batches_summed = 0
+        # In the last optimizer step; the rate is that of the first coder, with muon of its matrices.
+        self.lr_used, self.k_used = 0.0, 0
+        self._set_k()
+
+    def _optimizers(self) -> tuple[list, list]:
+        """sparsify's optimizers and schedules (trainer.py:128), parameters in a fixed order."""
+        cfg, coders = self.cfg, list(self.coders.values())
+        rates = [cfg.lr or automatic_lr(cfg.optimizer, c.num_latents) for c in coders]
+        groups = [dict(params=list(c.parameters()), lr=lr) for c, lr in zip(coders, rates, strict=True)]
+        # sparsify's schedule spans batches and moves once per optimizer step.
+        span = self.length.steps if cfg.corrections else self.length.samples // cfg.batch_size
+        warmup = self.train_config.lr_warmup_steps
+        if cfg.optimizer == Optimizer.signum:
+            averaged = ScheduleFreeWrapper(SignSGD(groups), momentum=0.95)
+            averaged.train()
+            return [averaged], []
+        if cfg.optimizer == Optimizer.muon:
+            decay = {} if cfg.weight_decay is None else {"weight_decay": cfg.weight_decay}
+            params = [p for c in coders for p in c.parameters()]
+            muon = Muon([p for p in params if p.ndim >= 2], lr=rates[0], ddp=False, **decay)
+            adam = torch.optim.Adam([p for p in params if p.ndim < 2], lr=rates[0])
+            return [muon, adam], [
+                get_linear_schedule_with_warmup(muon, 0, span),
+                get_linear_schedule_with_warmup(adam, warmup, span),
+            ]
+        adam = torch.optim.Adam(groups, weight_decay=cfg.weight_decay or 0.0)
+        return [adam], [get_linear_schedule_with_warmup(adam, warmup, span)]
+
+    @property
+    def done(self) -> bool:
+        """Whether all batches were trained on."""
+        return self.batch >= self.length.batches
+
+    @property
+    def batches_in_step(self) -> int:
+        """Batches that make up the current optimizer step; the last step may have fewer."""
+        if not self.cfg.corrections:
+            return self.cfg.grad_acc_steps
+        return min(self.cfg.grad_acc_steps, self.length.batches - self.step * self.cfg.grad_acc_steps)
+
+    def k(self) -> int:
+        """Active latents in the current step: from min(latents, 10 x width), linearly to `k` over `k_decay_steps`."""
+        # sparsify counts batches, and lags by one.
+        done = self.step if self.cfg.corrections else max(0, self.batch - 1)
+        if done >= self.cfg.k_decay_steps:
+            return self.cfg.k
+        progress = done / self.cfg.k_decay_steps
+        return round(self.first_k * (1 - progress) + self.cfg.k * progress)
+
+    def _set_k(self) -> None:
+        k = self.k()
+        for coder in self.coders.values():
+            coder.cfg.k = fitting_k(coder, k) if self.cfg.corrections else k
+
+    def counted(self, tokens: Tensor) -> Tensor | None:
+        """Which positions of `tokens` [batch, position] are trained on, [batch * position]; None: all."""
+        cfg = self.cfg
+        if not cfg.exclude_tokens and not cfg.exclude_first_tokens:
+            return None
+        mask = torch.isin(tokens, torch.tensor(cfg.exclude_tokens, dtype=tokens.dtype, device=tokens.device), invert=True)
+        mask[:, : cfg.exclude_first_tokens] = False
+        return mask.flatten()
+
+    def pairs(self, point: str, seen: Activations, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The coder's input and target at a hookpoint, float32, each [token, d], tokens that do not count left out."""
+        y = seen.output.flatten(0, 1)
+        x = seen.input.flatten(0, 1) if self.coder_config.transcode else y
+        if self.cfg.max_norm_multiple is not None:
+            norms = x.float().norm(dim=-1)
+            median = norms.median() if mask is None else norms[mask].median()
+            usual = norms <= self.cfg.max_norm_multiple * median
+            mask = usual if mask is None else mask & usual
+        if mask is not None:
+            x, y = (x[mask], y[mask]) if self.coder_config.transcode else (y[mask],) * 2
+        x = x.float()
+        return x, (y.float() if self.coder_config.transcode else x)
+
+    def train_on(self, tokens: Tensor, seen: Mapping[str, Activations]) -> bool:
+        """Trains on the batch `tokens` [batch, position] and its activations {hookpoint: ...}; true if an optimizer step was made."""
+        mask = self.counted(tokens)
+        pairs = {point: self.pairs(point, seen[point], mask) for point in dict.fromkeys(self.hookpoint.values())}
+        for name, coder in self.coders.items():
+            x, y = pairs[self.hookpoint[name]]
+            if len(y):
+                self._backward(name, coder, x, y)
+        self.tokens += tokens.numel()
+        self.batch += 1
+        self.batches_summed += 1
+        full = self.batch % self.cfg.grad_acc_steps == 0
+        if full or (self.cfg.corrections and self.done):
+            self._optimizer_step()
+            return True
+        return False
+
+    def _backward(self, name: str, coder: SparseCoder, x: Tensor, y: Tensor) -> None:
+        cfg, pieces = self.cfg, self.cfg.micro_acc_steps
+        if name not in self.started:
+            self._start(name, coder, x, y)
+        if self.coder_config.normalize_decoder:
+            coder.set_decoder_norm_to_unit_norm()
+        dead = self.idle[name] > cfg.dead_feature_threshold if cfg.auxk_alpha > 0 else None
+        total_variance = (y - y.mean(0)).pow(2).sum()
+        # sparsify divides by the pieces once more, though each is a share of the batch's loss already.
+        divisor = self.batches_in_step * (1 if cfg.corrections else pieces)
+        for x_piece, y_piece in zip(x.chunk(pieces), y.chunk(pieces), strict=True):
+            out = coder(x=x_piece, y=y_piece, dead_mask=dead, total_variance=total_variance)
+            loss = out.fvu + cfg.auxk_alpha * out.auxk_loss + out.multi_topk_fvu / 8
+            loss.div(divisor).backward()
+            chosen = out.latent_indices
+            if cfg.corrections:
+                chosen = torch.where(out.latent_acts > 0, chosen, coder.num_latents)
+            self.fired[name][chosen.flatten()] = True
+            self.sums[f"fvu/{name}"] += out.fvu.detach()
+            if cfg.auxk_alpha > 0:
+                self.sums[f"auxk/{name}"] += out.auxk_loss.detach()
+            if cfg.multi_topk:
+                self.sums[f"multi_topk_fvu/{name}"] += out.multi_topk_fvu.detach()
+        self.idle_tokens[name] += len(y)
+
+    def _start(self, name: str, coder: SparseCoder, x: Tensor, y: Tensor) -> None:
+        """Sets the biases from the first tokens, so that pre-activations are centred (trainer.py:423)."""
+        self.started.add(name)
+        if self.coder_config.transcode:
+            coder.encoder.bias.data = -x.mean(0) @ coder.encoder.weight.data.T
+        coder.b_dec.data = y.mean(0)
+
+    def _optimizer_step(self) -> None:
+        for coder in self.coders.values():
+            if self.coder_config.normalize_decoder and coder.W_dec.grad is not None:
+                coder.remove_gradient_parallel_to_decoder_directions()
+        self.lr_used = self.optimizers[0].param_groups[0]["lr"]
+        self.k_used = next(iter(self.coders.values())).cfg.k
+        if any(c.b_dec.grad is not None for c in self.coders.values()):  # else every token of the step was excluded
+            for optimizer in self.optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+        for schedule in self.schedules:
+            schedule.step()
+        for name, idle in self.idle.items():
+            idle += self.idle_tokens[name]
+            idle[self.fired[name][:-1]] = 0
+            self.fired[name].zero_()
+            self.idle_tokens[name] = 0
+        self.step += 1
+        self._set_k()
+
+    def metrics(self) -> dict[str, float]:
+        """Losses averaged over the batches since the last call, and dead fractions now; reads from the device once."""
+        names = list(self.sums)
+        dead = [(idle > self.cfg.dead_feature_threshold).float().mean() for idle in self.idle.values()]
+        values = torch.stack([*self.sums.values(), *dead]).tolist()
+        averaged = {name: value / self.batches_summed for name, value in zip(names, values, strict=False)}
+        averaged |= {f"dead_fraction/{n}": v for n, v in zip(self.idle, values[len(names) :], strict=True)}
+        self.sums.clear()
+        self.batches_summed = 0
+        return averaged
+
+    def exported(self) -> dict[str, SparseCoder]:
+        """Copies of the coders as they are published: signum's averaged, decoder rows at norm 1 where that is asked for, the final k."""
+        params = [p for c in self.coders.values() for p in c.parameters()]
+        kept = []
+        for optimizer in self.optimizers:
+            if isinstance(optimizer, ScheduleFreeWrapper):
+                kept = [p.detach().clone() for p in params]  # its way there and back is not exact
+                optimizer.eval()
+        copies = copy.deepcopy(self.coders)
+        for copied in copies.values():
+            copied.requires_grad_(False)
+            copied.cfg.k = self.cfg.k
+            if self.cfg.corrections and copied.cfg.normalize_decoder:
+                copied.set_decoder_norm_to_unit_norm()
+        for optimizer in self.optimizers:
+            if isinstance(optimizer, ScheduleFreeWrapper):
+                optimizer.train()
+        with torch.no_grad():
+            for param, value in zip(params, kept, strict=False):
+                param.copy_(value)
+        return copies

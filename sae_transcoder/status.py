@@ -1,0 +1,73 @@
+"""status.json: what is known of a run from outside; read and written without torch."""
+
+import json
+import os
+import socket
+import time
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+NAME = "status.json"
+STALE_AFTER = 120.0  # seconds without a heartbeat after which a run on another machine counts as interrupted
+
+
+class State(StrEnum):
+    queued = "queued"
+    running = "running"
+    interrupted = "interrupted"
+    preempted = "preempted"
+    failed = "failed"
+    cancelled = "cancelled"
+    done = "done"
+
+
+@dataclass
+class Status:
+    """One run's state; `heartbeat` is seconds since the epoch, `total` optimizer steps, `why` the reason of a failure."""
+
+    state: State
+    signature: str
+    step: int = 0
+    total: int = 0
+    tokens: int = 0
+    tokens_per_s: float = 0.0
+    why: str | None = None
+    heartbeat: float = field(default_factory=time.time)
+    host: str = field(default_factory=socket.gethostname)
+    pid: int = field(default_factory=os.getpid)
+    slurm_job: str | None = field(default_factory=lambda: os.environ.get("SLURM_JOB_ID"))
+
+    @property
+    def alive(self) -> bool:
+        """Whether the run is going on somewhere now."""
+        if self.state != State.running:
+            return False
+        if self.host != socket.gethostname():
+            return time.time() - self.heartbeat < STALE_AFTER
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            return True
+        return True
+
+
+def read(directory: Path) -> Status | None:
+    """The status kept in a run's directory; None where there is none. Raises ValueError where it cannot be read."""
+    path = directory / NAME
+    try:
+        values = json.loads(path.read_text())
+        return Status(**(values | {"state": State(values["state"])}))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path}: not a status file of this version ({error})") from error
+
+
+def write(directory: Path, status: Status) -> None:
+    """Replaces status.json at once, so that a reader never sees half of it."""
+    beside = directory / f".{NAME}.{os.getpid()}"
+    beside.write_text(json.dumps(asdict(status), indent=2) + "\n")
+    os.replace(beside, directory / NAME)

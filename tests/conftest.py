@@ -1,0 +1,63 @@
+"""What every test shares: no network, few threads, tiny language models of several architectures."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+os.environ["SPARSIFY_DISABLE_TRITON"] = os.environ.get("SPARSIFY_DISABLE_TRITON", "1")
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel, BertConfig, GPT2Config, GPTNeoXConfig, LlamaConfig, PreTrainedModel
+
+VOCABULARY = 256
+TINY = {
+    "llama": lambda: LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+    ),
+    "gpt2": lambda: GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_inner=48, n_layer=4, n_head=4, n_positions=64),
+    "neox": lambda: GPTNeoXConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+    ),
+    "bert": lambda: BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def tiny_model(family: str) -> PreTrainedModel:
+    """A model of random weights, the same at every call."""
+    torch.manual_seed(0)
+    return AutoModel.from_config(TINY[family]()).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """{family: a folder that holds a tiny model of it}."""
+    folders = {}
+    for family in TINY:
+        folders[family] = tmp_path_factory.mktemp(family)
+        tiny_model(family).save_pretrained(folders[family])
+    return folders

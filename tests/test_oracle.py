@@ -1,0 +1,114 @@
+"""With the corrections off, our loop trains bit for bit what sparsify's own Trainer trains; its Trainer is the oracle."""
+
+import pytest
+import torch
+from conftest import VOCABULARY, tiny_model
+from datasets import Dataset
+from sparsify import Trainer
+
+from sae_transcoder.config import Config
+from sae_transcoder.language_model import capture, widths
+from sae_transcoder.run import Run, length, sparsify_configs
+
+POINTS = {
+    ("llama", "sae"): ["layers.1", "layers.2"],
+    ("llama", "transcoder"): ["layers.1.mlp", "layers.2.mlp"],
+    ("gpt2", "sae"): ["h.1", "h.2.attn"],
+    ("gpt2", "transcoder"): ["h.0.mlp", "h.2.mlp"],
+    ("neox", "sae"): ["layers.1.attention", "layers.2.mlp"],
+    ("neox", "transcoder"): ["layers.1.mlp", "layers.2.mlp"],
+}
+SAMPLES, POSITIONS = 48, 16
+
+
+def config(model_type: str, **settings: object) -> Config:
+    """A short run in which k decays, latents die and AuxK acts."""
+    usual = dict(
+        model_name="tiny", dataset_kind="memmap", dataset_name="none", corrections=False, batch_size=2, expansion_factor=4, k=4,
+        grad_acc_steps=1, lr_warmup_steps=3, k_decay_steps=8, dead_feature_threshold=60, init_seeds=[0], max_seq_length=POSITIONS,
+    )  # fmt: skip
+    from omegaconf import OmegaConf
+
+    merged = OmegaConf.merge(OmegaConf.structured(Config), {"model_type": model_type} | usual | settings)
+    return OmegaConf.to_object(merged)
+
+
+def by_sparsify(cfg: Config, model: torch.nn.Module, points: list[str], ids: torch.Tensor) -> dict:
+    """The coders that sparsify's Trainer trains for the same settings."""
+    _, train_config = sparsify_configs(cfg, points, length(cfg, len(ids)).steps)
+    trainer = Trainer(train_config, Dataset.from_dict({"input_ids": ids.tolist()}).with_format("torch"), model)
+    if cfg.optimizer == "muon":  # it keeps its parameters in a set, whose order differs between processes
+        rank = {p: i for i, p in enumerate(p for s in trainer.saes.values() for p in s.parameters())}
+        for group in (g for o in trainer.optimizers for g in o.param_groups):
+            group["params"].sort(key=rank.get)
+    trainer.save = trainer.save_best = lambda *_: None
+    trainer.fit()
+    return trainer.saes
+
+
+def by_us(cfg: Config, model: torch.nn.Module, points: list[str], ids: torch.Tensor) -> Run:
+    """Our run on the same sequences."""
+    seen = capture(model, points, ids[:1])
+    run = Run(cfg, {p: seen[p].output.shape[-1] for p in points}, len(ids), torch.device("cpu"))
+    for tokens in ids[: run.length.samples].split(cfg.batch_size):
+        run.train_on(tokens, capture(model, points, tokens))
+    assert run.done
+    return run
+
+
+def assert_equal(ours: dict, theirs: dict) -> None:
+    assert list(ours) == list(theirs)
+    for name in ours:
+        for key, value in theirs[name].state_dict().items():
+            assert torch.equal(ours[name].state_dict()[key], value), f"{name}.{key}"
+
+
+def tokens() -> torch.Tensor:
+    return torch.randint(0, VOCABULARY, (SAMPLES, POSITIONS), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("grad_acc_steps", [1, 4])
+@pytest.mark.parametrize("optimizer", ["adam", "muon", "signum"])
+@pytest.mark.parametrize("model_type", ["sae", "transcoder"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "neox"])
+def test_weights_are_bit_identical_to_sparsifys_trainer(family: str, model_type: str, optimizer: str, grad_acc_steps: int) -> None:
+    model, points = tiny_model(family), POINTS[family, model_type]
+    warmup = None if optimizer == "signum" else 3
+    cfg = config(model_type, optimizer=optimizer, grad_acc_steps=grad_acc_steps, lr_warmup_steps=warmup)
+    torch.set_float32_matmul_precision("high")
+    run = by_us(cfg, model, points, tokens())
+    assert any((idle > 60).any() for idle in run.idle.values()), "AuxK has something to do"
+    assert_equal(run.coders, by_sparsify(cfg, model, points, tokens()))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(activation="groupmax", k_decay_steps=0),
+        dict(multi_topk=True, k_decay_steps=0),
+        dict(skip_connection=True),
+        dict(micro_acc_steps=3),
+        dict(init_seeds=[3, 4]),
+        dict(exclude_tokens=[1, 2, 3]),
+        dict(num_latents=100),
+        dict(normalize_decoder=False),
+        dict(lr=3e-3),
+        dict(batch_size=5),
+    ],
+    ids=lambda s: ",".join(s),
+)
+def test_every_option_of_the_coder_is_bit_identical_too(settings: dict) -> None:
+    kinds = ["sae"] if "normalize_decoder" in settings else ["sae", "transcoder"]
+    for kind in kinds:
+        model, points = tiny_model("llama"), POINTS["llama", kind]
+        cfg = config(kind, **settings)
+        assert_equal(by_us(cfg, model, points, tokens()).coders, by_sparsify(cfg, model, points, tokens()))
+
+
+def test_widths_of_the_outline_are_those_of_the_activations(tiny_folder: dict) -> None:
+    from sae_transcoder.language_model import outline
+
+    for (family, model_type), points in POINTS.items():
+        cfg = config(model_type, model_name=str(tiny_folder[family]), hookpoints=points)
+        seen = capture(tiny_model(family), points, tokens()[:1])
+        assert widths(cfg, outline(cfg), points) == {p: seen[p].output.shape[-1] for p in points}
