@@ -96,13 +96,16 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
     return overrides, folders
 
 
-def explain(error: Exception) -> str:
+def explain(error: Exception, overrides: Sequence[str]) -> str:
     """Hydra's and OmegaConf's complaint about a value or a choice, in one line where that is possible."""
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         return f"{group}={choice}: there is no such choice; choose one of {', '.join(error.options)}"
     cause = error.__cause__
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+        name, _, value = next((o for o in overrides if o.startswith(f"{cause.full_key}=")), "").partition("=")
+        if "ListConfig" in str(cause.msg) and value:
+            return f"{name}={value}: {name} is a list; write '{name}=[{value}]'"
         return f"{cause.full_key}: {str(cause.msg or cause).splitlines()[0]}"
     noise = ("Config search path", "provider=", "full_key", "object_type", "Set the environment")
     lines = [line.strip() for line in str(error).splitlines()]
@@ -127,10 +130,10 @@ def refuse(faults: Sequence[str]) -> None:
 def main() -> None:
     """The command line; exit code 0: done, 1: refused or failed."""
     register()
-    if "-sc" not in sys.argv and "--shell-completion" not in sys.argv:
-        overrides, folders = split_arguments(sys.argv[1:])
-        if faults := override_faults(overrides, folders):
-            refuse(faults)
+    overrides, folders = split_arguments(sys.argv[1:])
+    completing = "-sc" in sys.argv or "--shell-completion" in sys.argv
+    if not completing and (faults := override_faults(overrides, folders)):
+        refuse(faults)
     # Hydra then raises instead of printing its own hints, which would advise what is refused here.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
@@ -138,7 +141,7 @@ def main() -> None:
     except ConfigError as error:
         refuse(error.faults)
     except (HydraException, OmegaConfBaseException) as error:
-        refuse([explain(error)])
+        refuse([explain(error, overrides)])
     finally:
         GlobalHydra.instance().clear()
 

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from transformers import AutoModel, BertConfig, GPT2Config, GPTNeoXConfig, LlamaConfig, PreTrainedModel
+
+from sae_transcoder.config import Config
 
 VOCABULARY = 256
 TINY = {
@@ -51,6 +54,16 @@ def tiny_model(family: str) -> PreTrainedModel:
     """A model of random weights, the same at every call."""
     torch.manual_seed(0)
     return AutoModel.from_config(TINY[family]()).eval().requires_grad_(False)
+
+
+def tiny_config(model_type: str, **settings: object) -> Config:
+    """A config for a tiny model's activations; its data set is never read."""
+    usual = dict(
+        model_name="tiny", dataset_kind="memmap", dataset_name="none", batch_size=2, grad_acc_steps=1, expansion_factor=4, k=4,
+        init_seeds=[0], max_seq_length=16,
+    )  # fmt: skip
+    composed = OmegaConf.merge(OmegaConf.structured(Config), {"model_type": model_type} | usual | settings)
+    return OmegaConf.to_object(composed)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import VOCABULARY, tiny_model
+from conftest import VOCABULARY, tiny_config, tiny_model
 from datasets import Dataset
 from sparsify import Trainer
 
@@ -23,14 +23,8 @@ SAMPLES, POSITIONS = 48, 16
 
 def config(model_type: str, **settings: object) -> Config:
     """A short run in which k decays, latents die and AuxK acts."""
-    usual = dict(
-        model_name="tiny", dataset_kind="memmap", dataset_name="none", corrections=False, batch_size=2, expansion_factor=4, k=4,
-        grad_acc_steps=1, lr_warmup_steps=3, k_decay_steps=8, dead_feature_threshold=60, init_seeds=[0], max_seq_length=POSITIONS,
-    )  # fmt: skip
-    from omegaconf import OmegaConf
-
-    merged = OmegaConf.merge(OmegaConf.structured(Config), {"model_type": model_type} | usual | settings)
-    return OmegaConf.to_object(merged)
+    usual = dict(corrections=False, lr_warmup_steps=3, k_decay_steps=8, dead_feature_threshold=60)
+    return tiny_config(model_type, **(usual | settings))
 
 
 def by_sparsify(cfg: Config, model: torch.nn.Module, points: list[str], ids: torch.Tensor) -> dict:
