@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
+from typing import Any
 
 import torch
 from schedulefree import ScheduleFreeWrapper
@@ -283,6 +284,35 @@ class Run:
         self.sums.clear()
         self.batches_summed = 0
         return averaged
+
+    def state(self) -> dict[str, Any]:
+        """All that the rest of the run depends on, also amid an accumulation; refers to the run's own tensors."""
+        return {
+            "counts": [self.batch, self.step, self.tokens, self.batches_summed, self.k_used, self.lr_used],
+            "started": sorted(self.started),
+            "coders": {name: coder.state_dict() for name, coder in self.coders.items()},
+            "gradients": {name: [p.grad for p in coder.parameters()] for name, coder in self.coders.items()},
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "schedules": [schedule.state_dict() for schedule in self.schedules],
+            "idle": self.idle,
+            "fired": self.fired,
+            "idle_tokens": self.idle_tokens,
+            "sums": dict(self.sums),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continues from what `state()` returned in an equal run."""
+        self.batch, self.step, self.tokens, self.batches_summed, self.k_used, self.lr_used = state["counts"]
+        self.started = set(state["started"])
+        for name, coder in self.coders.items():
+            coder.load_state_dict(state["coders"][name])
+            for parameter, gradient in zip(coder.parameters(), state["gradients"][name], strict=True):
+                parameter.grad = gradient
+        for part, kept in zip(self.optimizers + self.schedules, state["optimizers"] + state["schedules"], strict=True):
+            part.load_state_dict(kept)
+        self.idle, self.fired, self.idle_tokens = state["idle"], state["fired"], state["idle_tokens"]
+        self.sums.update(state["sums"])
+        self._set_k()
 
     def exported(self) -> dict[str, SparseCoder]:
         """Copies of the coders as they are published: signum's averaged, decoder rows at norm 1 where that is asked for, the final k."""

@@ -216,3 +216,28 @@ def test_several_seeds_are_several_coders_each_as_if_alone() -> None:
     alone = trained(tiny_config("sae", init_seeds=[2]), ids)
     for a, b in zip(both.coders["layers.1/seed2"].parameters(), alone.coders["layers.1"].parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("model_type", ["sae", "transcoder"])
+@pytest.mark.parametrize("optimizer", ["adam", "muon", "signum"])
+@pytest.mark.parametrize("stop", [1, 4, 6, 9])
+def test_a_restored_run_ends_bit_identical_to_an_undisturbed_one(stop: int, optimizer: str, model_type: str, tmp_path) -> None:
+    cfg = tiny_config(
+        model_type, optimizer=optimizer, grad_acc_steps=4, batch_size=1, init_seeds=[0, 1], k_decay_steps=2, dead_feature_threshold=40,
+        log_every=2, max_norm_multiple=2.0, multi_topk=True, lr_warmup_steps=None if optimizer == "signum" else 1,
+    )  # fmt: skip
+    ids, model = tokens(12), tiny_model("llama")
+    undisturbed, first, second = (new_run(cfg, len(ids)) for _ in range(3))
+    for batch, seen in batches(cfg, ids, model):
+        undisturbed.train_on(batch, seen)
+    for batch, seen in batches(cfg, ids, model)[:stop]:
+        first.train_on(batch, seen)
+    torch.save(first.state(), tmp_path / "state.pt")
+    second.restore(torch.load(tmp_path / "state.pt", weights_only=True))
+    for batch, seen in batches(cfg, ids, model)[stop:]:
+        second.train_on(batch, seen)
+    for name, coder in undisturbed.coders.items():
+        for key, value in coder.state_dict().items():
+            assert torch.equal(second.coders[name].state_dict()[key], value), f"{name}.{key}"
+    assert second.metrics() == undisturbed.metrics()
+    assert (second.step, second.tokens, second.k_used, second.lr_used) == (3, 192, undisturbed.k_used, undisturbed.lr_used)
