@@ -1,10 +1,26 @@
-"""Coders on disk, in sparsify's own format."""
+"""A run on disk: the coders in sparsify's own format, and the exact state from which training goes on.
 
+What is written stands beside its place first, is forced to the disk and then takes its place by one rename: whenever the process dies,
+the state is the old one or the new one.
+"""
+
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
+
+from sae_transcoder.config import ConfigError
 from sae_transcoder.upstream import SparseCoder
+
+FORMAT = 1  # of the state; another one is refused
+RESUME = "resume"
+
+
+class DiskError(Exception):
+    """Something could not be written; what was there before is intact."""
 
 
 def coder_folder(name: str) -> Path:
@@ -14,14 +30,92 @@ def coder_folder(name: str) -> Path:
 
 
 def export(coders: Mapping[str, SparseCoder], folder: Path) -> None:
-    """Writes each coder's cfg.json and sae.safetensors below `folder`, which is replaced whole or not at all."""
+    """Writes each coder's cfg.json and sae.safetensors below `folder`; a coder that is there already is replaced whole.
+
+    Raises DiskError where the disk takes no more.
+    """
     # Beside the run's other files, hidden: load_many reads every folder below coders/ and best/.
     beside, before = folder.parent / f".{folder.name}.new", folder.parent / f".{folder.name}.old"
-    for leftover in (beside, before):
-        shutil.rmtree(leftover, ignore_errors=True)
-    for name, coder in coders.items():
-        coder.save_to_disk(beside / coder_folder(name))
-    if folder.exists():
-        folder.rename(before)
-    beside.rename(folder)
-    shutil.rmtree(before, ignore_errors=True)
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        for name, coder in coders.items():
+            coder.save_to_disk(beside / coder_folder(name))
+        for name in coders:
+            new, place = beside / coder_folder(name), folder / coder_folder(name)
+            for file in new.iterdir():
+                sync(file)
+            shutil.rmtree(before, ignore_errors=True)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if place.exists():
+                place.rename(before)
+            new.rename(place)
+    except Exception as error:  # safetensors raises its own kind for a full disk
+        if isinstance(error, OSError) or "os error" in str(error).lower() or "I/O error" in str(error):
+            raise DiskError(
+                f"{folder}: the coders could not be written ({error}); free space and start the same command again"
+            ) from error
+        raise
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(before, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Forces a file or folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def state_path(directory: Path) -> Path:
+    """The file of a run's training state."""
+    return directory / RESUME / "state.pt"
+
+
+def save_state(directory: Path, signature: str, state: Mapping[str, Any]) -> None:
+    """Replaces the run's training state at once. Raises DiskError where the disk takes no more; the old state then stays."""
+    place = state_path(directory)
+    beside = place.with_name(f".{place.name}.new")
+    try:
+        place.parent.mkdir(exist_ok=True)
+        with beside.open("wb") as file:
+            torch.save({"format": FORMAT, "signature": signature} | dict(state), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, place)
+        sync(place.parent)
+    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError for a full disk
+        beside.unlink(missing_ok=True)
+        reason = error if isinstance(error, OSError) else str(error).splitlines()[0]
+        raise DiskError(
+            f"{place}: the training state could not be written ({reason}); free space and start the same command again"
+        ) from error
+
+
+def load_state(directory: Path, signature: str, device: torch.device) -> dict[str, Any] | None:
+    """The run's training state, None where there is none.
+
+    Raises ConfigError for a file that is truncated, of other settings or of another version.
+    """
+    path = state_path(directory)
+    if not path.exists():
+        return None
+    fix = f"remove {path.parent} to train this run from its start"
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch raises what the damaged byte happens to hit
+        raise ConfigError(f"{path}: truncated, or no training state ({str(error).splitlines()[0]}); {fix}") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise ConfigError(f"{path}: not a training state of this version; {fix}")
+    if state["signature"] != signature:
+        raise ConfigError(
+            f"{path}: of a run with other settings (signature {state['signature']}, this one's is {signature}); {fix}"
+        )
+    return state
+
+
+def drop_state(directory: Path) -> None:
+    """Removes the training state of a run that is done."""
+    shutil.rmtree(directory / RESUME, ignore_errors=True)

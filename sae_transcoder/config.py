@@ -88,6 +88,12 @@ class Hardware(StrEnum):
     slurm = "slurm"
 
 
+class Resume(StrEnum):
+    auto = "auto"
+    never = "never"
+    must = "must"
+
+
 def no_result(default: Any) -> Any:
     """A field that changes where or how a run is done, never what it computes."""
     if isinstance(default, list):
@@ -277,9 +283,14 @@ class SavingConfig:
     run_name: str | None = no_result(None)
     """Folder of this run inside `save_dir`. null: composed of the main settings and the signature."""
     save_every: int = no_result(1000)
-    """Optimizer steps between two saves of coders/ (and best/)."""
+    """Optimizer steps between two saves of the training state, of coders/ and of best/."""
+    keep_every: int | None = no_result(None)
+    """Optimizer steps between two exports that are kept, in snapshots/step<N>_tokens<T>/. null: none."""
     save_best: bool = no_result(True)
     """Keep each hookpoint's coder of the lowest held-out FVU seen at a save in best/."""
+    resume: Resume = no_result(Resume.auto)
+    """What to do with a directory that holds this run unfinished: auto: continue it, or start where there is none;
+    must: continue it, or be refused; never: be refused where there is one."""
 
 
 @dataclass

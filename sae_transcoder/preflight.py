@@ -14,7 +14,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from sae_transcoder import checks, config, status
-from sae_transcoder.config import Activation, Config, ConfigError, Hardware, Optimizer, Tracker, typed
+from sae_transcoder.config import Activation, Config, ConfigError, Hardware, Optimizer, Resume, Tracker, typed
 
 if TYPE_CHECKING:
     import torch
@@ -113,8 +113,13 @@ def refuse_directory(cfg: Config) -> None:
     except ValueError as error:
         raise ConfigError(f"{error}; {fix}") from error
     if found is None:
-        if directory.is_dir() and any(directory.iterdir()):
+        # Hydra writes its record and opens the log before a run can write its status.
+        if directory.is_dir() and {p.name for p in directory.iterdir()} - {".hydra", "train.log"}:
             raise ConfigError(f"run_name={config.run_name(cfg)}: {directory} holds files that are no run's; {fix}")
+        if cfg.resume == Resume.must:
+            raise ConfigError(f"resume=must: {directory} holds no run; check save_dir and run_name, or set resume=auto")
+    elif cfg.resume == Resume.never:
+        raise ConfigError(f"resume=never: {directory} holds a run ({found.state}); {fix}, or set resume=auto")
     elif found.signature != config.signature(cfg):
         raise ConfigError(
             f"run_name={config.run_name(cfg)}: {directory} holds a run of other settings "

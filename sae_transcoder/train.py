@@ -128,7 +128,7 @@ def refuse(faults: Sequence[str]) -> None:
 
 
 def main() -> None:
-    """The command line; exit code 0: done, 1: refused or failed."""
+    """The command line; exit code 0: done, 1: refused or failed, 128 + n: stopped by signal n, the state saved."""
     register()
     overrides, folders = split_arguments(sys.argv[1:])
     completing = "-sc" in sys.argv or "--shell-completion" in sys.argv
@@ -142,6 +142,17 @@ def main() -> None:
         refuse(error.faults)
     except (HydraException, OmegaConfBaseException) as error:
         refuse([explain(error, overrides)])
+    except Exception as error:
+        # torch is imported by now: a message of our own kinds ends here, anything else is a bug and keeps its traceback.
+        from sae_transcoder.checkpoint import DiskError
+        from sae_transcoder.engine import Stopped
+
+        if isinstance(error, Stopped):
+            print(f"{error}; the same command goes on from here", file=sys.stderr)
+            sys.exit(128 + error.number)
+        if isinstance(error, DiskError):
+            refuse([str(error)])
+        raise
     finally:
         GlobalHydra.instance().clear()
 
