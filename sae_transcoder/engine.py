@@ -159,6 +159,25 @@ class Member:
             checkpoint.drop_state(self.directory)
 
 
+# What runs of one pack have in common: they see the same batches and the same activations.
+SHARED = (
+    *("model_name", "revision", "dtype", "dataset_kind", "dataset_name", "dataset_config", "dataset_split", "text_column"),
+    *("tokens_column", "tokens_dtype", "max_samples", "max_seq_length", "shuffle_seed", "shuffle_buffer", "eval_samples"),
+    *("eval_split", "batch_size", "device", "threads", "deterministic", "cache_dir"),
+)
+
+
+def check_shared(cfgs: Sequence[Config]) -> None:
+    """Raises ConfigError for runs that cannot train side by side."""
+    faults = []
+    for name in SHARED:
+        values = dict.fromkeys(getattr(cfg, name) for cfg in cfgs)
+        if len(values) > 1:
+            faults.append(f"{name}={', '.join(map(str, values))}: runs that train side by side must agree in it; train them apart")
+    if faults:
+        raise ConfigError(*faults)
+
+
 def configure(cfg: Config) -> None:
     """Process-wide settings of torch."""
     if cfg.threads is not None:
@@ -175,6 +194,7 @@ def train(cfgs: Sequence[Config]) -> list[Result]:
     Raises ConfigError before anything is written where a run must be refused, and Stopped after a signal.
     """
     console = Console(highlight=False)
+    check_shared(cfgs)
     plans = [preflight.plan(cfg) for cfg in cfgs]
     first = plans[0]
     configure(first.cfg)

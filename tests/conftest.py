@@ -11,9 +11,19 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
-from transformers import AutoModel, BertConfig, GPT2Config, GPTNeoXConfig, LlamaConfig, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    BertConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from sae_transcoder.config import Config
+from sae_transcoder.language_model import DEMO
 
 VOCABULARY = 256
 TINY = {
@@ -64,6 +74,11 @@ def tiny_config(model_type: str, **settings: object) -> Config:
     )  # fmt: skip
     composed = OmegaConf.merge(OmegaConf.structured(Config), {"model_type": model_type} | usual | settings)
     return OmegaConf.to_object(composed)
+
+
+def demo_tokenizer() -> PreTrainedTokenizerBase:
+    """The bundled tokenizer."""
+    return AutoTokenizer.from_pretrained(DEMO)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,250 @@
+"""Whole runs on the bundled model: what lies in the run's directory, packs, repetition, stopping and going on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from sparsify import Sae, SparseCoder
+from test_config import composed
+
+from sae_transcoder import checkpoint, engine, evaluate
+from sae_transcoder.config import Config, ConfigError, run_dir, signature
+from sae_transcoder.language_model import capture, load
+from sae_transcoder.preflight import plan
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def short(cache: Path, folder: Path, *overrides: str) -> Config:
+    """A run of 16 steps on the bundled model."""
+    usual = ["experiment=demo", "max_samples=64", "batch_size=4", "max_seq_length=32", "eval_samples=16", "k=8", "expansion_factor=2"]
+    return composed(*usual, "threads=1", "log_every=5", f"save_dir={folder}", f"cache_dir={cache}", *overrides)
+
+
+def arguments(cfg: Config) -> list[str]:
+    """The command that runs `cfg` in a process of its own."""
+    values = ["experiment=demo", *(f"{name}={getattr(cfg, name)}" for name in ("max_samples", "batch_size", "max_seq_length", "eval_samples"))]
+    values += [f"{name}={getattr(cfg, name)}" for name in ("k", "expansion_factor", "threads", "log_every", "save_dir", "cache_dir", "save_every")]
+    return [sys.executable, "-m", "sae_transcoder.train", *values]
+
+
+def lines(directory: Path) -> list[dict]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return {f"{p.parent.name}.{k}": v for p in sorted(directory.rglob("sae.safetensors")) for k, v in load_file(p).items()}
+
+
+def assert_same(one: Path, other: Path) -> None:
+    """Two runs' coders and metrics are identical."""
+    first, second = weights(one / "coders"), weights(other / "coders")
+    assert first.keys() == second.keys()
+    assert first
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+    assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(("model_type", "point"), [("sae", "layers.2"), ("transcoder", "layers.2.mlp")])
+def test_sparsify_loads_the_result_and_reproduces_the_logged_fvu(cache: Path, tmp_path: Path, model_type: str, point: str) -> None:
+    cfg = short(cache, tmp_path, f"model_type={model_type}", "k_decay_steps=4", "optimizer=signum")
+    (result,) = engine.train([cfg])
+    by_name = Sae.load_many(str(result.directory / "coders"), local=True)
+    alone = SparseCoder.load_from_disk(result.directory / "coders" / point)
+    assert list(by_name) == [point]
+    assert alone.cfg.k == 8
+    planned = plan(Config(**vars(cfg) | {"save_dir": str(tmp_path / "other")}))
+    model = load(cfg, torch.device("cpu"))
+    error = square = 0.0
+    targets = []
+    for row in planned.tokens.heldout[:]:
+        seen = capture(model, [point], torch.from_numpy(row)[None])[point]
+        x, y = (t[0, 1:] for t in ((seen.input if model_type == "transcoder" else seen.output), seen.output))
+        error += (y - alone(x=x, y=y).sae_out).double().pow(2).sum().item()
+        targets.append(y.double())
+    y = torch.cat(targets)
+    square = (y - y.mean(0)).pow(2).sum().item()
+    logged = lines(result.directory)[-1]
+    assert logged["step"] == 16
+    assert logged[f"heldout_fvu/{point}"] == pytest.approx(error / square, rel=1e-6)
+    assert result.heldout_fvu == {point: logged[f"heldout_fvu/{point}"]}
+
+
+def test_a_run_of_the_command_line_leaves_its_record_and_done_runs_are_not_repeated(cache: Path, tmp_path: Path) -> None:
+    cfg = short(cache, tmp_path)
+    directory = run_dir(cfg)
+    first = subprocess.run(arguments(cfg), capture_output=True, text=True)
+    assert first.returncode == 0, first.stderr
+    assert "held-out FVU" in first.stdout
+    assert "layers.2" in first.stdout
+    assert "\x1b" not in first.stdout, "plain lines where there is no terminal"
+    assert {p.name for p in directory.iterdir()} == {".hydra", "best", "coders", "metrics.jsonl", "status.json", "train.log"}
+    status = json.loads((directory / "status.json").read_text())
+    assert (status["state"], status["step"], status["total"], status["signature"]) == ("done", 16, 16, signature(cfg))
+    assert yaml.safe_load((directory / ".hydra" / "config.yaml").read_text())["k"] == 8
+    assert [line["step"] for line in lines(directory)] == [5, 10, 15, 16]
+    before = {p: p.stat().st_mtime_ns for p in directory.rglob("*")}
+    again = subprocess.run([*arguments(cfg), "log_every=7"], capture_output=True, text=True)
+    assert again.returncode == 0
+    assert "already done" in again.stdout
+    assert {p: p.stat().st_mtime_ns for p in directory.rglob("*")} == before
+    other = subprocess.run([*arguments(cfg), "k=9", f"run_name={directory.name}"], capture_output=True, text=True)
+    assert other.returncode == 1
+    assert "holds a run of other settings" in other.stderr
+    assert {p: p.stat().st_mtime_ns for p in directory.rglob("*")} == before
+
+
+def test_a_run_in_a_pack_is_identical_to_itself_alone(cache: Path, tmp_path: Path) -> None:
+    variants = [["k=4"], ["model_type=transcoder", "layers=[1,4]", "optimizer=muon"], ["grad_acc_steps=3", "max_steps=4"], ["optimizer=signum"]]
+    together = [short(cache, tmp_path / "pack", *v) for v in variants]
+    engine.train(together)
+    for variant, packed in zip(variants, together, strict=True):
+        alone = short(cache, tmp_path / "alone", *variant)
+        engine.train([alone])
+        assert_same(run_dir(packed), run_dir(alone))
+
+
+def test_runs_of_different_batches_are_refused_as_a_pack(cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="batch_size=4, 8"):
+        engine.train([short(cache, tmp_path), short(cache, tmp_path, "batch_size=8", "max_samples=64")])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
+def test_a_signal_saves_the_state_and_the_same_command_goes_on_bit_for_bit(cache: Path, tmp_path: Path, number: int) -> None:
+    undisturbed = short(cache, tmp_path / "a", "max_samples=256")
+    engine.train([undisturbed])
+    cfg = short(cache, tmp_path / "b", "max_samples=256")
+    process = subprocess.Popen(arguments(cfg), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics = run_dir(cfg) / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, errors = process.communicate()
+    assert process.returncode == 128 + number, errors
+    assert "Traceback" not in errors
+    status = json.loads((run_dir(cfg) / "status.json").read_text())
+    assert status["state"] == "interrupted"
+    assert 10 <= status["step"] < 64
+    done = subprocess.run(arguments(cfg), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"continues after step {status['step']}" in done.stdout
+    assert_same(run_dir(undisturbed), run_dir(cfg))
+    assert not (run_dir(cfg) / "resume").exists()
+
+
+def test_best_holds_the_coder_of_the_lowest_heldout_fvu(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([0.5, 0.3, 0.4, 0.6])
+    real = evaluate.heldout_fvu
+    monkeypatch.setattr(evaluate, "heldout_fvu", lambda *a: dict.fromkeys(real(*a), next(scores)))
+    cfg = short(cache, tmp_path, "save_every=4", "keep_every=4")
+    engine.train([cfg])
+    kept = {p.name: weights(p) for p in (run_dir(cfg) / "snapshots").iterdir()}
+    assert sorted(kept) == [f"step{s}_tokens{s * 128}" for s in (12, 16, 4, 8)]
+    best = weights(run_dir(cfg) / "best")
+    assert all(torch.equal(best[name], value) for name, value in kept["step8_tokens1024"].items())
+    assert Sae.load_many(str(run_dir(cfg) / "best"), local=True).keys() == {"layers.2"}
+    for folder in (run_dir(cfg) / "snapshots").iterdir():
+        assert Sae.load_many(str(folder), local=True)["layers.2"].cfg.k == 8
+
+
+def test_several_seeds_lie_in_folders_that_load_many_reads(cache: Path, tmp_path: Path) -> None:
+    cfg = short(cache, tmp_path, "init_seeds=[1,2]", "layers=[1,2]")
+    engine.train([cfg])
+    for seed in (1, 2):
+        assert list(Sae.load_many(str(run_dir(cfg) / "coders" / f"seed{seed}"), local=True)) == ["layers.1", "layers.2"]
+    assert {name for name in lines(run_dir(cfg))[-1] if name.startswith("heldout_fvu/")} == {
+        f"heldout_fvu/layers.{i}/seed{s}" for i in (1, 2) for s in (1, 2)
+    }
+
+
+def test_a_truncated_or_foreign_state_is_refused_with_its_path_and_the_fix(cache: Path, tmp_path: Path) -> None:
+    cfg = short(cache, tmp_path, "save_every=4")
+    path = interrupted(cfg)
+    whole = path.read_bytes()
+    for content in (whole[: len(whole) // 2], b"not a state"):
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match=f"{path}: truncated, or no training state.*remove {path.parent}"):
+            engine.train([cfg])
+    other = short(cache, tmp_path, "save_every=4", "k=7")
+    foreign = interrupted(other)
+    path.write_bytes(foreign.read_bytes())
+    with pytest.raises(ConfigError, match="of a run with other settings"):
+        engine.train([cfg])
+
+
+def interrupted(cfg: Config) -> Path:
+    """Runs `cfg` until after its first save; the path of its training state."""
+
+    def stop(self: engine.Member) -> None:
+        real(self)
+        raise KeyboardInterrupt
+
+    real = engine.Member.save_state
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine.Member, "save_state", stop)
+        with pytest.raises(KeyboardInterrupt):
+            engine.train([cfg])
+    return checkpoint.state_path(run_dir(cfg))
+
+
+def test_resume_never_refuses_a_directory_that_holds_a_run_and_deletes_nothing(cache: Path, tmp_path: Path) -> None:
+    cfg = short(cache, tmp_path, "save_every=4")
+    path = interrupted(cfg)
+    never = Config(**vars(cfg) | {"resume": "never"})
+    with pytest.raises(ConfigError, match="resume=never"):
+        engine.train([never])
+    assert path.exists()
+
+
+def test_going_on_at_another_thread_count_warns_and_with_another_dtype_is_refused(
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    cfg = short(cache, tmp_path, "save_every=4")
+    path = interrupted(cfg)
+    state = torch.load(path, weights_only=True)
+    torch.save(state | {"settings": state["settings"] | {"dtype": "torch.bfloat16"}}, path)
+    with pytest.raises(ConfigError, match=r"begun with torch.bfloat16"):
+        engine.train([cfg])
+    torch.save(state, path)
+    engine.train([Config(**vars(cfg) | {"threads": 2})])
+    assert "threads=2, the run was begun with 1" in capsys.readouterr().out
+
+
+def test_a_failure_is_told_in_status_json_and_the_same_command_tries_again(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = short(cache, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "heldout_fvu", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            engine.train([cfg])
+    status = json.loads((run_dir(cfg) / "status.json").read_text())
+    assert (status["state"], status["why"]) == ("failed", "ZeroDivisionError: division by zero")
+    engine.train([cfg])
+    assert json.loads((run_dir(cfg) / "status.json").read_text())["state"] == "done"
+
+
+def test_a_run_that_lives_is_not_started_a_second_time(cache: Path, tmp_path: Path) -> None:
+    cfg = short(cache, tmp_path)
+    directory = run_dir(cfg)
+    directory.mkdir(parents=True)
+    alive = {"state": "running", "signature": signature(cfg), "step": 3, "total": 16, "pid": os.getpid()}
+    (directory / "status.json").write_text(json.dumps(alive))
+    done = subprocess.run(arguments(cfg), capture_output=True, text=True)
+    assert done.returncode == 0
+    assert f"runs now (process {os.getpid()}" in done.stdout
+    assert [p.name for p in directory.iterdir()] == ["status.json"]
