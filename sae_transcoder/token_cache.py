@@ -90,6 +90,8 @@ def fill(
     tokens = folder / "tokens.bin"
     with FileLock(folder / "lock"):
         state = read_state(folder)
+        if state.sequences and (not tokens.exists() or tokens.stat().st_size < state.sequences * length * dtype.itemsize):
+            state = State(0, 0, [], False)
         if not state.exhausted and (needed is None or state.sequences < needed):
             with tokens.open("ab") as file, progress(label, needed) as show:
                 file.truncate(state.sequences * length * dtype.itemsize)
@@ -127,7 +129,7 @@ def write(
         state.documents += 1
         state.sequences += full // length
         held += full // length
-        if held >= WRITE_EVERY:
+        if held >= WRITE_EVERY or len(pending) >= 4096:
             flush()
         if needed is not None and state.sequences >= needed:
             break

@@ -27,14 +27,28 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def short(cache: Path, folder: Path, *overrides: str) -> Config:
     """A run of 16 steps on the bundled model."""
-    usual = ["experiment=demo", "max_samples=64", "batch_size=4", "max_seq_length=32", "eval_samples=16", "k=8", "expansion_factor=2"]
+    usual = [
+        "experiment=demo",
+        "max_samples=64",
+        "batch_size=4",
+        "max_seq_length=32",
+        "eval_samples=16",
+        "k=8",
+        "expansion_factor=2",
+    ]
     return composed(*usual, "threads=1", "log_every=5", f"save_dir={folder}", f"cache_dir={cache}", *overrides)
 
 
 def arguments(cfg: Config) -> list[str]:
     """The command that runs `cfg` in a process of its own."""
-    values = ["experiment=demo", *(f"{name}={getattr(cfg, name)}" for name in ("max_samples", "batch_size", "max_seq_length", "eval_samples"))]
-    values += [f"{name}={getattr(cfg, name)}" for name in ("k", "expansion_factor", "threads", "log_every", "save_dir", "cache_dir", "save_every")]
+    values = [
+        "experiment=demo",
+        *(f"{name}={getattr(cfg, name)}" for name in ("max_samples", "batch_size", "max_seq_length", "eval_samples")),
+    ]
+    values += [
+        f"{name}={getattr(cfg, name)}"
+        for name in ("k", "expansion_factor", "threads", "log_every", "save_dir", "cache_dir", "save_every")
+    ]
     return [sys.executable, "-m", "sae_transcoder.train", *values]
 
 
@@ -108,7 +122,12 @@ def test_a_run_of_the_command_line_leaves_its_record_and_done_runs_are_not_repea
 
 
 def test_a_run_in_a_pack_is_identical_to_itself_alone(cache: Path, tmp_path: Path) -> None:
-    variants = [["k=4"], ["model_type=transcoder", "layers=[1,4]", "optimizer=muon"], ["grad_acc_steps=3", "max_steps=4"], ["optimizer=signum"]]
+    variants = [
+        ["k=4"],
+        ["model_type=transcoder", "layers=[1,4]", "optimizer=muon"],
+        ["grad_acc_steps=3", "max_steps=4"],
+        ["optimizer=signum"],
+    ]
     together = [short(cache, tmp_path / "pack", *v) for v in variants]
     engine.train(together)
     for variant, packed in zip(variants, together, strict=True):

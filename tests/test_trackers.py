@@ -259,6 +259,7 @@ def test_trackio_prints_nothing_and_leaves_no_process_behind(tmp_path: Path) -> 
 def test_a_tracker_that_fails_ends_neither_the_run_nor_metrics_jsonl(
     tmp_path: Path, wandb_env: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("WARNING")
     book = fill(config("wandb"), tmp_path, [1], finish=False)
     assert book.tracker is not None
     book.tracker.finish(0)  # wandb refuses to log to a finished run
