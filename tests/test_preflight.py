@@ -125,10 +125,10 @@ def test_the_header_warns_of_an_auxk_that_cannot_act_and_an_automatic_rate_on_a_
 
     from sae_transcoder.preflight import plan
 
-    notes = " ".join(plan(composed(*DEMO, "lr=null", f"cache_dir={tmp_path}", f"save_dir={tmp_path}")).warnings)
+    notes = " ".join(plan(composed(*DEMO, "lr=null", "auxk_alpha=0.1", f"cache_dir={tmp_path}", f"save_dir={tmp_path}")).warnings)
     assert "AuxK never acts" in notes
     assert "automatic rate" in notes
-    quiet = plan(composed(*DEMO, "dead_feature_threshold=500", f"cache_dir={tmp_path}", f"save_dir={tmp_path}"))
+    quiet = plan(composed(*DEMO, "auxk_alpha=0.1", "dead_feature_threshold=500", f"cache_dir={tmp_path}", f"save_dir={tmp_path}"))
     assert quiet.warnings == []
 
 

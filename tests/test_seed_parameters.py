@@ -111,7 +111,7 @@ def test_each_parameter_of_training_changes_the_trained_weights(cache: Path, tmp
     for name, override in {"base": "k=8", **CHANGES_WEIGHTS}.items():
         extra = {
             "lr_warmup_steps": ["lr=1e-2"], "hookpoints": ["layers=null"], "layer_stride": ["layers=null"],
-            "auxk_alpha": ["dead_feature_threshold=300"], "weight_decay": ["lr=1e-2"],
+            "auxk_alpha": ["dead_feature_threshold=300"], "dead_feature_threshold": ["auxk_alpha=0.03125"], "weight_decay": ["lr=1e-2"],
         }.get(name, [])  # fmt: skip
         variants[name] = short(cache, tmp_path, override, *extra, "save_best=false", f"run_name={name}")
     variants["aux_base"] = short(cache, tmp_path, "dead_feature_threshold=300", "save_best=false", "run_name=aux_base")

@@ -1,0 +1,72 @@
+"""The README's claims that can be checked without running a minute of training."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_config import composed
+
+from sae_transcoder.checks import faults
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    line.split("  #")[0].strip() for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()
+]
+
+
+def test_ci_runs_the_readmes_test_command() -> None:
+    (command,) = [c for c in COMMANDS if "pytest" in c]
+    assert command in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("sae-train") and "--help" not in c and "-sc" not in c])
+def test_every_training_command_composes_and_passes_the_checks(command: str) -> None:
+    overrides = [o for o in shlex.split(command)[1:] if "=" in o]
+    assert faults(composed(*overrides)) == []
+
+
+def test_everything_in_the_clone_is_where_the_design_says() -> None:
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("not a git clone: what is tracked cannot be told")
+    top = {path.split("/")[0] for path in tracked.stdout.split()}
+    allowed = {
+        "conf",
+        "sae_transcoder",
+        "tests",
+        "pyproject.toml",
+        "README.md",
+        "hydra_plugins",
+        "benchmarks",
+        "docs",
+        ".ci",
+        ".github",
+    }
+    assert top <= allowed | {"LICENSE", "constraints.txt", ".gitignore"}
+
+
+def test_the_wheel_carries_conf_and_the_demo_and_works_away_from_the_clone(tmp_path: Path) -> None:
+    pytest.importorskip("hatchling", reason="the wheel is built with hatchling, of the extra dev")
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", str(tmp_path), str(ROOT)],
+        check=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    site = tmp_path / "site"
+    subprocess.run([sys.executable, "-m", "zipfile", "-e", str(wheel), str(site)], check=True)
+    code = f"""
+import sys
+sys.path.insert(0, {str(site)!r})
+sys.argv = ["sae-train", "experiment=demo", "max_samples=16", "max_seq_length=16", "eval_samples=4", "batch_size=4", "k=4", "expansion_factor=1"]
+import sae_transcoder.train as train
+assert train.__file__.startswith({str(site)!r}) and str(train.CONF).startswith({str(site)!r})
+train.main()
+"""
+    environment = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "held-out FVU" in done.stdout
