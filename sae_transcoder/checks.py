@@ -21,13 +21,17 @@ def faults(cfg: Config) -> list[str]:
         if (value := getattr(cfg, name)) is not None and not value >= least
     ]
     for name, value, fix in [
-        ("loss_fn", cfg.loss_fn != LossFn.fvu, "use loss_fn=fvu"),
         ("finetune", cfg.finetune is not None, "leave it out"),
         ("distribute_modules", cfg.distribute_modules, "leave it out"),
         ("hardware", cfg.hardware == Hardware.slurm, "use hardware=auto, cpu or gpu"),
     ]:
         if value:
             found.append(f"{name}={getattr(cfg, name)}: not yet available; {fix}")
+    if cfg.loss_fn != LossFn.fvu and cfg.micro_acc_steps > 1:
+        found.append(
+            f"micro_acc_steps={cfg.micro_acc_steps} with loss_fn={cfg.loss_fn}: the forward passes through the coder whole; "
+            "raise grad_acc_steps and lower batch_size instead"
+        )
     if cfg.lr is not None and not cfg.lr > 0:
         found.append(f"lr={cfg.lr}: must be above 0, or null for the automatic rate")
     if cfg.layers is not None and cfg.hookpoints is not None:

@@ -223,7 +223,8 @@ class TrainingConfig:
     max_steps: int | None = None
     """Optimizer steps after which the run ends. null: all samples once."""
     loss_fn: LossFn = LossFn.fvu
-    """fvu: fraction of the activations' variance that is left unexplained; ce, kl: end to end, not yet available."""
+    """fvu: fraction of the activations' variance that is left unexplained. ce, kl: the language model's next-token cross-entropy,
+    or KL(original || spliced) of its predictions, with the coders' outputs in place of the modules'."""
     auxk_alpha: float = 0.03125
     """Weight of the loss that has dead latents predict what is left unexplained (Gao et al. 2024, appendix B.1). 0: none."""
     dead_feature_threshold: int = 5_000_000

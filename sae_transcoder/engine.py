@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sae_transcoder import checkpoint, display, evaluate, language_model, preflight, status
-from sae_transcoder.config import Config, ConfigError, run_dir, signature
+from sae_transcoder.config import Config, ConfigError, LossFn, run_dir, signature
 from sae_transcoder.language_model import Activations
 from sae_transcoder.preflight import Plan
 from sae_transcoder.run import Run
@@ -133,11 +133,37 @@ class Member:
             return {}
         heldout = self.plan.tokens.heldout
         self.heldout = evaluate.heldout_fvu(model, coders, self.run.hookpoint, self.pairs, heldout, self.cfg.batch_size)
+        values = {f"heldout_fvu/{name}": value for name, value in self.heldout.items()}
+        scores = self.heldout
+        if self.cfg.loss_fn != LossFn.fvu:
+            scores = self.heldout_losses(model, coders)
+            values |= {f"heldout_{self.cfg.loss_fn}{n.partition('/')[1]}{n.partition('/')[2]}": v for n, v in scores.items()}
         if self.cfg.save_best:
-            better = {name: value for name, value in self.heldout.items() if value < self.best[name]}
+            better = {name: value for name, value in scores.items() if value < self.best[name]}
             self.best |= better
             checkpoint.export({name: coders[name] for name in better}, self.directory / "best")
-        return {f"heldout_fvu/{name}": value for name, value in self.heldout.items()}
+        return values
+
+    def heldout_losses(self, model: PreTrainedModel, coders: Mapping[str, SparseCoder]) -> dict[str, float]:
+        """Each coder's held-out end-to-end loss, which is that of all coders of its seed together."""
+        run, cfg = self.run, self.cfg
+        losses: dict[str, float] = {}
+        for names in run.by_seed():
+
+            def replace(tokens: Tensor, names: dict[str, str] = names) -> Callable[[str, Activations], Tensor]:
+                mask = run.counted(tokens)
+
+                def by_coder(point: str, seen: Activations) -> Tensor:
+                    kept = run.kept(seen, mask)
+                    return language_model.spliced_output(
+                        seen.output, kept, evaluate.reconstruct(coders[names[point]], run.pair(seen, kept)[0])
+                    )
+
+                return by_coder
+
+            loss = evaluate.heldout_loss(model, replace, list(names), self.plan.tokens.heldout, cfg.batch_size, cfg.loss_fn)
+            losses |= dict.fromkeys(names.values(), loss)
+        return losses
 
     def pairs(self, point: str, seen: Activations, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The coder's input and target at a hookpoint, tokens that do not count left out."""
@@ -174,6 +200,8 @@ def check_shared(cfgs: Sequence[Config]) -> None:
         values = dict.fromkeys(getattr(cfg, name) for cfg in cfgs)
         if len(values) > 1:
             faults.append(f"{name}={', '.join(map(str, values))}: runs that train side by side must agree in it; train them apart")
+    if len(cfgs) > 1 and any(cfg.loss_fn != LossFn.fvu for cfg in cfgs):
+        faults.append("loss_fn=ce or kl: the run's own forward passes through its coders; train it apart")
     if faults:
         raise ConfigError(*faults)
 
@@ -240,9 +268,11 @@ def batch(model: PreTrainedModel, active: Sequence[Member], bar: display.Bar) ->
     size = lead.cfg.batch_size
     rows = lead.plan.tokens.train[index * size : min((index + 1) * size, lead.run.length.samples)]
     tokens = torch.from_numpy(rows).to(lead.plan.device)
-    seen = language_model.capture(model, list(dict.fromkeys(point for m in turn for point in m.plan.widths)), tokens)
+    points = list(dict.fromkeys(point for m in turn for point in m.plan.widths))
+    end_to_end = lead.cfg.loss_fn != LossFn.fvu  # then the run is alone
+    seen = {} if end_to_end else language_model.capture(model, points, tokens)
     for member in turn:
-        if member.run.train_on(tokens, seen):
+        if member.run.train_end_to_end(model, tokens) if end_to_end else member.run.train_on(tokens, seen):
             member.after_step(model, bar)
 
 

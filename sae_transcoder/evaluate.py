@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sae_transcoder.config import LossFn
 from sae_transcoder.data import Sequences
-from sae_transcoder.language_model import Activations, capture
+from sae_transcoder.language_model import Activations, capture, end_to_end_loss
 from sae_transcoder.upstream import SparseCoder
 
 Pairs = Callable[[str, Activations, Tensor], tuple[Tensor, Tensor]]
+Replace = Callable[[Tensor], Callable[[str, Activations], Tensor]]
 
 
 @torch.no_grad()
@@ -46,6 +48,21 @@ def heldout_fvu(
                     error[name] += (y - reconstruct(coder, x)).double().pow(2).sum().item()
     variance = {point: (square[point] - total[point].pow(2).sum() / max(1, count[point])).item() for point in points}
     return {name: error[name] / variance[hookpoint[name]] for name in coders}
+
+
+@torch.no_grad()
+def heldout_loss(
+    model: PreTrainedModel, replace: Replace, points: Sequence[str], heldout: Sequences, batch_size: int, loss_fn: LossFn
+) -> float:
+    """The end-to-end loss over all of `heldout`, in nats, with the modules at `points` replaced; each sequence counts the same.
+
+    replace: (tokens) -> (hookpoint, activations) -> what takes the module's place, [batch, position, d].
+    """
+    total = 0.0
+    for start in range(0, len(heldout), batch_size):
+        tokens = torch.from_numpy(heldout[start : start + batch_size]).to(model.device)
+        total += end_to_end_loss(model, tokens, points, replace(tokens), loss_fn).item() * len(tokens)
+    return total / len(heldout)
 
 
 def reconstruct(coder: SparseCoder, x: Tensor) -> Tensor:

@@ -1,27 +1,20 @@
-"""The language model: its outline without weights, the modules that a config means, and the forward up to the last of them."""
+"""The language model: its outline without weights, the forward up to the last hookpoint, and the forward with modules replaced."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import torch
-from natsort import natsorted
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from sae_transcoder.config import Config, ConfigError, ModelConfig, ModelType, Site, site
+from sae_transcoder.config import Config, ConfigError, LossFn, ModelConfig
 
 DEMO = Path(__file__).parent / "demo" / "model"
-
-# Names that model families give to the parts of a layer, in the order of preference.
-SITE_NAMES = {
-    Site.mlp: ("mlp", "ffn", "feed_forward", "block_sparse_moe"),
-    Site.attention: ("self_attn", "attn", "attention", "self_attention"),
-}
 
 
 @dataclass(frozen=True)
@@ -75,10 +68,11 @@ def load(cfg: Config, device: torch.device) -> PreTrainedModel:
     dtype = resolve_dtype(cfg, device)
     transformers_logging.disable_progress_bar()
     try:
-        model = AutoModel.from_pretrained(model_path(cfg), revision=cfg.revision, dtype=dtype)
+        kind = AutoModel if cfg.loss_fn == LossFn.fvu else AutoModelForCausalLM
+        model = kind.from_pretrained(model_path(cfg), revision=cfg.revision, dtype=dtype)
     except (OSError, ValueError) as error:
         raise _cannot_load(cfg, "weights", error) from error
-    return model.to(device).eval().requires_grad_(False)
+    return model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
 
 
 def resolve_dtype(cfg: ModelConfig, device: torch.device) -> torch.dtype:
@@ -86,79 +80,6 @@ def resolve_dtype(cfg: ModelConfig, device: torch.device) -> torch.dtype:
     if cfg.dtype is not None:
         return getattr(torch, cfg.dtype)
     return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-
-
-def matches(pattern: Sequence[str], name: Sequence[str]) -> bool:
-    """Whether the parts of a dotted name fit the parts of a pattern; `**` stands for any number of parts, also none."""
-    if not pattern:
-        return not name
-    if pattern[0] == "**":
-        return any(matches(pattern[1:], name[i:]) for i in range(len(name) + 1))
-    return bool(name) and fnmatchcase(name[0], pattern[0]) and matches(pattern[1:], name[1:])
-
-
-def layer_list(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """The name and the modules of the model's stack of layers.
-
-    Raises ConfigError where no list of modules has as many members as the model has layers.
-    """
-    count = getattr(model.config, "num_hidden_layers", None)
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return name, module
-    raise ConfigError(
-        f"model {type(model).__name__}: its layers were not found; name modules with hookpoints (it has {children(model)})"
-    )
-
-
-def children(module: nn.Module) -> str:
-    """The names of a module's direct parts, for messages."""
-    return ", ".join(name for name, _ in module.named_children())
-
-
-def hookpoints(cfg: Config, model: PreTrainedModel) -> list[str]:
-    """The names of the modules that `layers`, `layer_stride`, `site` or `hookpoints` mean, in natural order.
-
-    Raises ConfigError for layers out of range, a site that the layers lack, and patterns that match nothing.
-    """
-    if cfg.hookpoints is not None:
-        names = [name for name, _ in model.named_modules() if name]
-        split = {name: name.split(".") for name in names}
-        lost, found = [], set()
-        for pattern in cfg.hookpoints:
-            hits = {name for name, parts in split.items() if matches(pattern.split("."), parts)}
-            found |= hits
-            if not hits:
-                lost.append(
-                    f"hookpoints={cfg.hookpoints}: {pattern} matches no module; {type(model).__name__} has {shape_of_names(names)}"
-                )
-        if lost:
-            raise ConfigError(*lost)
-        return natsorted(found)[:: cfg.layer_stride]
-    stack, modules = layer_list(model)
-    layers = cfg.layers if cfg.layers is not None else list(range(0, len(modules), cfg.layer_stride))
-    beyond = [i for i in layers if i >= len(modules)]
-    if beyond:
-        raise ConfigError(f"layers={cfg.layers}: {cfg.model_name} has layers 0 to {len(modules) - 1}; leave out {beyond}")
-    wanted = site(cfg)
-    if wanted == Site.residual:
-        return [f"{stack}.{i}" for i in sorted(layers)]
-    points = []
-    for i in sorted(layers):
-        part = next((n for n in SITE_NAMES[wanted] if hasattr(modules[i], n)), None)
-        if part is None:
-            chosen = f"site={cfg.site}" if cfg.site else f"site=null, which is {wanted} for model_type={cfg.model_type}"
-            raise ConfigError(
-                f"{chosen}: layer {i} of {cfg.model_name} has no such module (it has {children(modules[i])}); set site or hookpoints"
-            )
-        points.append(f"{stack}.{i}.{part}")
-    return points
-
-
-def shape_of_names(names: Iterable[str]) -> str:
-    """The module names with every number written as `*`, each once, so that a deep model's names fit a message."""
-    shapes = dict.fromkeys(".".join("*" if part.isdigit() else part for part in name.split(".")) for name in names)
-    return ", ".join(shapes)
 
 
 class _Reached(Exception):
@@ -194,9 +115,10 @@ def capture(model: PreTrainedModel, points: Sequence[str], tokens: Tensor) -> di
 
         return hook
 
-    handles = [model.get_submodule(name).register_forward_hook(keep(name), with_kwargs=True) for name in points]
+    base = model.base_model
+    handles = [base.get_submodule(name).register_forward_hook(keep(name), with_kwargs=True) for name in points]
     try:
-        model(input_ids=tokens, use_cache=False)
+        base(input_ids=tokens, use_cache=False)
     except _Reached:
         pass
     finally:
@@ -205,29 +127,57 @@ def capture(model: PreTrainedModel, points: Sequence[str], tokens: Tensor) -> di
     return seen
 
 
-def widths(cfg: Config, model: PreTrainedModel, points: Sequence[str]) -> dict[str, int]:
-    """The width d of each hookpoint, from a forward of the outline: no weights, no arithmetic.
+Replace = Callable[[str, Activations], Tensor]
 
-    Raises ConfigError for modules that the forward does not call, whose output is not [batch, position, d], and
-    for a transcoder on a module whose input is not as wide as its output.
+
+@contextmanager
+def spliced(model: PreTrainedModel, points: Sequence[str], replace: Replace) -> Iterator[None]:
+    """While it is open, the module at each of `points` gives what `replace(point, its input and output)` returns, [batch, position, d].
+
+    Whatever else the module returns (attention weights, a cache) stays as it is. A module further on sees the replaced values.
     """
-    with next(model.parameters()).fake_mode:  # type: ignore[attr-defined]
-        seen = capture(model, points, torch.ones(2, 8, dtype=torch.long))
-    faults, found = [], {}
-    for name in points:
-        chosen = f"hookpoints={cfg.hookpoints}" if cfg.hookpoints is not None else f"layers={cfg.layers}, site={site(cfg)}"
-        if name not in seen:
-            faults.append(f"{chosen}: the module {name} is not called with hidden states in a forward; choose another")
-            continue
-        given, output = seen[name].input.shape, seen[name].output.shape
-        if output[:2] != (2, 8) or len(output) != 3:
-            faults.append(f"{chosen}: the output of {name} has the shape {list(output)} for 2 sequences of 8 tokens, not [2, 8, d]")
-        elif cfg.model_type == ModelType.transcoder and given[-1] != output[-1]:
-            faults.append(
-                f"{chosen} with model_type=transcoder: {name} maps width {given[-1]} to {output[-1]}, and a transcoder needs equal ones; "
-                "choose a module such as the whole MLP, or model_type=sae"
-            )
-        found[name] = output[-1]
-    if faults:
-        raise ConfigError(*faults)
-    return found
+
+    def hook_for(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple, kwargs: dict, result: Any) -> Any:
+            given = _first_tensor(args)
+            if given is None:
+                given = kwargs.get("hidden_states", _first_tensor(kwargs))
+            output = _first_tensor(result)
+            if given is None or output is None:  # preflight has seen both
+                raise TypeError(f"{name} was called without tensors")
+            new = replace(name, Activations(given, output))
+            return new if isinstance(result, Tensor) else (new, *result[1:])
+
+        return hook
+
+    base = model.base_model
+    handles = [base.get_submodule(name).register_forward_hook(hook_for(name), with_kwargs=True) for name in points]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def spliced_output(output: Tensor, kept: Tensor | None, reconstruction: Tensor) -> Tensor:
+    """`output` [batch, position, d] with the positions `kept` [batch * position] (None: all) replaced by `reconstruction` [token, d]."""
+    if kept is None:
+        return reconstruction.to(output.dtype).view(output.shape)
+    flat = output.flatten(0, 1).clone()
+    flat[kept] = reconstruction.to(output.dtype)
+    return flat.view(output.shape)
+
+
+def end_to_end_loss(model: PreTrainedModel, tokens: Tensor, points: Sequence[str], replace: Replace, loss_fn: LossFn) -> Tensor:
+    """The loss of `tokens` [batch, position] with the modules at `points` replaced, in nats, differentiable in what `replace` returns.
+
+    ce: mean cross-entropy of the next token; kl: mean KL(original || spliced) of the next-token distributions over all positions.
+    """
+    if loss_fn == LossFn.ce:
+        with spliced(model, points, replace):
+            return model(input_ids=tokens, labels=tokens, use_cache=False).loss
+    with torch.no_grad():
+        clean = model(input_ids=tokens, use_cache=False).logits.float()
+    with spliced(model, points, replace):
+        dirty = model(input_ids=tokens, use_cache=False).logits.float().log_softmax(dim=-1)
+    return (clean.softmax(dim=-1) * (clean.log_softmax(dim=-1) - dirty)).sum(dim=-1).mean()

@@ -14,13 +14,13 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from sae_transcoder import checks, config, status
-from sae_transcoder.config import Activation, Config, ConfigError, Hardware, Optimizer, Resume, Tracker, typed
+from sae_transcoder.config import Activation, Config, ConfigError, Hardware, LossFn, Optimizer, Resume, Tracker, typed
 
 if TYPE_CHECKING:
     import torch
 
     from sae_transcoder.data import TokenSets
-    from sae_transcoder.run import Length
+    from sae_transcoder.sparsify_config import Length
 
 log = logging.getLogger(__name__)
 
@@ -73,13 +73,13 @@ def plan(cfg: Config) -> Plan:
         if faults := trackers.check(cfg):
             raise ConfigError(*faults)
 
-    from sae_transcoder import data, language_model
-    from sae_transcoder.run import length
+    from sae_transcoder import data, hookpoints, language_model
+    from sae_transcoder.sparsify_config import length
 
     device = find_device(cfg)
     outline = language_model.outline(cfg)
-    widths = language_model.widths(cfg, outline, language_model.hookpoints(cfg, outline))
-    faults = width_faults(cfg, widths) + token_faults(cfg, outline.config)
+    widths = hookpoints.widths(cfg, outline, hookpoints.find(cfg, outline))
+    faults = loss_faults(cfg, outline.config) + width_faults(cfg, widths) + token_faults(cfg, outline.config)
     bound = data.needed_samples(cfg)
     if bound is not None:
         faults += length_faults(cfg, length(cfg, bound), bound)
@@ -145,6 +145,17 @@ def find_device(cfg: Config) -> torch.device:
     elif device.type != "cpu":
         raise ConfigError(f"{asked}: sparsify runs on cpu and cuda only; choose one of these")
     return device
+
+
+def loss_faults(cfg: Config, model_config: Any) -> list[str]:
+    """End-to-end losses on a model that predicts no next token."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+    # BERT and its like can be made decoders, and are listed as such.
+    masked = type(model_config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(model_config, "is_decoder", False)
+    if cfg.loss_fn == LossFn.fvu or (type(model_config) in MODEL_FOR_CAUSAL_LM_MAPPING and not masked):
+        return []
+    return [f"loss_fn={cfg.loss_fn}: {cfg.model_name} ({model_config.model_type}) predicts no next token; use loss_fn=fvu"]
 
 
 def width_faults(cfg: Config, widths: dict[str, int]) -> list[str]:

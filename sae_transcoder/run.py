@@ -1,95 +1,19 @@
 """One run: its coders, optimizers, schedules and counters; it is handed activations, batch by batch."""
 
 import copy
-import math
 from collections import defaultdict
 from collections.abc import Mapping
-from contextlib import redirect_stdout
-from dataclasses import dataclass
-from io import StringIO
 from typing import Any
 
 import torch
 from schedulefree import ScheduleFreeWrapper
 from torch import Tensor
-from transformers import get_linear_schedule_with_warmup
+from transformers import PreTrainedModel
 
-from sae_transcoder.config import Config, Optimizer, normalize_decoder, run_dir, run_name, warmup_steps
-from sae_transcoder.language_model import Activations
-from sae_transcoder.upstream import CorrectedCoder
-
-with redirect_stdout(StringIO()):
-    from sparsify import SparseCoderConfig, TrainConfig
-    from sparsify.muon import Muon
-    from sparsify.sign_sgd import SignSGD
-    from sparsify.sparse_coder import SparseCoder
-
-
-@dataclass(frozen=True)
-class Length:
-    """How long a run is: batches read, optimizer steps made of them, samples in all."""
-
-    batches: int
-    steps: int
-    samples: int
-
-
-def length(cfg: Config, samples: int) -> Length:
-    """The length of a run that has `samples` sequences to read, before `max_steps` ends it.
-
-    A last batch that is not full, and a last step of fewer batches, count; sparsify drops the latter.
-    """
-    if cfg.max_steps is not None:
-        samples = min(samples, cfg.max_steps * cfg.grad_acc_steps * cfg.batch_size)
-    batches = math.ceil(samples / cfg.batch_size)
-    steps = math.ceil(batches / cfg.grad_acc_steps) if cfg.corrections else batches // cfg.grad_acc_steps
-    return Length(batches, steps, samples)
-
-
-def sparsify_configs(cfg: Config, hookpoints: list[str], steps: int) -> tuple[SparseCoderConfig, TrainConfig]:
-    """sparsify's own configs for a run of `steps` optimizer steps on `hookpoints`; fields not listed have no counterpart here."""
-    coder = SparseCoderConfig(
-        activation=cfg.activation.value,
-        expansion_factor=cfg.expansion_factor,
-        normalize_decoder=normalize_decoder(cfg),
-        num_latents=cfg.num_latents,
-        k=cfg.k,
-        multi_topk=cfg.multi_topk,
-        skip_connection=cfg.skip_connection,
-        transcode=cfg.model_type == "transcoder",
-    )
-    train = TrainConfig(
-        coder,
-        batch_size=cfg.batch_size,
-        grad_acc_steps=cfg.grad_acc_steps,
-        micro_acc_steps=cfg.micro_acc_steps,
-        loss_fn=cfg.loss_fn.value,
-        optimizer=cfg.optimizer.value,
-        lr=cfg.lr,
-        lr_warmup_steps=warmup_steps(cfg, steps),
-        k_decay_steps=cfg.k_decay_steps,
-        auxk_alpha=cfg.auxk_alpha,
-        dead_feature_threshold=cfg.dead_feature_threshold,
-        exclude_tokens=list(cfg.exclude_tokens),
-        hookpoints=list(hookpoints),
-        init_seeds=list(cfg.init_seeds),
-        save_every=cfg.save_every,
-        save_best=cfg.save_best,
-        finetune=cfg.finetune,
-        distribute_modules=cfg.distribute_modules,
-        log_to_wandb=False,  # sparsify's Trainer is not run; trackers.py logs
-        wandb_log_frequency=cfg.log_every,
-        run_name=run_name(cfg),
-        save_dir=str(run_dir(cfg)),
-    )
-    return coder, train
-
-
-def automatic_lr(optimizer: Optimizer, num_latents: int) -> float:
-    """sparsify's learning rate where none is set (trainer.py:149, 171, 199)."""
-    if optimizer == Optimizer.muon:
-        return 2e-3
-    return {Optimizer.adam: 2e-4, Optimizer.signum: 5e-3}[optimizer] / (num_latents / 2**14) ** 0.5
+from sae_transcoder.config import Config
+from sae_transcoder.language_model import Activations, end_to_end_loss, spliced_output
+from sae_transcoder.sparsify_config import length, optimizers, sparsify_configs
+from sae_transcoder.upstream import CorrectedCoder, ForwardOutput, SparseCoder
 
 
 def fitting_k(coder: SparseCoder, k: int) -> int:
@@ -119,7 +43,7 @@ class Run:
                 self.coders[name] = kind(width, copy.copy(self.coder_config), device, dtype=torch.float32)
                 self.hookpoint[name] = point
         self.first_k = min(next(iter(self.coders.values())).num_latents, round(next(iter(widths.values())) * 10))
-        self.optimizers, self.schedules = self._optimizers()
+        self.optimizers, self.schedules = optimizers(cfg, list(self.coders.values()), self.length)
         self.batch = self.step = self.tokens = 0
         self.started: set[str] = set()  # coders whose biases were set from data
         self.idle = {n: torch.zeros(c.num_latents, dtype=torch.long, device=device) for n, c in self.coders.items()}
@@ -132,29 +56,12 @@ class Run:
         self.lr_used, self.k_used = 0.0, 0
         self._set_k()
 
-    def _optimizers(self) -> tuple[list, list]:
-        """sparsify's optimizers and schedules (trainer.py:128), parameters in a fixed order."""
-        cfg, coders = self.cfg, list(self.coders.values())
-        rates = [cfg.lr or automatic_lr(cfg.optimizer, c.num_latents) for c in coders]
-        groups = [dict(params=list(c.parameters()), lr=lr) for c, lr in zip(coders, rates, strict=True)]
-        # sparsify's schedule spans batches and moves once per optimizer step.
-        span = self.length.steps if cfg.corrections else self.length.samples // cfg.batch_size
-        warmup = self.train_config.lr_warmup_steps
-        if cfg.optimizer == Optimizer.signum:
-            averaged = ScheduleFreeWrapper(SignSGD(groups), momentum=0.95)
-            averaged.train()
-            return [averaged], []
-        if cfg.optimizer == Optimizer.muon:
-            decay = {} if cfg.weight_decay is None else {"weight_decay": cfg.weight_decay}
-            params = [p for c in coders for p in c.parameters()]
-            muon = Muon([p for p in params if p.ndim >= 2], lr=rates[0], ddp=False, **decay)
-            adam = torch.optim.Adam([p for p in params if p.ndim < 2], lr=rates[0])
-            return [muon, adam], [
-                get_linear_schedule_with_warmup(muon, 0, span),
-                get_linear_schedule_with_warmup(adam, warmup, span),
-            ]
-        adam = torch.optim.Adam(groups, weight_decay=cfg.weight_decay or 0.0)
-        return [adam], [get_linear_schedule_with_warmup(adam, warmup, span)]
+    def by_seed(self) -> list[dict[str, str]]:
+        """{hookpoint: coder} for each seed."""
+        seeds: dict[str, dict[str, str]] = {}
+        for name, point in self.hookpoint.items():
+            seeds.setdefault(name.partition("/")[2], {})[point] = name
+        return list(seeds.values())
 
     @property
     def done(self) -> bool:
@@ -191,19 +98,29 @@ class Run:
         mask[:, : cfg.exclude_first_tokens] = False
         return mask.flatten()
 
+    def kept(self, seen: Activations, mask: Tensor | None) -> Tensor | None:
+        """Which positions of a hookpoint are trained on, [batch * position]: those of `mask` whose norm is not an outlier; None: all."""
+        if self.cfg.max_norm_multiple is None:
+            return mask
+        given = seen.input if self.coder_config.transcode else seen.output
+        norms = given.detach().flatten(0, 1).float().norm(dim=-1)
+        median = norms.median() if mask is None else norms[mask].median()
+        usual = norms <= self.cfg.max_norm_multiple * median
+        return usual if mask is None else mask & usual
+
+    def pair(self, seen: Activations, kept: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The coder's input and target at a hookpoint, float32, each [token, d], at the positions `kept`; one tensor for an SAE."""
+
+        def chosen(values: Tensor) -> Tensor:
+            flat = values.flatten(0, 1)
+            return (flat if kept is None else flat[kept]).float()
+
+        y = chosen(seen.output)
+        return (chosen(seen.input) if self.coder_config.transcode else y), y
+
     def pairs(self, point: str, seen: Activations, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The coder's input and target at a hookpoint, float32, each [token, d], tokens that do not count left out."""
-        y = seen.output.flatten(0, 1)
-        x = seen.input.flatten(0, 1) if self.coder_config.transcode else y
-        if self.cfg.max_norm_multiple is not None:
-            norms = x.float().norm(dim=-1)
-            median = norms.median() if mask is None else norms[mask].median()
-            usual = norms <= self.cfg.max_norm_multiple * median
-            mask = usual if mask is None else mask & usual
-        if mask is not None:
-            x, y = (x[mask], y[mask]) if self.coder_config.transcode else (y[mask],) * 2
-        x = x.float()
-        return x, (y.float() if self.coder_config.transcode else x)
+        """The coder's input and target at a hookpoint, tokens that do not count left out."""
+        return self.pair(seen, self.kept(seen, mask))
 
     def train_on(self, tokens: Tensor, seen: Mapping[str, Activations]) -> bool:
         """Trains on the batch `tokens` [batch, position] and its activations {hookpoint: ...}; true if an optimizer step was made."""
@@ -213,22 +130,11 @@ class Run:
             x, y = pairs[self.hookpoint[name]]
             if len(y):
                 self._backward(name, coder, x, y)
-        self.tokens += tokens.numel()
-        self.batch += 1
-        self.batches_summed += 1
-        full = self.batch % self.cfg.grad_acc_steps == 0
-        if full or (self.cfg.corrections and self.done):
-            self._optimizer_step()
-            return True
-        return False
+        return self._end_batch(tokens)
 
     def _backward(self, name: str, coder: SparseCoder, x: Tensor, y: Tensor) -> None:
         cfg, pieces = self.cfg, self.cfg.micro_acc_steps
-        if name not in self.started:
-            self._start(name, coder, x, y)
-        if self.coder_config.normalize_decoder:
-            coder.set_decoder_norm_to_unit_norm()
-        dead = self.idle[name] > cfg.dead_feature_threshold if cfg.auxk_alpha > 0 else None
+        dead = self._ready(name, coder, x, y)
         total_variance = (y - y.mean(0)).pow(2).sum()
         # sparsify divides by the pieces once more, though each is a share of the batch's loss already.
         divisor = self.batches_in_step * (1 if cfg.corrections else pieces)
@@ -236,16 +142,67 @@ class Run:
             out = coder(x=x_piece, y=y_piece, dead_mask=dead, total_variance=total_variance)
             loss = out.fvu + cfg.auxk_alpha * out.auxk_loss + out.multi_topk_fvu / 8
             loss.div(divisor).backward()
-            chosen = out.latent_indices
-            if cfg.corrections:
-                chosen = torch.where(out.latent_acts > 0, chosen, coder.num_latents)
-            self.fired[name][chosen.flatten()] = True
-            self.sums[f"fvu/{name}"] += out.fvu.detach()
-            if cfg.auxk_alpha > 0:
-                self.sums[f"auxk/{name}"] += out.auxk_loss.detach()
-            if cfg.multi_topk:
-                self.sums[f"multi_topk_fvu/{name}"] += out.multi_topk_fvu.detach()
+            self._count(name, coder, out)
         self.idle_tokens[name] += len(y)
+
+    def train_end_to_end(self, model: PreTrainedModel, tokens: Tensor) -> bool:
+        """Trains on the batch `tokens` [batch, position] by the loss of `model` with the coders' outputs in place of the modules';
+        each seed in a forward of its own. True if an optimizer step was made."""
+        cfg, mask = self.cfg, self.counted(tokens)
+        for names in self.by_seed():
+            further: list[Tensor] = []  # losses of the coders themselves
+
+            def replace(point: str, seen: Activations, names: dict[str, str] = names, further: list[Tensor] = further) -> Tensor:
+                name, coder = names[point], self.coders[names[point]]
+                kept = self.kept(seen, mask)
+                x, y = self.pair(seen, kept)
+                y = y.detach()
+                if not len(y):
+                    return seen.output
+                out = coder(x=x, y=y, dead_mask=self._ready(name, coder, x.detach(), y))
+                self._count(name, coder, out)
+                self.idle_tokens[name] += len(y)
+                if cfg.corrections:  # sparsify leaves them out
+                    further.append(cfg.auxk_alpha * out.auxk_loss + out.multi_topk_fvu / 8)
+                # sparsify cuts the gradient that reaches earlier coders through positions left out.
+                output = seen.output if cfg.corrections else seen.output.detach()
+                return spliced_output(output, kept, out.sae_out)
+
+            loss = end_to_end_loss(model, tokens, list(names), replace, cfg.loss_fn)
+            if loss.requires_grad:  # else every token of the batch was excluded
+                (loss + sum(further)).div(self.batches_in_step).backward()
+            _, slash, seed = next(iter(names.values())).partition("/")
+            self.sums[f"{cfg.loss_fn}{slash}{seed}"] += loss.detach()
+        return self._end_batch(tokens)
+
+    def _ready(self, name: str, coder: SparseCoder, x: Tensor, y: Tensor) -> Tensor | None:
+        """Makes the coder ready for a batch; the latents that AuxK may use, None for no AuxK."""
+        if name not in self.started:
+            self._start(name, coder, x, y)
+        if self.coder_config.normalize_decoder:
+            coder.set_decoder_norm_to_unit_norm()
+        return self.idle[name] > self.cfg.dead_feature_threshold if self.cfg.auxk_alpha > 0 else None
+
+    def _count(self, name: str, coder: SparseCoder, out: ForwardOutput) -> None:
+        """Notes which latents fired, and the losses."""
+        chosen = out.latent_indices
+        if self.cfg.corrections:
+            chosen = torch.where(out.latent_acts > 0, chosen, coder.num_latents)
+        self.fired[name][chosen.flatten()] = True
+        self.sums[f"fvu/{name}"] += out.fvu.detach()
+        if self.cfg.auxk_alpha > 0:
+            self.sums[f"auxk/{name}"] += out.auxk_loss.detach()
+        if self.cfg.multi_topk:
+            self.sums[f"multi_topk_fvu/{name}"] += out.multi_topk_fvu.detach()
+
+    def _end_batch(self, tokens: Tensor) -> bool:
+        self.tokens += tokens.numel()
+        self.batch += 1
+        self.batches_summed += 1
+        if self.batch % self.cfg.grad_acc_steps == 0 or (self.cfg.corrections and self.done):
+            self._optimizer_step()
+            return True
+        return False
 
     def _start(self, name: str, coder: SparseCoder, x: Tensor, y: Tensor) -> None:
         """Sets the biases from the first tokens, so that pre-activations are centred (trainer.py:423)."""

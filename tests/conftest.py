@@ -13,6 +13,7 @@ import torch
 from omegaconf import OmegaConf
 from transformers import (
     AutoModel,
+    AutoModelForCausalLM,
     AutoTokenizer,
     BertConfig,
     GPT2Config,
@@ -64,6 +65,12 @@ def tiny_model(family: str) -> PreTrainedModel:
     """A model of random weights, the same at every call."""
     torch.manual_seed(0)
     return AutoModel.from_config(TINY[family]()).eval().requires_grad_(False)
+
+
+def tiny_causal_model(family: str) -> PreTrainedModel:
+    """The same with a language-modelling head."""
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(TINY[family]()).eval().requires_grad_(False)
 
 
 def tiny_config(model_type: str, **settings: object) -> Config:

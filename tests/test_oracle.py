@@ -7,8 +7,10 @@ from datasets import Dataset
 from sparsify import Trainer
 
 from sae_transcoder.config import Config
-from sae_transcoder.language_model import capture, widths
-from sae_transcoder.run import Run, length, sparsify_configs
+from sae_transcoder.hookpoints import widths
+from sae_transcoder.language_model import capture
+from sae_transcoder.run import Run
+from sae_transcoder.sparsify_config import length, sparsify_configs
 
 POINTS = {
     ("llama", "sae"): ["layers.1", "layers.2"],

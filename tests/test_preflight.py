@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from test_config import refused
 
-from sae_transcoder import language_model, train
+from sae_transcoder import hookpoints, language_model, train
 
 DEMO = ["experiment=demo", "max_samples=64", "max_seq_length=32"]
 
@@ -89,10 +89,10 @@ def test_every_site_resolves_in_every_family(tiny_folder: dict[str, Path]) -> No
             outline = language_model.outline(cfg)
             if name is None:
                 with pytest.raises(train.ConfigError, match="attention, intermediate, output"):
-                    language_model.hookpoints(cfg, outline)
+                    hookpoints.find(cfg, outline)
                 continue
-            assert language_model.hookpoints(cfg, outline) == [name]
-            assert language_model.widths(cfg, outline, [name]) == {name: 32}
+            assert hookpoints.find(cfg, outline) == [name]
+            assert hookpoints.widths(cfg, outline, [name]) == {name: 32}
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_patterns_stay_within_one_part_and_double_stars_cross(
     from conftest import tiny_config
 
     cfg = tiny_config("sae", model_name=str(tiny_folder["llama"]), hookpoints=patterns, layer_stride=stride)
-    found = language_model.hookpoints(cfg, language_model.outline(cfg))
+    found = hookpoints.find(cfg, language_model.outline(cfg))
     if expected is None:
         assert all(name == "layers.2" or name.startswith("layers.2.") for name in found)
         assert len(found) > 2

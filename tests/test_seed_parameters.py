@@ -13,7 +13,8 @@ from sae_transcoder import engine
 from sae_transcoder.config import FIELDS, Config, run_dir
 from sae_transcoder.language_model import load
 from sae_transcoder.preflight import plan
-from sae_transcoder.run import Run, sparsify_configs
+from sae_transcoder.run import Run
+from sae_transcoder.sparsify_config import sparsify_configs
 from sae_transcoder.trackers import Logbook
 
 # The seed's parameter -> ours, where the name differs.

@@ -1,0 +1,114 @@
+"""What reaches sparsify: its own configs, its optimizers and schedules, for a run of a given length."""
+
+import math
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from typing import Any
+
+import torch
+from schedulefree import ScheduleFreeWrapper
+from transformers import get_linear_schedule_with_warmup
+
+from sae_transcoder.config import Config, Optimizer, normalize_decoder, run_dir, run_name, warmup_steps
+
+with redirect_stdout(StringIO()):  # it prints that Triton is missing, on every machine without a GPU
+    from sparsify import SparseCoderConfig, TrainConfig
+    from sparsify.muon import Muon
+    from sparsify.sign_sgd import SignSGD
+    from sparsify.sparse_coder import SparseCoder
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a run is: batches read, optimizer steps made of them, samples in all."""
+
+    batches: int
+    steps: int
+    samples: int
+
+
+def length(cfg: Config, samples: int) -> Length:
+    """The length of a run that has `samples` sequences to read, before `max_steps` ends it.
+
+    A last batch that is not full, and a last step of fewer batches, count; sparsify drops the latter.
+    """
+    if cfg.max_steps is not None:
+        samples = min(samples, cfg.max_steps * cfg.grad_acc_steps * cfg.batch_size)
+    batches = math.ceil(samples / cfg.batch_size)
+    steps = math.ceil(batches / cfg.grad_acc_steps) if cfg.corrections else batches // cfg.grad_acc_steps
+    return Length(batches, steps, samples)
+
+
+def sparsify_configs(cfg: Config, hookpoints: list[str], steps: int) -> tuple[SparseCoderConfig, TrainConfig]:
+    """sparsify's own configs for a run of `steps` optimizer steps on `hookpoints`; fields not listed have no counterpart here."""
+    coder = SparseCoderConfig(
+        activation=cfg.activation.value,
+        expansion_factor=cfg.expansion_factor,
+        normalize_decoder=normalize_decoder(cfg),
+        num_latents=cfg.num_latents,
+        k=cfg.k,
+        multi_topk=cfg.multi_topk,
+        skip_connection=cfg.skip_connection,
+        transcode=cfg.model_type == "transcoder",
+    )
+    train = TrainConfig(
+        coder,
+        batch_size=cfg.batch_size,
+        grad_acc_steps=cfg.grad_acc_steps,
+        micro_acc_steps=cfg.micro_acc_steps,
+        loss_fn=cfg.loss_fn.value,
+        optimizer=cfg.optimizer.value,
+        lr=cfg.lr,
+        lr_warmup_steps=warmup_steps(cfg, steps),
+        k_decay_steps=cfg.k_decay_steps,
+        auxk_alpha=cfg.auxk_alpha,
+        dead_feature_threshold=cfg.dead_feature_threshold,
+        exclude_tokens=list(cfg.exclude_tokens),
+        hookpoints=list(hookpoints),
+        init_seeds=list(cfg.init_seeds),
+        save_every=cfg.save_every,
+        save_best=cfg.save_best,
+        finetune=cfg.finetune,
+        distribute_modules=cfg.distribute_modules,
+        log_to_wandb=False,  # sparsify's Trainer is not run; trackers.py logs
+        wandb_log_frequency=cfg.log_every,
+        run_name=run_name(cfg),
+        save_dir=str(run_dir(cfg)),
+    )
+    return coder, train
+
+
+def automatic_lr(optimizer: Optimizer, num_latents: int) -> float:
+    """sparsify's learning rate where none is set (trainer.py:149, 171, 199)."""
+    if optimizer == Optimizer.muon:
+        return 2e-3
+    return {Optimizer.adam: 2e-4, Optimizer.signum: 5e-3}[optimizer] / (num_latents / 2**14) ** 0.5
+
+
+def optimizers(cfg: Config, coders: Sequence[SparseCoder], length: Length) -> tuple[list[Any], list[Any]]:
+    """sparsify's optimizers and schedules (trainer.py:128) for these coders, parameters in a fixed order.
+
+    Adam is torch's also where bitsandbytes is installed, which sparsify would take.
+    """
+    rates = [cfg.lr or automatic_lr(cfg.optimizer, c.num_latents) for c in coders]
+    groups = [dict(params=list(c.parameters()), lr=lr) for c, lr in zip(coders, rates, strict=True)]
+    # sparsify's schedule spans batches and moves once per optimizer step.
+    span = length.steps if cfg.corrections else length.samples // cfg.batch_size
+    warmup = warmup_steps(cfg, length.steps)
+    if cfg.optimizer == Optimizer.signum:
+        averaged = ScheduleFreeWrapper(SignSGD(groups), momentum=0.95)
+        averaged.train()
+        return [averaged], []
+    if cfg.optimizer == Optimizer.muon:
+        decay = {} if cfg.weight_decay is None else {"weight_decay": cfg.weight_decay}
+        params = [p for c in coders for p in c.parameters()]
+        muon = Muon([p for p in params if p.ndim >= 2], lr=rates[0], ddp=False, **decay)
+        adam = torch.optim.Adam([p for p in params if p.ndim < 2], lr=rates[0])
+        return [muon, adam], [
+            get_linear_schedule_with_warmup(muon, 0, span),
+            get_linear_schedule_with_warmup(adam, warmup, span),
+        ]
+    adam = torch.optim.Adam(groups, weight_decay=cfg.weight_decay or 0.0)
+    return [adam], [get_linear_schedule_with_warmup(adam, warmup, span)]

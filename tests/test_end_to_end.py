@@ -1,0 +1,172 @@
+"""Runs whose loss is the language model's own, with the coders' outputs in place of the modules'."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import tiny_causal_model, tiny_config
+from datasets import Dataset
+from sparsify import Trainer
+from test_engine import cache, lines, short, weights  # noqa: F401  (cache is a fixture)
+from test_oracle import POINTS, assert_equal, tokens
+from torch import Tensor, nn
+
+from sae_transcoder import engine
+from sae_transcoder.config import Config, ConfigError, run_dir
+from sae_transcoder.language_model import end_to_end_loss
+from sae_transcoder.run import Run
+from sae_transcoder.sparsify_config import length, sparsify_configs
+
+
+def trained(cfg: Config, model: nn.Module, points: list[str], ids: Tensor) -> Run:
+    run = Run(cfg, dict.fromkeys(points, 32), len(ids), torch.device("cpu"))
+    for batch in ids[: run.length.samples].split(cfg.batch_size):
+        run.train_end_to_end(model, batch)
+    assert run.done
+    return run
+
+
+@pytest.mark.parametrize("grad_acc_steps", [1, 4])
+@pytest.mark.parametrize("loss_fn", ["ce", "kl"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "neox"])
+def test_with_the_corrections_off_saes_are_bit_identical_to_sparsifys(family: str, loss_fn: str, grad_acc_steps: int) -> None:
+    points, ids = POINTS[family, "sae"], tokens()
+    cfg = tiny_config(
+        "sae", loss_fn=loss_fn, corrections=False, lr_warmup_steps=3, lr=0.01, grad_acc_steps=grad_acc_steps, exclude_tokens=[3, 4],
+        dead_feature_threshold=60,
+    )  # fmt: skip
+    torch.set_float32_matmul_precision("high")
+    ours = trained(cfg, tiny_causal_model(family), points, ids).coders
+    _, train_config = sparsify_configs(cfg, points, length(cfg, len(ids)).steps)
+    dataset = Dataset.from_dict({"input_ids": ids.tolist()}).with_format("torch")
+    trainer = Trainer(train_config, dataset, tiny_causal_model(family))
+    trainer.save = trainer.save_best = lambda *_: None
+    trainer.fit()
+    assert_equal(ours, trainer.saes)
+
+
+class Replaced(nn.Module):
+    """A module whose output is the coder's, written without hooks; positions where `real` is set keep the module's own."""
+
+    def __init__(self, module: nn.Module, coder: nn.Module, real: Tensor):
+        super().__init__()
+        self.module, self.coder, self.real = module, coder, real
+
+    def forward(self, *args: Tensor, **kwargs: object) -> object:
+        result = self.module(*args, **kwargs)
+        output = result[0] if isinstance(result, tuple) else result
+        given = (args[0] if args else kwargs["hidden_states"]) if self.coder.cfg.transcode else output
+        flat = given.flatten(0, 1)
+        centred = flat if self.coder.cfg.transcode else flat - self.coder.b_dec
+        preacts = F.linear(centred, self.coder.encoder.weight, self.coder.encoder.bias)
+        kth = preacts.topk(self.coder.cfg.k).values[:, -1:]
+        latents = torch.where(preacts >= kth, F.relu(preacts), 0)
+        made = (latents @ self.coder.W_dec + self.coder.b_dec).view(output.shape)
+        new = torch.where(self.real[..., None], output, made)
+        return (new, *result[1:]) if isinstance(result, tuple) else new
+
+
+PLACES = {
+    "mlp": ["layers.1.mlp", "layers.2.mlp"],
+    "attention": ["layers.0.self_attn", "layers.2.self_attn"],
+    "residual": ["layers.1", "layers.2"],
+}
+
+
+@pytest.mark.parametrize("loss_fn", ["ce", "kl"])
+@pytest.mark.parametrize("place", list(PLACES))
+@pytest.mark.parametrize("model_type", ["sae", "transcoder"])
+def test_losses_and_gradients_equal_a_model_with_its_modules_exchanged(model_type: str, place: str, loss_fn: str) -> None:
+    cfg = tiny_config(
+        model_type, loss_fn=loss_fn, auxk_alpha=0.0, exclude_first_tokens=1, exclude_tokens=[5], lr=0.01, batch_size=4
+    )
+    points, ids, model = PLACES[place], tokens(), tiny_causal_model("llama")
+    run = trained(cfg, model, points, ids[:24])
+    run.sums.clear()
+    run.batches_summed, run.length = 0, length(cfg, 100)  # one more batch, without its optimizer step
+    run._optimizer_step = lambda: None  # type: ignore[method-assign]
+    if model_type == "sae":
+        for coder in run.coders.values():
+            coder.set_decoder_norm_to_unit_norm()
+    coders = copy.deepcopy(run.coders)
+    batch = ids[24:28]
+    run.train_end_to_end(model, batch)
+
+    real = ~run.counted(batch).view(batch.shape)
+    assert real.any()
+    exchanged = tiny_causal_model("llama")
+    for point in points:
+        parent, _, name = point.rpartition(".")
+        setattr(
+            exchanged.base_model.get_submodule(parent),
+            name,
+            Replaced(exchanged.base_model.get_submodule(point), coders[point], real),
+        )
+    logits = exchanged(input_ids=batch, use_cache=False).logits
+    if loss_fn == "ce":
+        expected = F.cross_entropy(logits[:, :-1].flatten(0, 1), batch[:, 1:].flatten())
+    else:
+        clean = model(input_ids=batch).logits
+        expected = F.kl_div(logits.log_softmax(-1), clean.log_softmax(-1), log_target=True, reduction="none").sum(-1).mean()
+    expected.backward()
+    assert run.metrics()[loss_fn] == pytest.approx(expected.item(), rel=1e-5)
+    for point in points:
+        for mine, other in zip(run.coders[point].parameters(), coders[point].parameters(), strict=True):
+            torch.testing.assert_close(mine.grad, other.grad, atol=1e-6, rtol=1e-3)
+
+
+def test_kl_of_an_unchanged_model_is_zero_and_never_negative() -> None:
+    model, ids = tiny_causal_model("gpt2"), tokens()[:4]
+    assert end_to_end_loss(model, ids, ["h.1"], lambda _, seen: seen.output, "kl").item() == pytest.approx(0, abs=1e-6)
+    assert end_to_end_loss(model, ids, ["h.1"], lambda _, seen: 0 * seen.output, "kl").item() > 0
+
+
+def test_several_seeds_are_trained_each_in_a_forward_of_its_own() -> None:
+    model, ids = tiny_causal_model("llama"), tokens()
+    both = trained(tiny_config("transcoder", loss_fn="ce", init_seeds=[1, 2], lr=0.01), model, PLACES["mlp"], ids)
+    alone = trained(tiny_config("transcoder", loss_fn="ce", init_seeds=[2], lr=0.01), model, PLACES["mlp"], ids)
+    for point in PLACES["mlp"]:
+        for a, b in zip(both.coders[f"{point}/seed2"].parameters(), alone.coders[point].parameters(), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_auxk_acts_beside_an_end_to_end_loss() -> None:
+    model, ids = tiny_causal_model("llama"), tokens()
+    with_it, without = (
+        trained(
+            tiny_config("sae", loss_fn="ce", auxk_alpha=a, dead_feature_threshold=40, lr=0.01), model, ["layers.1"], ids
+        ).coders["layers.1"]
+        for a in (0.5, 0.0)
+    )
+    assert not torch.equal(with_it.W_dec, without.W_dec)
+
+
+@pytest.mark.parametrize("loss_fn", ["ce", "kl"])
+@pytest.mark.parametrize("model_type", ["sae", "transcoder"])
+def test_a_run_on_the_bundled_model_lowers_its_heldout_loss(cache, tmp_path, model_type: str, loss_fn: str) -> None:  # noqa: F811
+    settings = [
+        f"model_type={model_type}",
+        f"loss_fn={loss_fn}",
+        "layers=[1,3]",
+        "max_samples=256",
+        "save_every=8",
+        "keep_every=8",
+        "lr=3e-3",
+    ]
+    cfg = short(cache, tmp_path, *settings)
+    engine.train([cfg])
+    rows = [row for row in lines(run_dir(cfg)) if f"heldout_{loss_fn}" in row]
+    losses = [row[f"heldout_{loss_fn}"] for row in rows]
+    assert losses[-1] < losses[0]
+    assert all(f"heldout_fvu/layers.{i}{'.mlp' if model_type == 'transcoder' else ''}" in rows[-1] for i in (1, 3))
+    best = rows[losses.index(min(losses))]
+    kept = weights(run_dir(cfg) / "snapshots" / f"step{best['step']}_tokens{best['tokens']}")
+    assert all(torch.equal(value, kept[name]) for name, value in weights(run_dir(cfg) / "best").items())
+
+
+def test_an_end_to_end_run_is_refused_in_a_pack_and_on_a_model_without_a_head(cache, tmp_path, tiny_folder) -> None:  # noqa: F811
+    with pytest.raises(ConfigError, match="train it apart"):
+        engine.train([short(cache, tmp_path, "loss_fn=ce"), short(cache, tmp_path)])
+    with pytest.raises(ConfigError, match=r"loss_fn=ce: .*predicts no next token"):
+        engine.train([short(cache, tmp_path, "loss_fn=ce", f"model_name={tiny_folder['bert']}", "layers=[1]")])
