@@ -21,7 +21,6 @@ def faults(cfg: Config) -> list[str]:
         if (value := getattr(cfg, name)) is not None and not value >= least
     ]
     for name, value, fix in [
-        ("finetune", cfg.finetune is not None, "leave it out"),
         ("distribute_modules", cfg.distribute_modules, "leave it out"),
         ("hardware", cfg.hardware == Hardware.slurm, "use hardware=auto, cpu or gpu"),
     ]:

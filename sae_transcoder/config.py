@@ -234,7 +234,7 @@ class TrainingConfig:
     init_seeds: list[int] = field(default_factory=lambda: [42])
     """Seeds of the initialisation; several train one coder each, side by side."""
     finetune: str | None = None
-    """Path or hub id of coders to start from; not yet available."""
+    """Start from these coders instead of from `init_seeds`: a run's directory, a folder of sparsify coders, or a hub id."""
     corrections: bool = True
     """Train with sparsify's known faults corrected (see upstream.py). false: sparsify's own behaviour, for comparison."""
 

@@ -73,7 +73,7 @@ class Member:
         self.plan, self.cfg, self.directory = plan, plan.cfg, run_dir(plan.cfg)
         self.settings = {"dtype": str(dtype), "threads": torch.get_num_threads()}
         state = checkpoint.load_state(self.directory, signature(self.cfg), plan.device)
-        self.run = Run(plan.cfg, plan.widths, len(plan.tokens.train), plan.device)
+        self.run = Run(plan.cfg, plan.widths, len(plan.tokens.train), plan.device, plan.start_from)
         self.best = dict.fromkeys(self.run.coders, float("inf"))
         self.heldout: dict[str, float] = {}
         self.warning: str | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.experimental.callback import Callback
@@ -39,6 +40,7 @@ class Plan:
     model_parameters: int
     memory: dict[str, int]  # bytes, by what holds them
     warnings: list[str]
+    start_from: dict[str, Path]  # {coder: folder of the weights to start from}
 
     @property
     def latents(self) -> dict[str, int]:
@@ -73,7 +75,8 @@ def plan(cfg: Config) -> Plan:
         if faults := trackers.check(cfg):
             raise ConfigError(*faults)
 
-    from sae_transcoder import data, hookpoints, language_model
+    from sae_transcoder import data, finetune, hookpoints, language_model
+    from sae_transcoder.run import coder_names
     from sae_transcoder.sparsify_config import length
 
     device = find_device(cfg)
@@ -85,6 +88,8 @@ def plan(cfg: Config) -> Plan:
         faults += length_faults(cfg, length(cfg, bound), bound)
     if faults:
         raise ConfigError(*faults)
+    sizes = {point: latents(cfg, width) for point, width in widths.items()}
+    start_from = finetune.find(cfg, [name for point in widths for name in coder_names(cfg, point)], widths, sizes)
     tokens = data.prepare(cfg, lambda: language_model.tokenizer(cfg), outline.config.vocab_size)
     planned = length(cfg, len(tokens.train))
     if faults := length_faults(cfg, planned, len(tokens.train)):
@@ -92,7 +97,7 @@ def plan(cfg: Config) -> Plan:
     dtype = language_model.resolve_dtype(cfg, device)
     parameters = sum(p.numel() for p in outline.parameters())
     memory = memory_estimate(cfg, widths, parameters * dtype.itemsize, dtype.itemsize)
-    return Plan(cfg, device, widths, tokens, planned, parameters, memory, warnings(cfg, planned))
+    return Plan(cfg, device, widths, tokens, planned, parameters, memory, warnings(cfg, planned), start_from)
 
 
 def check_settings(cfg: Config) -> None:

@@ -3,9 +3,11 @@
 import copy
 from collections import defaultdict
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_model
 from schedulefree import ScheduleFreeWrapper
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -14,6 +16,11 @@ from sae_transcoder.config import Config
 from sae_transcoder.language_model import Activations, end_to_end_loss, spliced_output
 from sae_transcoder.sparsify_config import length, optimizers, sparsify_configs
 from sae_transcoder.upstream import CorrectedCoder, ForwardOutput, SparseCoder
+
+
+def coder_names(cfg: Config, hookpoint: str) -> list[str]:
+    """The names of a hookpoint's coders: its own, or `hookpoint/seed<N>` for each of several seeds."""
+    return [f"{hookpoint}/seed{seed}" for seed in cfg.init_seeds] if len(cfg.init_seeds) > 1 else [hookpoint]
 
 
 def fitting_k(coder: SparseCoder, k: int) -> int:
@@ -27,8 +34,15 @@ def fitting_k(coder: SparseCoder, k: int) -> int:
 class Run:
     """One run of a pack. Between two calls of `train_on` everything in it is consistent."""
 
-    def __init__(self, cfg: Config, widths: Mapping[str, int], samples: int, device: torch.device):
-        """widths: {hookpoint: d}; samples: sequences there are to train on."""
+    def __init__(
+        self,
+        cfg: Config,
+        widths: Mapping[str, int],
+        samples: int,
+        device: torch.device,
+        start_from: Mapping[str, Path] | None = None,
+    ):
+        """widths: {hookpoint: d}; samples: sequences there are to train on; start_from: {coder: folder of its weights}."""
         self.cfg, self.device = cfg, device
         self.length = length(cfg, samples)
         self.coder_config, self.train_config = sparsify_configs(cfg, list(widths), self.length.steps)
@@ -36,9 +50,8 @@ class Run:
         self.coders: dict[str, SparseCoder] = {}
         self.hookpoint: dict[str, str] = {}  # of each coder
         for point, width in widths.items():
-            for seed in cfg.init_seeds:
+            for seed, name in zip(cfg.init_seeds, coder_names(cfg, point), strict=True):
                 torch.manual_seed(seed)
-                name = f"{point}/seed{seed}" if len(cfg.init_seeds) > 1 else point
                 # Each has a config of its own, since k changes in it.
                 self.coders[name] = kind(width, copy.copy(self.coder_config), device, dtype=torch.float32)
                 self.hookpoint[name] = point
@@ -46,6 +59,9 @@ class Run:
         self.optimizers, self.schedules = optimizers(cfg, list(self.coders.values()), self.length)
         self.batch = self.step = self.tokens = 0
         self.started: set[str] = set()  # coders whose biases were set from data
+        for name, folder in (start_from or {}).items():
+            load_model(self.coders[name], folder / "sae.safetensors", device=str(device))
+            self.started.add(name)
         self.idle = {n: torch.zeros(c.num_latents, dtype=torch.long, device=device) for n, c in self.coders.items()}
         # One place more than there are latents: chosen latents that are not above zero write there.
         self.fired = {n: torch.zeros(c.num_latents + 1, dtype=torch.bool, device=device) for n, c in self.coders.items()}

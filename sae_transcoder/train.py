@@ -3,6 +3,7 @@
 Everything slow to import is imported after the config is known to be valid.
 """
 
+import errno
 import os
 import re
 import sys
@@ -152,6 +153,8 @@ def main() -> None:
             sys.exit(128 + error.number)
         if isinstance(error, DiskError):
             refuse([str(error)])
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            refuse([f"{error.filename or 'the disk'}: {error.strerror}; free space and start the same command again"])
         raise
     finally:
         GlobalHydra.instance().clear()

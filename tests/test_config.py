@@ -176,7 +176,6 @@ def test_the_default_run_name_is_readable_and_differs_with_any_setting() -> None
         (["model_type=sae", "tracker=trackio", "entity=me"], ["entity=me with tracker=trackio", "tracker_mode=online"]),
         (["model_type=sae", "tracker=trackio", "tracker_mode=online"], ["set entity"]),
         (["model_type=sae", "loss_fn=ce", "micro_acc_steps=2"], ["micro_acc_steps=2 with loss_fn=ce", "grad_acc_steps"]),
-        (["model_type=sae", "finetune=x"], ["finetune=x: not yet available"]),
         (["model_type=sae", "distribute_modules=true"], ["distribute_modules=True: not yet available"]),
         (["model_type=sae", "hardware=slurm"], ["hardware=slurm: not yet available"]),
         (["model_type=sae", "hardware=gpu", "device=cpu"], ["device=cpu with hardware=gpu"]),
@@ -193,7 +192,7 @@ def test_a_wrong_setting_is_refused_with_field_value_and_fix(
 
 
 def test_all_faults_are_listed_at_once(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    message = refused(capsys, monkeypatch, "model_type=sae", "k=0", "batch_size=0", "finetune=x")
+    message = refused(capsys, monkeypatch, "model_type=sae", "k=0", "batch_size=0", "lr=-1")
     assert message.count("error: ") == 3
 
 
