@@ -68,6 +68,6 @@ def read(directory: Path) -> Status | None:
 
 def write(directory: Path, status: Status) -> None:
     """Replaces status.json at once, so that a reader never sees half of it."""
-    beside = directory / f".{NAME}.{os.getpid()}"
+    beside = directory / f".{NAME}.new"  # of a killed process: overwritten by the next
     beside.write_text(json.dumps(asdict(status), indent=2) + "\n")
     os.replace(beside, directory / NAME)
