@@ -1,7 +1,7 @@
 """A run on disk: the coders in sparsify's own format, and the exact state from which training goes on.
 
-What is written stands beside its place first, is forced to the disk and then takes its place by one rename: whenever the process dies,
-the state is the old one or the new one.
+What is written stands beside its place first, is forced to the disk and then takes its place. The state is at all times the old
+one or the new one. A coder's folder needs two renames: a process that dies between them leaves it out, until the run goes on.
 """
 
 import os
@@ -13,10 +13,11 @@ from typing import Any
 import torch
 
 from sae_transcoder.config import ConfigError
+from sae_transcoder.files import sync
+from sae_transcoder.status import state_path
 from sae_transcoder.upstream import SparseCoder
 
 FORMAT = 1  # of the state; another one is refused
-RESUME = "resume"
 
 
 class DiskError(Exception):
@@ -49,6 +50,7 @@ def export(coders: Mapping[str, SparseCoder], folder: Path) -> None:
             if place.exists():
                 place.rename(before)
             new.rename(place)
+            sync(place.parent)
     except Exception as error:  # safetensors raises its own kind for a full disk
         if isinstance(error, OSError) or "os error" in str(error).lower() or "I/O error" in str(error):
             raise DiskError(
@@ -58,20 +60,6 @@ def export(coders: Mapping[str, SparseCoder], folder: Path) -> None:
     finally:
         shutil.rmtree(beside, ignore_errors=True)
         shutil.rmtree(before, ignore_errors=True)
-
-
-def sync(path: Path) -> None:
-    """Forces a file or folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def state_path(directory: Path) -> Path:
-    """The file of a run's training state."""
-    return directory / RESUME / "state.pt"
 
 
 def save_state(directory: Path, signature: str, state: Mapping[str, Any]) -> None:
@@ -86,15 +74,17 @@ def save_state(directory: Path, signature: str, state: Mapping[str, Any]) -> Non
             os.fsync(file.fileno())
         os.replace(beside, place)
         sync(place.parent)
-    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError for a full disk
+    except (OSError, RuntimeError) as error:
         beside.unlink(missing_ok=True)
+        if isinstance(error, RuntimeError) and "write" not in str(error):  # torch's writer raises RuntimeError for a full disk
+            raise
         reason = error if isinstance(error, OSError) else str(error).splitlines()[0]
         raise DiskError(
             f"{place}: the training state could not be written ({reason}); free space and start the same command again"
         ) from error
 
 
-def load_state(directory: Path, signature: str, device: torch.device) -> dict[str, Any] | None:
+def load_state(directory: Path, signature: str) -> dict[str, Any] | None:
     """The run's training state, None where there is none.
 
     Raises ConfigError for a file that is truncated, of other settings or of another version.
@@ -104,7 +94,7 @@ def load_state(directory: Path, signature: str, device: torch.device) -> dict[st
         return None
     fix = f"remove {path.parent} to train this run from its start"
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises what the damaged byte happens to hit
         raise ConfigError(f"{path}: truncated, or no training state ({str(error).splitlines()[0]}); {fix}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
@@ -118,4 +108,4 @@ def load_state(directory: Path, signature: str, device: torch.device) -> dict[st
 
 def drop_state(directory: Path) -> None:
     """Removes the training state of a run that is done."""
-    shutil.rmtree(directory / RESUME, ignore_errors=True)
+    shutil.rmtree(state_path(directory).parent, ignore_errors=True)

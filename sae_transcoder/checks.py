@@ -1,8 +1,12 @@
 """What is wrong with the settings by themselves, before any model or data is looked at."""
 
 import re
+from dataclasses import asdict
+from pathlib import Path
 
 from sae_transcoder.config import Activation, Config, DatasetKind, Hardware, LossFn, ModelType, Optimizer, Tracker, TrackerMode
+
+DEFAULTS = asdict(Config())
 
 # Fields that must be at least so large; null is allowed where the field allows it.
 AT_LEAST = dict(
@@ -65,11 +69,39 @@ def faults(cfg: Config) -> list[str]:
         found.append(
             f"eval_split={cfg.eval_split} with dataset_kind={cfg.dataset_kind}: only hub data sets have splits; leave it out"
         )
-    if cfg.hardware == Hardware.gpu and cfg.device is not None and not cfg.device.startswith("cuda"):
-        found.append(f"device={cfg.device} with hardware=gpu: use hardware=cpu or a cuda device")
+    kinds = {Hardware.gpu: "cuda", Hardware.slurm: "cuda", Hardware.cpu: "cpu"}
+    if cfg.hardware in kinds and cfg.device is not None and not cfg.device.startswith(kinds[cfg.hardware]):
+        found.append(f"device={cfg.device} with hardware={cfg.hardware}: they contradict each other; leave one out")
+    found += unread_faults(cfg)
     found += tracker_faults(cfg)
     if (cfg.run_name is not None and not re.fullmatch(r"[^/\\\0]+", cfg.run_name)) or cfg.run_name in (".", ".."):
         found.append(f"run_name={cfg.run_name!r}: must be the name of one folder; put the path into save_dir")
+    return found
+
+
+# Fields of the data, and the kinds that read them; others would ignore what was set.
+READ_BY = {
+    "dataset_config": {DatasetKind.hub, DatasetKind.pretokenized},
+    "dataset_split": {DatasetKind.hub, DatasetKind.pretokenized},
+    "text_column": {DatasetKind.hub, DatasetKind.local_text},
+    "tokens_column": {DatasetKind.pretokenized},
+    "tokens_dtype": {DatasetKind.memmap},
+    "shuffle_buffer": {DatasetKind.hub, DatasetKind.pretokenized},
+}
+
+
+def unread_faults(cfg: Config) -> list[str]:
+    """Settings that this kind of data or model does not read."""
+    found = []
+    for name, kinds in READ_BY.items():
+        if getattr(cfg, name) != DEFAULTS[name] and cfg.dataset_kind not in kinds:
+            found.append(
+                f"{name}={getattr(cfg, name)} with dataset_kind={cfg.dataset_kind}: read by {', '.join(sorted(kinds))} only; leave it out"
+            )
+    if cfg.revision is not None and (cfg.model_name == "demo" or Path(cfg.model_name).is_dir()):
+        found.append(
+            f"revision={cfg.revision} with model_name={cfg.model_name}: only models of the hub have revisions; leave it out"
+        )
     return found
 
 
@@ -77,11 +109,9 @@ def tracker_faults(cfg: Config) -> list[str]:
     """Tracker settings that contradict each other, or that no tracker would see."""
     found = []
     if cfg.tracker == Tracker.none:
-        for name in ("tracker_mode", "entity", "group"):
-            if getattr(cfg, name) is not None:
+        for name in ("tracker_mode", "project", "entity", "group", "tags"):
+            if getattr(cfg, name) != DEFAULTS[name]:
                 found.append(f"{name}={getattr(cfg, name)} with tracker=none: choose tracker=wandb or trackio, or leave it out")
-        if cfg.tags:
-            found.append(f"tags={cfg.tags} with tracker=none: choose tracker=wandb or trackio, or leave it out")
     if cfg.tracker == Tracker.trackio:
         online = cfg.tracker_mode == TrackerMode.online
         if cfg.entity and not online:

@@ -148,7 +148,7 @@ class DatasetConfig:
     text_column: str = "text"
     """Column that holds the text; one string a document."""
     tokens_column: str = "input_ids"
-    """Column that holds the ids of a pretokenized set."""
+    """Column that holds the ids of a pretokenized set; each row is cut into full sequences, what remains of it is dropped."""
     tokens_dtype: TokensDtype | None = None
     """Number format of a memmap. null: read from the `dtype` key of FILE.json beside the file."""
     max_samples: int | None = 1000
@@ -157,7 +157,7 @@ class DatasetConfig:
     max_seq_length: int = 256
     """Tokens per sequence."""
     shuffle_seed: int = 42
-    """Seed of the order of documents and of sequences; the order is a prefix of the same order for every length of run."""
+    """Seed of the order of documents and of sequences; a shorter run reads the first part of what a longer one reads."""
     shuffle_buffer: int = 10_000
     """Documents of a stream held for shuffling."""
     eval_samples: int = 256
@@ -204,8 +204,8 @@ class OptimizerConfig:
     lr: float | None = None
     """Learning rate. null: sparsify's: adam 2e-4, signum 5e-3, both over sqrt(latents / 2^14); muon 2e-3."""
     lr_warmup_steps: int | None = None
-    """Optimizer steps over which Adam's rate (with muon: that of the biases) rises from 0; it then falls linearly to 0 at the last.
-    null: a twentieth of the run, at most 1,000. signum has none."""
+    """Optimizer steps over which Adam's rate (with muon: that of the biases) rises from 0. All rates then fall linearly to 0.
+    null: a twentieth of the run, at most 1,000. signum has neither warmup nor decay."""
     weight_decay: float | None = None
     """adam: L2 penalty; muon: decoupled decay of the matrices. null: the optimizer's own (adam 0, muon 0.1). signum has none."""
 
@@ -221,7 +221,7 @@ class TrainingConfig:
     micro_acc_steps: int = 1
     """Pieces in which a batch's activations pass through the coder; saves memory, changes no gradient."""
     max_steps: int | None = None
-    """Optimizer steps after which the run ends. null: all samples once."""
+    """Optimizer steps after which the run ends, for which there must be samples. null: all samples once."""
     loss_fn: LossFn = LossFn.fvu
     """fvu: fraction of the activations' variance that is left unexplained. ce, kl: the language model's next-token cross-entropy,
     or KL(original || spliced) of its predictions, with the coders' outputs in place of the modules'."""
@@ -230,7 +230,7 @@ class TrainingConfig:
     dead_feature_threshold: int = 5_000_000
     """Tokens after which a latent that has not fired counts as dead."""
     k_decay_steps: int = 0
-    """Optimizer steps over which k falls linearly from min(latents, 10 x width) to `k`."""
+    """Optimizer steps (with corrections=false: batches) over which k falls linearly from min(latents, 10 x width) to `k`."""
     init_seeds: list[int] = field(default_factory=lambda: [42])
     """Seeds of the initialisation; several train one coder each, side by side."""
     finetune: str | None = None
@@ -246,7 +246,7 @@ class TrackerConfig:
     tracker: Tracker = no_result(Tracker.none)
     """none, wandb or trackio."""
     tracker_mode: TrackerMode | None = no_result(None)
-    """online or offline. null: online for wandb, offline (a local database) for trackio."""
+    """online or offline. null: for wandb WANDB_MODE, else online; for trackio offline, a local database."""
     project: str = no_result("sae-transcoder")
     """Project at the tracker."""
     entity: str | None = no_result(None)
@@ -254,7 +254,7 @@ class TrackerConfig:
     group: str | None = no_result(None)
     """Group of runs at the tracker."""
     tags: list[str] = no_result([])
-    """Tags of the run at the tracker."""
+    """Tags of the run at the tracker (trackio shows them in the run's config)."""
     log_every: int = no_result(10)
     """Optimizer steps per line of metrics.jsonl and of the tracker; each line averages the steps since the one before."""
 
@@ -288,10 +288,10 @@ class SavingConfig:
     keep_every: int | None = no_result(None)
     """Optimizer steps between two exports that are kept, in snapshots/step<N>_tokens<T>/. null: none."""
     save_best: bool = no_result(True)
-    """Keep each hookpoint's coder of the lowest held-out FVU seen at a save in best/."""
+    """Keep each hookpoint's coder of the lowest held-out FVU (with loss_fn=ce, kl: held-out loss) seen at a save in best/."""
     resume: Resume = no_result(Resume.auto)
-    """What to do with a directory that holds this run unfinished: auto: continue it, or start where there is none;
-    must: continue it, or be refused; never: be refused where there is one."""
+    """auto: continue the run where its directory holds a training state, else start; must: continue, or be refused;
+    never: be refused where the directory holds a run."""
 
 
 @dataclass

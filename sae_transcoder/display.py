@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from types import TracebackType
 
 from rich.console import Console
@@ -100,6 +101,10 @@ class Bar:
         """Tokens per second since the start."""
         return self.tokens / max(1e-9, time.monotonic() - self.start)
 
+    def note(self, fvu: Sequence[float]) -> None:
+        """Takes up the FVU of each coder as last logged."""
+        self.fvu = fmean(fvu) if fvu else None
+
     def update(self, step: int, tokens: int) -> None:
         """step: optimizer steps made; tokens: read in this process."""
         self.tokens = tokens
@@ -114,9 +119,8 @@ class Bar:
 
 def closing(directory: Path, steps: int, seconds: float, fvu: dict[str, float], console: Console) -> None:
     """One line: where the coders are and how well they do on held-out tokens."""
-    worst = "" if len(fvu) < 2 else f" (mean of {len(fvu)}: {min(fvu.values()):.4f} to {max(fvu.values()):.4f})"
-    mean = sum(fvu.values()) / len(fvu)
+    spread = "" if len(fvu) < 2 else f" (mean of {len(fvu)}: {min(fvu.values()):.4f} to {max(fvu.values()):.4f})"
     console.print(
-        f"done: {steps:,} steps in {seconds:.0f} s, held-out FVU {mean:.4f}{worst}, coders in {directory / 'coders'}",
+        f"done: {steps:,} steps in {seconds:.0f} s, held-out FVU {fmean(fvu.values()):.4f}{spread}, coders in {directory / 'coders'}",
         markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip

@@ -1,22 +1,25 @@
 """A pack: one stream of batches, one forward of the language model, many runs; and what happens between two batches."""
 
+import hashlib
 import logging
 import os
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
 import torch
+from filelock import Timeout
 from rich.console import Console
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from sae_transcoder import checkpoint, display, evaluate, language_model, preflight, status
-from sae_transcoder.config import Config, ConfigError, LossFn, run_dir, signature
+from sae_transcoder.config import Config, ConfigError, DatasetConfig, LossFn, ModelConfig, run_dir, signature
+from sae_transcoder.files import sync
 from sae_transcoder.language_model import Activations
 from sae_transcoder.preflight import Plan
 from sae_transcoder.run import Run
@@ -38,8 +41,8 @@ class Result:
     heldout_fvu: dict[str, float]
 
 
-class Stopped(Exception):
-    """A signal ended the runs at a batch boundary, their state saved."""
+class Stopped(BaseException):
+    """A signal ended the runs at a batch boundary, their state saved. Like KeyboardInterrupt no Exception: it ends a sweep as well."""
 
     def __init__(self, number: int):
         super().__init__(f"stopped by {signal.Signals(number).name}")
@@ -69,18 +72,27 @@ class Member:
     """A run of the pack with its directory: what it logs, saves and reports of itself."""
 
     def __init__(self, plan: Plan, dtype: torch.dtype):
-        """Continues from the directory's training state where there is one. Raises ConfigError where that does not fit."""
+        """Continues from the directory's training state where there is one. Raises ConfigError where that does not fit, and writes nothing."""
         self.plan, self.cfg, self.directory = plan, plan.cfg, run_dir(plan.cfg)
-        self.settings = {"dtype": str(dtype), "threads": torch.get_num_threads()}
-        state = checkpoint.load_state(self.directory, signature(self.cfg), plan.device)
+        self.settings = {"dtype": str(dtype), "threads": torch.get_num_threads(), "data": fingerprint(plan)}
+        state = checkpoint.load_state(self.directory, signature(self.cfg))
         self.run = Run(plan.cfg, plan.widths, len(plan.tokens.train), plan.device, plan.start_from)
         self.best = dict.fromkeys(self.run.coders, float("inf"))
         self.heldout: dict[str, float] = {}
         self.warning: str | None = None
         if state is not None:
             self._restore(state)
+        self.closed = False
+
+    def open(self) -> None:
+        """Takes the directory. Raises ConfigError where another process has taken it in the meantime."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        self.logbook = Logbook(plan.cfg, self.directory, self.run.step)
+        self.lock = status.lock(self.directory)
+        try:
+            self.lock.acquire()
+        except Timeout:
+            raise ConfigError(f"{self.directory}: another process has just started this run; not started again") from None
+        self.logbook = Logbook(self.cfg, self.directory, self.run.step)
         self.report(State.running)
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -89,6 +101,11 @@ class Member:
             raise ConfigError(
                 f"dtype={self.cfg.dtype}: {self.directory} was begun with {kept['dtype']} on another device, "
                 f"here it would be {self.settings['dtype']}; set device as it was, or begin a new run with dtype set"
+            )
+        if kept["data"] != self.settings["data"]:
+            raise ConfigError(
+                f"dataset_name={self.cfg.dataset_name}: its tokens are not those that {self.directory} was begun with; "
+                "restore the data as it was (files, Python version, hub revision), or begin a new run"
             )
         if kept["threads"] != self.settings["threads"]:
             self.warning = (
@@ -113,7 +130,7 @@ class Member:
         values: dict[str, float] = {}
         if run.step % cfg.log_every == 0 or run.done:
             values |= {"lr": run.lr_used, "k": run.k_used} | run.metrics()
-            bar.fvu = evaluate.mean([v for name, v in values.items() if name.startswith("fvu/")])
+            bar.note([value for name, value in values.items() if name.startswith("fvu/")])
         if saving:
             values |= self.export(model)
         if cfg.keep_every and run.step % cfg.keep_every == 0:
@@ -122,7 +139,12 @@ class Member:
             self.logbook.log(run.step, {"tokens": run.tokens} | values)
         if saving and not run.done:
             self.save_state()
-        if time.monotonic() - self.reported > HEARTBEAT_EVERY:
+        if run.done:
+            self.close(State.done, tokens_per_s=bar.tokens_per_s)
+
+    def heartbeat(self, bar: display.Bar) -> None:
+        """Says now and then that the run goes on."""
+        if not self.closed and time.monotonic() - self.reported > HEARTBEAT_EVERY:
             self.report(State.running, tokens_per_s=bar.tokens_per_s)
 
     def export(self, model: PreTrainedModel) -> dict[str, float]:
@@ -165,17 +187,22 @@ class Member:
             losses |= dict.fromkeys(names.values(), loss)
         return losses
 
-    def pairs(self, point: str, seen: Activations, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def pairs(self, seen: Activations, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The coder's input and target at a hookpoint, tokens that do not count left out."""
-        return self.run.pairs(point, seen, self.run.counted(tokens))
+        return self.run.pair(seen, self.run.kept(seen, self.run.counted(tokens)))
 
     def save_state(self) -> None:
-        """Keeps all that the rest of the run depends on."""
+        """Keeps all that the rest of the run depends on, after the lines of metrics that led to it."""
+        if (self.directory / "metrics.jsonl").exists():
+            sync(self.directory / "metrics.jsonl")
         state = {"run": self.run.state(), "best": self.best, "heldout": self.heldout, "rng": torch.get_rng_state()}
         checkpoint.save_state(self.directory, signature(self.cfg), state | {"settings": self.settings})
 
     def close(self, state: State, why: str | None = None, tokens_per_s: float = 0.0) -> None:
-        """Ends the tracker's run and says in status.json how it ended."""
+        """Ends the tracker's run, says in status.json how it ended and leaves the directory; once."""
+        if self.closed:
+            return
+        self.closed = True
         self.logbook.finish(0 if state == State.done else 1)
         try:
             self.report(state, why, tokens_per_s)
@@ -183,14 +210,21 @@ class Member:
             log.error("%s: status.json could not be written (%s)", self.directory, error)
         if state == State.done:
             checkpoint.drop_state(self.directory)
+        self.lock.release()
 
 
+def fingerprint(plan: Plan) -> str:
+    """What tells a run's tokens from others: how many there are, the first and the last."""
+    train, heldout = plan.tokens.train, plan.tokens.heldout
+    parts = [train[:8], train[max(0, plan.length.samples - 8) : plan.length.samples], heldout[:8]]
+    return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:16]
+
+
+# Fields of the model and the data in which runs of one pack may differ: each leaves out its own tokens.
+OWN = {"exclude_tokens", "exclude_first_tokens", "max_norm_multiple"}
 # What runs of one pack have in common: they see the same batches and the same activations.
-SHARED = (
-    *("model_name", "revision", "dtype", "dataset_kind", "dataset_name", "dataset_config", "dataset_split", "text_column"),
-    *("tokens_column", "tokens_dtype", "max_samples", "max_seq_length", "shuffle_seed", "shuffle_buffer", "eval_samples"),
-    *("eval_split", "batch_size", "device", "threads", "deterministic", "cache_dir"),
-)
+SHARED = [f.name for f in (*fields(ModelConfig), *fields(DatasetConfig)) if f.name not in OWN]
+SHARED += ["batch_size", "device", "threads", "deterministic"]
 
 
 def check_shared(cfgs: Sequence[Config]) -> None:
@@ -206,11 +240,13 @@ def check_shared(cfgs: Sequence[Config]) -> None:
         raise ConfigError(*faults)
 
 
-def configure(cfg: Config) -> None:
+def configure(cfg: Config, device: torch.device) -> None:
     """Process-wide settings of torch."""
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     torch.set_float32_matmul_precision("high")  # as sparsify's Trainer.fit
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # Triton's kernels run on the current one
     if cfg.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -225,39 +261,52 @@ def train(cfgs: Sequence[Config]) -> list[Result]:
     check_shared(cfgs)
     plans = [preflight.plan(cfg) for cfg in cfgs]
     first = plans[0]
-    configure(first.cfg)
+    configure(first.cfg, first.device)
     members = [Member(plan, language_model.resolve_dtype(plan.cfg, plan.device)) for plan in plans]
-    started = {m: m.run.tokens for m in members}
-    for member in members:
-        display.header(member.plan, console)
-        log.info("%s", display.facts(member.plan))
-        for note in filter(
-            None, [member.run.step and f"continues after step {member.run.step:,}", member.warning, member.logbook.where]
-        ):
-            console.print(note, markup=False, soft_wrap=True)
-    start = time.monotonic()
-    longest = max(members, key=lambda m: m.run.length.batches)
-    total = longest.run.length.samples * first.cfg.max_seq_length
+    opened: list[Member] = []
     try:
-        model = language_model.load(first.cfg, first.device)
-        with StopSignal() as stop, display.Bar(console, longest.run.length.steps, total - started[longest]) as bar:
-            while active := [m for m in members if not m.run.done]:
-                batch(model, active, bar)
-                bar.update(longest.run.step, longest.run.tokens - started[longest])
-                if stop.number is not None and not all(m.run.done for m in members):
-                    interrupt(members, stop.number)
-        for member in members:
-            member.close(State.done, tokens_per_s=bar.tokens_per_s)
-    except Stopped:
-        raise
+        with StopSignal() as stop:
+            for member in members:
+                member.open()
+                opened.append(member)
+                introduce(member, console)
+            run_pack(members, stop, console)
     except BaseException as error:
-        log.exception("failed")
-        for member in members:
+        known = isinstance(error, ConfigError | checkpoint.DiskError | Stopped)
+        log.log(logging.INFO if known else logging.ERROR, "%s", error, exc_info=not known)
+        for member in opened:
             member.close(State.failed, f"{type(error).__name__}: {error}")
         raise
+    return [Result(m.directory, m.run.exported(), m.heldout) for m in members]
+
+
+def introduce(member: Member, console: Console) -> None:
+    """Shows what will be trained, and from where."""
+    display.header(member.plan, console)
+    log.info("%s", display.facts(member.plan))
+    goes_on = f"continues after step {member.run.step:,}" if member.run.batch else None
+    for note in (goes_on, member.warning, member.logbook.where):
+        if note:
+            console.print(note, markup=False, soft_wrap=True)
+
+
+def run_pack(members: Sequence[Member], stop: StopSignal, console: Console) -> None:
+    """The loop: batch after batch until every run is done. Raises Stopped after a signal, the states saved."""
+    start = time.monotonic()
+    longest = max(members, key=lambda m: m.run.length.batches)
+    before = longest.run.tokens
+    positions = longest.cfg.max_seq_length
+    model = language_model.load(longest.cfg, longest.plan.device)
+    with display.Bar(console, longest.run.length.steps, longest.run.length.samples * positions - before) as bar:
+        while active := [m for m in members if not m.run.done]:
+            batch(model, active, bar)
+            bar.update(longest.run.step, longest.run.tokens - before)
+            for member in active:
+                member.heartbeat(bar)
+            if stop.number is not None and not all(m.run.done for m in members):
+                interrupt(members, stop.number)
     for member in members:
         display.closing(member.directory, member.run.step, time.monotonic() - start, member.heldout, console)
-    return [Result(m.directory, m.run.exported(), m.heldout) for m in members]
 
 
 def batch(model: PreTrainedModel, active: Sequence[Member], bar: display.Bar) -> None:
@@ -281,9 +330,7 @@ def interrupt(members: Sequence[Member], number: int) -> None:
     state = State.preempted if number != signal.SIGINT and "SLURM_JOB_ID" in os.environ else State.interrupted
     stopped = Stopped(number)
     for member in members:
-        if member.run.done:
-            member.close(State.done)
-        else:
+        if not member.closed:
             member.save_state()
             member.close(state, str(stopped))
     raise stopped

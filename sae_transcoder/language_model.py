@@ -1,10 +1,12 @@
 """The language model: its outline without weights, the forward up to the last hookpoint, and the forward with modules replaced."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -69,17 +71,17 @@ def load(cfg: Config, device: torch.device) -> PreTrainedModel:
     transformers_logging.disable_progress_bar()
     try:
         kind = AutoModel if cfg.loss_fn == LossFn.fvu else AutoModelForCausalLM
-        model = kind.from_pretrained(model_path(cfg), revision=cfg.revision, dtype=dtype)
+        model = kind.from_pretrained(model_path(cfg), revision=cfg.revision, dtype=dtype).to(device)  # type: ignore[arg-type]
     except (OSError, ValueError) as error:
         raise _cannot_load(cfg, "weights", error) from error
-    return model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
+    return model.eval().requires_grad_(False)
 
 
 def resolve_dtype(cfg: ModelConfig, device: torch.device) -> torch.dtype:
     """The weights' number format: as set, else bfloat16 on a GPU that has it, else float32."""
     if cfg.dtype is not None:
         return getattr(torch, cfg.dtype)
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
 
 
 class _Reached(Exception):
@@ -94,69 +96,77 @@ def _first_tensor(values: Any) -> Tensor | None:
     return next((v for v in candidates if isinstance(v, Tensor)), None)
 
 
+def _activations(args: tuple, kwargs: dict[str, Any], result: Any) -> Activations | None:
+    """What a forward hook is given, as hidden states in and out; None where there are none."""
+    given, output = _first_tensor(args), _first_tensor(result)
+    if given is None:
+        given = kwargs.get("hidden_states", _first_tensor(kwargs))
+    return None if given is None or output is None else Activations(given, output)
+
+
+@contextmanager
+def _hooked(model: PreTrainedModel, points: Sequence[str], hook: Callable[[str, Activations, Any], Any]) -> Iterator[None]:
+    """While it is open, `hook(point, its input and output, what it returned)` is called after each of the modules; a result other than
+    None takes the place of what the module returned."""
+
+    def hook_of(name: str) -> Any:
+        def called(module: nn.Module, args: tuple, kwargs: dict[str, Any], result: Any) -> Any:
+            seen = _activations(args, kwargs, result)
+            return None if seen is None else hook(name, seen, result)
+
+        return called
+
+    base = model.base_model
+    handles = [base.get_submodule(name).register_forward_hook(hook_of(name), with_kwargs=True) for name in points]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+# Models whose modules write into what an earlier module returned (Falcon's layers do): their activations are copied.
+_OVERWRITING: WeakSet[PreTrainedModel] = WeakSet()
+
+
 @torch.no_grad()
 def capture(model: PreTrainedModel, points: Sequence[str], tokens: Tensor) -> dict[str, Activations]:
-    """Inputs and outputs of the modules `points` for `tokens` [batch, position], in the model's dtype.
+    """Inputs and outputs of the modules `points` for `tokens` [batch, position], in the model's dtype, as they were when each was called.
 
     The forward stops once each has been seen; a module that the forward does not call is missing from the result.
     """
     seen: dict[str, Activations] = {}
+    versions: dict[str, tuple[int, int]] = {}
+    copying = model in _OVERWRITING
 
-    def keep(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple, kwargs: dict, result: Any) -> None:
-            output = _first_tensor(result)
-            given = _first_tensor(args)
-            if given is None:
-                given = kwargs.get("hidden_states", _first_tensor(kwargs))
-            if output is not None and given is not None:
-                seen[name] = Activations(given, output)
-            if len(seen) == len(points):
-                raise _Reached
+    def keep(name: str, activations: Activations, result: Any) -> None:
+        seen[name] = Activations(activations.input.clone(), activations.output.clone()) if copying else activations
+        versions[name] = (seen[name].input._version, seen[name].output._version)
+        if len(seen) == len(points):
+            raise _Reached
 
-        return hook
-
-    base = model.base_model
-    handles = [base.get_submodule(name).register_forward_hook(keep(name), with_kwargs=True) for name in points]
-    try:
-        base(input_ids=tokens, use_cache=False)
-    except _Reached:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
+    with contextlib.suppress(_Reached), _hooked(model, points, keep):
+        model.base_model(input_ids=tokens, use_cache=False)
+    if any(versions[name] != (a.input._version, a.output._version) for name, a in seen.items()):
+        _OVERWRITING.add(model)
+        return capture(model, points, tokens)
     return seen
 
 
 Replace = Callable[[str, Activations], Tensor]
 
 
-@contextmanager
-def spliced(model: PreTrainedModel, points: Sequence[str], replace: Replace) -> Iterator[None]:
+def spliced(model: PreTrainedModel, points: Sequence[str], replace: Replace) -> AbstractContextManager[None]:
     """While it is open, the module at each of `points` gives what `replace(point, its input and output)` returns, [batch, position, d].
 
     Whatever else the module returns (attention weights, a cache) stays as it is. A module further on sees the replaced values.
     """
 
-    def hook_for(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple, kwargs: dict, result: Any) -> Any:
-            given = _first_tensor(args)
-            if given is None:
-                given = kwargs.get("hidden_states", _first_tensor(kwargs))
-            output = _first_tensor(result)
-            if given is None or output is None:  # preflight has seen both
-                raise TypeError(f"{name} was called without tensors")
-            new = replace(name, Activations(given, output))
-            return new if isinstance(result, Tensor) else (new, *result[1:])
+    def instead(name: str, activations: Activations, result: Any) -> Any:
+        new = replace(name, activations)
+        return new if isinstance(result, Tensor) else (new, *result[1:])
 
-        return hook
-
-    base = model.base_model
-    handles = [base.get_submodule(name).register_forward_hook(hook_for(name), with_kwargs=True) for name in points]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return _hooked(model, points, instead)
 
 
 def spliced_output(output: Tensor, kept: Tensor | None, reconstruction: Tensor) -> Tensor:

@@ -96,7 +96,7 @@ def plan(cfg: Config) -> Plan:
         raise ConfigError(*faults)
     dtype = language_model.resolve_dtype(cfg, device)
     parameters = sum(p.numel() for p in outline.parameters())
-    memory = memory_estimate(cfg, widths, parameters * dtype.itemsize, dtype.itemsize)
+    memory = memory_estimate(cfg, widths, parameters * dtype.itemsize, dtype.itemsize, outline.config.vocab_size)
     return Plan(cfg, device, widths, tokens, planned, parameters, memory, warnings(cfg, planned), start_from)
 
 
@@ -120,16 +120,17 @@ def refuse_directory(cfg: Config) -> None:
     if found is None:
         # Hydra writes its record and opens the log before a run can write its status.
         if directory.is_dir() and {p.name for p in directory.iterdir()} - {".hydra", "train.log"}:
-            raise ConfigError(f"run_name={config.run_name(cfg)}: {directory} holds files that are no run's; {fix}")
-        if cfg.resume == Resume.must:
-            raise ConfigError(f"resume=must: {directory} holds no run; check save_dir and run_name, or set resume=auto")
-    elif cfg.resume == Resume.never:
+            raise ConfigError(f"run_name={config.run_name(cfg)}: {directory} holds files but no run; {fix}")
+    elif cfg.resume == Resume.never and found.state != status.State.queued:
         raise ConfigError(f"resume=never: {directory} holds a run ({found.state}); {fix}, or set resume=auto")
     elif found.signature != config.signature(cfg):
         raise ConfigError(
             f"run_name={config.run_name(cfg)}: {directory} holds a run of other settings "
             f"(signature {found.signature}, this one's is {config.signature(cfg)}); {fix}"
         )
+    done = found is not None and found.state == status.State.done
+    if cfg.resume == Resume.must and not done and not status.state_path(directory).exists():
+        raise ConfigError(f"resume=must: {directory} holds no training state; check save_dir and run_name, or set resume=auto")
 
 
 def find_device(cfg: Config) -> torch.device:
@@ -202,9 +203,16 @@ def length_faults(cfg: Config, planned: Length, samples: int) -> list[str]:
         return [f"batch_size={cfg.batch_size} with {limit}: not one full batch; lower batch_size or give more samples"]
     if planned.steps < 1:
         return [
-            f"grad_acc_steps={cfg.grad_acc_steps} with {planned.batches} batches: not one optimizer step; lower it or give more samples"
+            f"grad_acc_steps={cfg.grad_acc_steps} with {planned.samples // cfg.batch_size} batches: not one optimizer step; "
+            "lower it or give more samples"
         ]
     found = []
+    if cfg.max_steps is not None and planned.steps < cfg.max_steps:
+        limit = f"max_samples={cfg.max_samples}" if samples == cfg.max_samples else "the data"
+        found.append(
+            f"max_steps={cfg.max_steps}: {limit} gives {samples} samples, which make {planned.steps} optimizer steps; "
+            "raise max_samples (null: all) or lower max_steps"
+        )
     how = f"{planned.samples} samples / (batch_size {cfg.batch_size} x grad_acc_steps {cfg.grad_acc_steps})"
     for name, fix in [("lr_warmup_steps", "lower it, or leave it out for a twentieth of the run"), ("k_decay_steps", "lower it")]:
         value = getattr(cfg, name)
@@ -217,18 +225,23 @@ def length_faults(cfg: Config, planned: Length, samples: int) -> list[str]:
 OPTIMIZER_STATES = {Optimizer.adam: 2, Optimizer.muon: 1, Optimizer.signum: 1}
 
 
-def memory_estimate(cfg: Config, widths: dict[str, int], model_bytes: int, itemsize: int) -> dict[str, int]:
+def memory_estimate(cfg: Config, widths: dict[str, int], model_bytes: int, itemsize: int, vocabulary: int) -> dict[str, int]:
     """Bytes that the run needs on its device, by what holds them; temporary tensors of the largest coder counted once."""
     tokens = cfg.batch_size * cfg.max_seq_length
     parameters = sum(coder_parameters(cfg, d) for d in widths.values()) * len(cfg.init_seeds)
     sides = 2 if cfg.model_type == "transcoder" else 1
     captured = sum(tokens * d * sides * (itemsize + 4 * (itemsize != 4)) for d in widths.values())
-    step = max(tokens // cfg.micro_acc_steps * (latents(cfg, d) + 6 * d) * 4 for d in widths.values())
-    return {
+    # Pre-activations, with AuxK a second time; input, output, error and their gradients.
+    step = max(tokens // cfg.micro_acc_steps * ((1 + (cfg.auxk_alpha > 0)) * latents(cfg, d) + 6 * d) * 4 for d in widths.values())
+    held = {
         "language model": model_bytes,
         "coders": parameters * 4 * (2 + OPTIMIZER_STATES[cfg.optimizer]),
+        "their copy at a save": parameters * 4 * (2 if cfg.optimizer == Optimizer.signum else 1),
         "activations": captured + step,
     }
+    if cfg.loss_fn != LossFn.fvu:  # logits, their softmax, its logarithm and a gradient, float32
+        held["logits"] = tokens * vocabulary * 4 * (4 if cfg.loss_fn == LossFn.kl else 2)
+    return held
 
 
 def warnings(cfg: Config, planned: Length) -> list[str]:
@@ -256,7 +269,9 @@ class BeforeTheRun(Callback):
         try:
             cfg = typed(config)
             check_settings(cfg)
-            leave_if_nothing_to_do(cfg)
+            if note := nothing_to_do(cfg):
+                print(note)
+                sys.exit(0)
             plan(cfg)
         except ConfigError as error:
             for fault in error.faults:
@@ -264,15 +279,12 @@ class BeforeTheRun(Callback):
             sys.exit(1)
 
 
-def leave_if_nothing_to_do(cfg: Config) -> None:
-    """Ends the program with exit code 0 where the run is done, or going on elsewhere."""
+def nothing_to_do(cfg: Config) -> str | None:
+    """Why the run need not be started: it is done, or goes on elsewhere. None: it is to be trained."""
     directory = config.run_dir(cfg)
     found = status.read(directory)
-    if found is None:
-        return
-    if found.state == status.State.done:
-        print(f"{directory}: already done ({found.step} steps); nothing to do")
-        sys.exit(0)
-    if found.alive:
-        print(f"{directory}: runs now (process {found.pid} on {found.host}, step {found.step} of {found.total}); not started again")
-        sys.exit(0)
+    if found is not None and found.state == status.State.done:
+        return f"{directory}: already done ({found.step} steps); nothing to do"
+    if found is not None and status.alive(directory, found):
+        return f"{directory}: runs now (process {found.pid} on {found.host}, step {found.step} of {found.total}); not started again"
+    return None

@@ -58,16 +58,17 @@ class Run:
         self.first_k = min(next(iter(self.coders.values())).num_latents, round(next(iter(widths.values())) * 10))
         self.optimizers, self.schedules = optimizers(cfg, list(self.coders.values()), self.length)
         self.batch = self.step = self.tokens = 0
-        self.started: set[str] = set()  # coders whose biases were set from data
+        self.biases_set: set[str] = set()  # coders whose biases were set from data
         for name, folder in (start_from or {}).items():
             load_model(self.coders[name], folder / "sae.safetensors", device=str(device))
-            self.started.add(name)
-        self.idle = {n: torch.zeros(c.num_latents, dtype=torch.long, device=device) for n, c in self.coders.items()}
+            self.biases_set.add(name)
+        self.tokens_since_fired = {n: torch.zeros(c.num_latents, dtype=torch.long, device=device) for n, c in self.coders.items()}
         # One place more than there are latents: chosen latents that are not above zero write there.
         self.fired = {n: torch.zeros(c.num_latents + 1, dtype=torch.bool, device=device) for n, c in self.coders.items()}
-        self.idle_tokens: dict[str, Tensor | int] = dict.fromkeys(self.coders, 0)  # in the current step
+        self.tokens_in_step: dict[str, Tensor | int] = dict.fromkeys(self.coders, 0)  # in the current step
+        # Since the last line of metrics: {"fvu/<coder>": ...}, and over how many batches, {"<coder>": ...}.
         self.sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=device))
-        self.batches_summed = 0
+        self.summed: dict[str, int] = defaultdict(int)
         # In the last optimizer step; the rate is that of the first coder, with muon of its matrices.
         self.lr_used, self.k_used = 0.0, 0
         self._set_k()
@@ -134,14 +135,10 @@ class Run:
         y = chosen(seen.output)
         return (chosen(seen.input) if self.coder_config.transcode else y), y
 
-    def pairs(self, point: str, seen: Activations, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The coder's input and target at a hookpoint, tokens that do not count left out."""
-        return self.pair(seen, self.kept(seen, mask))
-
     def train_on(self, tokens: Tensor, seen: Mapping[str, Activations]) -> bool:
         """Trains on the batch `tokens` [batch, position] and its activations {hookpoint: ...}; true if an optimizer step was made."""
         mask = self.counted(tokens)
-        pairs = {point: self.pairs(point, seen[point], mask) for point in dict.fromkeys(self.hookpoint.values())}
+        pairs = {point: self.pair(seen[point], self.kept(seen[point], mask)) for point in dict.fromkeys(self.hookpoint.values())}
         for name, coder in self.coders.items():
             x, y = pairs[self.hookpoint[name]]
             if len(y):
@@ -159,16 +156,19 @@ class Run:
             loss = out.fvu + cfg.auxk_alpha * out.auxk_loss + out.multi_topk_fvu / 8
             loss.div(divisor).backward()
             self._count(name, coder, out)
-        self.idle_tokens[name] += len(y)
+        self.tokens_in_step[name] += len(y)
+        self.summed[name] += 1
 
     def train_end_to_end(self, model: PreTrainedModel, tokens: Tensor) -> bool:
         """Trains on the batch `tokens` [batch, position] by the loss of `model` with the coders' outputs in place of the modules';
         each seed in a forward of its own. True if an optimizer step was made."""
         cfg, mask = self.cfg, self.counted(tokens)
         for names in self.by_seed():
-            further: list[Tensor] = []  # losses of the coders themselves
+            own_losses: list[Tensor] = []  # losses of the coders themselves
 
-            def replace(point: str, seen: Activations, names: dict[str, str] = names, further: list[Tensor] = further) -> Tensor:
+            def replace(
+                point: str, seen: Activations, names: dict[str, str] = names, own_losses: list[Tensor] = own_losses
+            ) -> Tensor:
                 name, coder = names[point], self.coders[names[point]]
                 kept = self.kept(seen, mask)
                 x, y = self.pair(seen, kept)
@@ -177,27 +177,31 @@ class Run:
                     return seen.output
                 out = coder(x=x, y=y, dead_mask=self._ready(name, coder, x.detach(), y))
                 self._count(name, coder, out)
-                self.idle_tokens[name] += len(y)
+                self.tokens_in_step[name] += len(y)
+                self.summed[name] += 1
                 if cfg.corrections:  # sparsify leaves them out
-                    further.append(cfg.auxk_alpha * out.auxk_loss + out.multi_topk_fvu / 8)
+                    own_losses.append(cfg.auxk_alpha * out.auxk_loss + out.multi_topk_fvu / 8)
                 # sparsify cuts the gradient that reaches earlier coders through positions left out.
                 output = seen.output if cfg.corrections else seen.output.detach()
                 return spliced_output(output, kept, out.sae_out)
 
             loss = end_to_end_loss(model, tokens, list(names), replace, cfg.loss_fn)
             if loss.requires_grad:  # else every token of the batch was excluded
-                (loss + sum(further)).div(self.batches_in_step).backward()
+                (loss + sum(own_losses)).div(self.batches_in_step).backward()
             _, slash, seed = next(iter(names.values())).partition("/")
             self.sums[f"{cfg.loss_fn}{slash}{seed}"] += loss.detach()
+            self.summed[seed] += 1
         return self._end_batch(tokens)
 
     def _ready(self, name: str, coder: SparseCoder, x: Tensor, y: Tensor) -> Tensor | None:
         """Makes the coder ready for a batch; the latents that AuxK may use, None for no AuxK."""
-        if name not in self.started:
+        if name not in self.biases_set:
             self._start(name, coder, x, y)
         if self.coder_config.normalize_decoder:
             coder.set_decoder_norm_to_unit_norm()
-        return self.idle[name] > self.cfg.dead_feature_threshold if self.cfg.auxk_alpha > 0 else None
+        if self.cfg.auxk_alpha == 0 or self.tokens <= self.cfg.dead_feature_threshold:  # none can be dead yet
+            return None
+        return self.tokens_since_fired[name] > self.cfg.dead_feature_threshold
 
     def _count(self, name: str, coder: SparseCoder, out: ForwardOutput) -> None:
         """Notes which latents fired, and the losses."""
@@ -214,7 +218,6 @@ class Run:
     def _end_batch(self, tokens: Tensor) -> bool:
         self.tokens += tokens.numel()
         self.batch += 1
-        self.batches_summed += 1
         if self.batch % self.cfg.grad_acc_steps == 0 or (self.cfg.corrections and self.done):
             self._optimizer_step()
             return True
@@ -222,7 +225,7 @@ class Run:
 
     def _start(self, name: str, coder: SparseCoder, x: Tensor, y: Tensor) -> None:
         """Sets the biases from the first tokens, so that pre-activations are centred (trainer.py:423)."""
-        self.started.add(name)
+        self.biases_set.add(name)
         if self.coder_config.transcode:
             coder.encoder.bias.data = -x.mean(0) @ coder.encoder.weight.data.T
         coder.b_dec.data = y.mean(0)
@@ -239,52 +242,57 @@ class Run:
                 optimizer.zero_grad()
         for schedule in self.schedules:
             schedule.step()
-        for name, idle in self.idle.items():
-            idle += self.idle_tokens[name]
+        for name, idle in self.tokens_since_fired.items():
+            idle += self.tokens_in_step[name]
             idle[self.fired[name][:-1]] = 0
             self.fired[name].zero_()
-            self.idle_tokens[name] = 0
+            self.tokens_in_step[name] = 0
         self.step += 1
         self._set_k()
 
     def metrics(self) -> dict[str, float]:
         """Losses averaged over the batches since the last call, and dead fractions now; reads from the device once."""
         names = list(self.sums)
-        dead = [(idle > self.cfg.dead_feature_threshold).float().mean() for idle in self.idle.values()]
+        dead = [(idle > self.cfg.dead_feature_threshold).float().mean() for idle in self.tokens_since_fired.values()]
         values = torch.stack([*self.sums.values(), *dead]).tolist()
-        averaged = {name: value / self.batches_summed for name, value in zip(names, values, strict=False)}
-        averaged |= {f"dead_fraction/{n}": v for n, v in zip(self.idle, values[len(names) :], strict=True)}
+        averaged = {name: value / self.summed[name.partition("/")[2]] for name, value in zip(names, values, strict=False)}
+        averaged |= {f"dead_fraction/{n}": v for n, v in zip(self.tokens_since_fired, values[len(names) :], strict=True)}
         self.sums.clear()
-        self.batches_summed = 0
+        self.summed.clear()
         return averaged
 
     def state(self) -> dict[str, Any]:
         """All that the rest of the run depends on, also amid an accumulation; refers to the run's own tensors."""
         return {
-            "counts": [self.batch, self.step, self.tokens, self.batches_summed, self.k_used, self.lr_used],
-            "started": sorted(self.started),
+            "counts": [self.batch, self.step, self.tokens, self.k_used, self.lr_used],
+            "biases_set": sorted(self.biases_set),
             "coders": {name: coder.state_dict() for name, coder in self.coders.items()},
             "gradients": {name: [p.grad for p in coder.parameters()] for name, coder in self.coders.items()},
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "schedules": [schedule.state_dict() for schedule in self.schedules],
-            "idle": self.idle,
+            "tokens_since_fired": self.tokens_since_fired,
             "fired": self.fired,
-            "idle_tokens": self.idle_tokens,
+            "tokens_in_step": self.tokens_in_step,
             "sums": dict(self.sums),
+            "summed": dict(self.summed),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continues from what `state()` returned in an equal run."""
-        self.batch, self.step, self.tokens, self.batches_summed, self.k_used, self.lr_used = state["counts"]
-        self.started = set(state["started"])
+        """Continues from what `state()` returned in an equal run; its tensors may lie on another device."""
+        self.batch, self.step, self.tokens, self.k_used, self.lr_used = state["counts"]
+        self.biases_set = set(state["biases_set"])
         for name, coder in self.coders.items():
             coder.load_state_dict(state["coders"][name])
             for parameter, gradient in zip(coder.parameters(), state["gradients"][name], strict=True):
-                parameter.grad = gradient
+                parameter.grad = None if gradient is None else gradient.to(self.device)
         for part, kept in zip(self.optimizers + self.schedules, state["optimizers"] + state["schedules"], strict=True):
             part.load_state_dict(kept)
-        self.idle, self.fired, self.idle_tokens = state["idle"], state["fired"], state["idle_tokens"]
-        self.sums.update(state["sums"])
+        for name in self.coders:
+            self.tokens_since_fired[name].copy_(state["tokens_since_fired"][name])
+            self.fired[name].copy_(state["fired"][name])
+        self.tokens_in_step = state["tokens_in_step"]
+        self.sums.update({name: value.to(self.device) for name, value in state["sums"].items()})
+        self.summed.update(state["summed"])
         self._set_k()
 
     def exported(self) -> dict[str, SparseCoder]:

@@ -37,8 +37,10 @@ def length(cfg: Config, samples: int) -> Length:
     if cfg.max_steps is not None:
         samples = min(samples, cfg.max_steps * cfg.grad_acc_steps * cfg.batch_size)
     batches = math.ceil(samples / cfg.batch_size)
-    steps = math.ceil(batches / cfg.grad_acc_steps) if cfg.corrections else batches // cfg.grad_acc_steps
-    return Length(batches, steps, samples)
+    if cfg.corrections:
+        return Length(batches, math.ceil(batches / cfg.grad_acc_steps), samples)
+    steps = batches // cfg.grad_acc_steps  # sparsify reads on, to no end
+    return Length(steps * cfg.grad_acc_steps, steps, samples)
 
 
 def sparsify_configs(cfg: Config, hookpoints: list[str], steps: int) -> tuple[SparseCoderConfig, TrainConfig]:

@@ -8,8 +8,12 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+from sae_transcoder.files import replace_text
+
 NAME = "status.json"
-STALE_AFTER = 120.0  # seconds without a heartbeat after which a run on another machine counts as interrupted
+STALE_AFTER = 900.0  # seconds without a heartbeat after which a run on another machine counts as interrupted
 
 
 class State(StrEnum):
@@ -38,19 +42,27 @@ class Status:
     pid: int = field(default_factory=os.getpid)
     slurm_job: str | None = field(default_factory=lambda: os.environ.get("SLURM_JOB_ID"))
 
-    @property
-    def alive(self) -> bool:
-        """Whether the run is going on somewhere now."""
-        if self.state != State.running:
+
+def state_path(directory: Path) -> Path:
+    """The file of a run's training state."""
+    return directory / "resume" / "state.pt"
+
+
+def lock(directory: Path) -> FileLock:
+    """What the process that trains a run holds as long as it lives; the system lets go of a dead process's locks."""
+    return FileLock(directory / ".lock", timeout=0)
+
+
+def alive(directory: Path, status: Status) -> bool:
+    """Whether the run is going on somewhere now."""
+    if status.state != State.running:
+        return False
+    if status.host != socket.gethostname():
+        return time.time() - status.heartbeat < STALE_AFTER
+    try:
+        with lock(directory):
             return False
-        if self.host != socket.gethostname():
-            return time.time() - self.heartbeat < STALE_AFTER
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            return True
+    except Timeout:
         return True
 
 
@@ -67,7 +79,5 @@ def read(directory: Path) -> Status | None:
 
 
 def write(directory: Path, status: Status) -> None:
-    """Replaces status.json at once, so that a reader never sees half of it."""
-    beside = directory / f".{NAME}.new"  # of a killed process: overwritten by the next
-    beside.write_text(json.dumps(asdict(status), indent=2) + "\n")
-    os.replace(beside, directory / NAME)
+    """Replaces status.json."""
+    replace_text(directory / NAME, json.dumps(asdict(status), indent=2) + "\n")

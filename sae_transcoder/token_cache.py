@@ -15,6 +15,8 @@ from filelock import FileLock
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from sae_transcoder.files import replace_text
+
 WINDOW = 1024  # sequences among which the order is mixed, so that one long document does not fill a batch
 WRITE_EVERY = 256  # sequences held in memory before they are written
 PLAIN_EVERY = 5.0  # seconds between two lines where there is no terminal
@@ -58,7 +60,7 @@ def mixed(first: int, available: int, seed: int) -> Callable[[np.ndarray], np.nd
 
 @dataclass
 class State:
-    """What of a source has been written: sequences, the documents they came from, and ids that do not fill a sequence yet."""
+    """How far a source has been written: sequences, the documents they came from, and ids that do not fill a sequence yet."""
 
     sequences: int
     documents: int
@@ -148,10 +150,8 @@ def read_state(folder: Path) -> State:
 
 
 def write_state(folder: Path, made_from: Mapping[str, Any], state: State) -> None:
-    """Replaces state.json at once."""
-    beside = folder / ".state.json.new"
-    beside.write_text(json.dumps({**vars(state), "made_from": made_from}, default=str))
-    os.replace(beside, folder / "state.json")
+    """Replaces state.json."""
+    replace_text(folder / "state.json", json.dumps({**vars(state), "made_from": made_from}, default=str))
 
 
 @contextmanager

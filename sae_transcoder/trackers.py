@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sae_transcoder.config import Config, Tracker, TrackerMode, run_name, signature, summary
+from sae_transcoder.files import replace_text
 
 LOG = logging.getLogger(__name__)
 
@@ -207,15 +208,8 @@ def cut(path: Path, step: int) -> list[dict[str, Any]]:
         if row["step"] <= step:
             kept.append((line, row))
     if (remaining := "".join(line + "\n" for line, _ in kept)) != text:
-        replace(path, remaining)
+        replace_text(path, remaining)
     return [row for _, row in kept]
-
-
-def replace(path: Path, text: str) -> None:
-    """Writes a file so that it is at all times either the old or the new one."""
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 class Logbook:
@@ -234,7 +228,7 @@ class Logbook:
         if self.journal.exists():
             self.state = json.loads(self.journal.read_text())
         elif cfg.tracker != Tracker.none:
-            replace(self.journal, json.dumps(self.state))
+            replace_text(self.journal, json.dumps(self.state))
         self.tracker = open_tracker(cfg, directory, self.state["id"])
         self.file = (directory / "metrics.jsonl").open("a")
         if self.tracker:
@@ -267,7 +261,7 @@ class Logbook:
             self.tracker = None
             return
         self.state["last_steps"][self.tracker.destination] = step
-        replace(self.journal, json.dumps(self.state))
+        replace_text(self.journal, json.dumps(self.state))
 
     def finish(self, exit_code: int) -> None:
         """Closes the file and the tracker's run; 0 is a run that is done. What the tracker cannot deliver is a warning."""

@@ -116,9 +116,13 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
 @hydra.main(version_base="1.3", config_path=str(CONF.resolve()), config_name="config")
 def run(composed: DictConfig) -> None:
     """Trains the one run that `composed` describes."""
-    from sae_transcoder.engine import train
+    from sae_transcoder import engine, preflight
 
-    train([typed(composed)])
+    cfg = typed(composed)
+    if note := preflight.nothing_to_do(cfg):  # a job of a sweep, of which the callback knows nothing
+        print(note)
+    else:
+        engine.train([cfg])
 
 
 def refuse(faults: Sequence[str]) -> None:
@@ -143,7 +147,9 @@ def main() -> None:
         refuse(error.faults)
     except (HydraException, OmegaConfBaseException) as error:
         refuse([explain(error, overrides)])
-    except Exception as error:
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException as error:
         # torch is imported by now: a message of our own kinds ends here, anything else is a bug and keeps its traceback.
         from sae_transcoder.checkpoint import DiskError
         from sae_transcoder.engine import Stopped

@@ -9,7 +9,8 @@ a test of sparsify itself that fails once the correction may go.
    Here they are those of k.
 4. The encoder's backward materialises a tensor of [tokens, k, d_in] (fused_encoder.py:77). Here an inverted index sums the same
    terms: for each latent, the tokens that selected it.
-5. With `multi_topk` and `skip_connection` the reconstruction by 4k latents lacks the skip (sparse_coder.py:264). Here it has it.
+5. sparsify takes its Triton decoder wherever Triton is installed (utils.py:90), on a CPU too, where it crashes. Here the tensors decide.
+6. With `multi_topk` and `skip_connection` the reconstruction by 4k latents lacks the skip (sparse_coder.py:264). Here it has it.
 """
 
 from contextlib import redirect_stdout
@@ -22,7 +23,21 @@ from torch import Tensor
 
 with redirect_stdout(StringIO()):  # it prints that Triton is missing, on every machine without a GPU
     import sparsify.sparse_coder as sparse_coder
+    import sparsify.utils as utils
     from sparsify.sparse_coder import ForwardOutput, SparseCoder
+
+
+def decode(indices: Tensor, acts: Tensor, decoder: Tensor) -> Tensor:
+    """Sum of the decoder's columns of the chosen latents: indices and acts [token, k], decoder [d, latent] -> [token, d].
+
+    Triton's kernel needs a GPU and a multiple of 8 latents, and adds up in an order that changes from run to run.
+    """
+    fast = decoder.is_cuda and decoder.shape[1] % 8 == 0 and not torch.are_deterministic_algorithms_enabled() and TRITON
+    return (utils.triton_decode if fast else utils.eager_decode)(indices, acts, decoder)
+
+
+TRITON = utils.decoder_impl is utils.triton_decode
+sparse_coder.decoder_impl = decode
 
 
 class SelectedLatents(torch.autograd.Function):
@@ -46,8 +61,7 @@ class SelectedLatents(torch.autograd.Function):
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             flat = indices.flatten()
             order = flat.argsort(stable=True)  # the entries sorted by latent: an inverted index
-            counts = torch.bincount(flat, minlength=len(weight))
-            starts = counts.cumsum(0) - counts
+            starts = torch.searchsorted(flat[order], torch.arange(len(weight), device=flat.device))
             sorted_grad = grad.flatten()[order]
             grad_weight = F.embedding_bag(
                 order // indices.shape[1], x.to(weight.dtype), starts, mode="sum", per_sample_weights=sorted_grad
@@ -88,11 +102,14 @@ class CorrectedCoder(SparseCoder):
         with torch.no_grad():
             preacts = F.linear(given, self.encoder.weight, self.encoder.bias)
 
-        def latents(indices: Tensor) -> Tensor:
+        # In an end-to-end run x depends on earlier coders, which this coder's own losses are not to train.
+        local = given if not x.requires_grad else x.detach() if self.cfg.transcode else x.detach() - self.b_dec
+
+        def latents(given: Tensor, indices: Tensor) -> Tensor:
             return SelectedLatents.apply(given, self.encoder.weight, self.encoder.bias, preacts, indices)
 
         indices = self.choose(preacts)
-        acts = latents(indices)
+        acts = latents(given, indices)
         sae_out = self.decode(acts, indices)
         if self.W_skip is not None:
             skip = x.to(self.dtype) @ self.W_skip.mT
@@ -107,11 +124,11 @@ class CorrectedCoder(SparseCoder):
             usual = y.shape[-1] // 2  # Gao et al. 2024, appendix B.1
             chosen = torch.where(dead_mask, preacts, -torch.inf).topk(min(usual, dead), sorted=False).indices
             # The decoder alone: the error already has b_dec taken out.
-            predicted = sparse_coder.decoder_impl(chosen, latents(chosen).to(self.dtype), self.W_dec.mT)
+            predicted = decode(chosen, latents(local, chosen).to(self.dtype), self.W_dec.mT)
             auxk_loss = min(dead / usual, 1.0) * (predicted - error.detach()).pow(2).sum() / total_variance
         if self.cfg.multi_topk:
             chosen = preacts.topk(min(4 * self.cfg.k, self.num_latents), sorted=False).indices  # k may be decaying
-            wide = self.decode(latents(chosen), chosen)
+            wide = self.decode(latents(local, chosen), chosen)
             if self.W_skip is not None:
                 wide = wide + skip
             multi_topk_fvu = (y - wide).pow(2).sum() / total_variance

@@ -4,7 +4,6 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-os.environ["SPARSIFY_DISABLE_TRITON"] = os.environ.get("SPARSIFY_DISABLE_TRITON", "1")
 
 from pathlib import Path
 

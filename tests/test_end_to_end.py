@@ -84,7 +84,8 @@ def test_losses_and_gradients_equal_a_model_with_its_modules_exchanged(model_typ
     points, ids, model = PLACES[place], tokens(), tiny_causal_model("llama")
     run = trained(cfg, model, points, ids[:24])
     run.sums.clear()
-    run.batches_summed, run.length = 0, length(cfg, 100)  # one more batch, without its optimizer step
+    run.summed.clear()
+    run.length = length(cfg, 100)  # one more batch, without its optimizer step
     run._optimizer_step = lambda: None  # type: ignore[method-assign]
     if model_type == "sae":
         for coder in run.coders.values():

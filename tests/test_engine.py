@@ -14,7 +14,7 @@ import yaml
 from sparsify import Sae, SparseCoder
 from test_config import composed
 
-from sae_transcoder import checkpoint, engine, evaluate
+from sae_transcoder import checkpoint, engine, evaluate, status
 from sae_transcoder.config import Config, ConfigError, run_dir, signature
 from sae_transcoder.language_model import capture, load
 from sae_transcoder.preflight import plan
@@ -105,7 +105,15 @@ def test_a_run_of_the_command_line_leaves_its_record_and_done_runs_are_not_repea
     assert "held-out FVU" in first.stdout
     assert "layers.2" in first.stdout
     assert "\x1b" not in first.stdout, "plain lines where there is no terminal"
-    assert {p.name for p in directory.iterdir()} == {".hydra", "best", "coders", "metrics.jsonl", "status.json", "train.log"}
+    assert {p.name for p in directory.iterdir()} == {
+        ".hydra",
+        ".lock",
+        "best",
+        "coders",
+        "metrics.jsonl",
+        "status.json",
+        "train.log",
+    }
     status = json.loads((directory / "status.json").read_text())
     assert (status["state"], status["step"], status["total"], status["signature"]) == ("done", 16, 16, signature(cfg))
     assert yaml.safe_load((directory / ".hydra" / "config.yaml").read_text())["k"] == 8
@@ -263,7 +271,57 @@ def test_a_run_that_lives_is_not_started_a_second_time(cache: Path, tmp_path: Pa
     directory.mkdir(parents=True)
     alive = {"state": "running", "signature": signature(cfg), "step": 3, "total": 16, "pid": os.getpid()}
     (directory / "status.json").write_text(json.dumps(alive))
-    done = subprocess.run(arguments(cfg), capture_output=True, text=True)
+    with status.lock(directory):
+        done = subprocess.run(arguments(cfg), capture_output=True, text=True)
     assert done.returncode == 0
     assert f"runs now (process {os.getpid()}" in done.stdout
-    assert [p.name for p in directory.iterdir()] == ["status.json"]
+    assert {p.name for p in directory.iterdir()} == {"status.json", ".lock"}
+    with status.lock(directory), pytest.raises(ConfigError, match="another process has just started this run"):
+        engine.train([cfg])
+    engine.train([cfg])  # the process that the status names no longer holds the lock
+    assert status.read(directory).state == "done"
+
+
+def test_a_failure_in_a_pack_leaves_finished_runs_done_and_a_refusal_leaves_nothing(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = short(cache, tmp_path, "max_steps=4"), short(cache, tmp_path, "k=9")
+    real = engine.Member.after_step
+
+    def fails(self: engine.Member, *args: object) -> None:
+        if self.cfg is second and self.run.step == 6:
+            raise RuntimeError("boom")
+        real(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.Member, "after_step", fails)
+        with pytest.raises(RuntimeError, match="boom"):
+            engine.train([first, second])
+    assert [status.read(run_dir(cfg)).state for cfg in (first, second)] == ["done", "failed"]
+
+    broken = short(cache, tmp_path, "k=10")
+    checkpoint.state_path(run_dir(broken)).parent.mkdir(parents=True)
+    checkpoint.state_path(run_dir(broken)).write_bytes(b"torn")
+    status.write(run_dir(broken), status.Status(status.State.interrupted, signature(broken)))
+    untouched = short(cache, tmp_path, "k=11")
+    with pytest.raises(ConfigError, match="truncated"):
+        engine.train([untouched, broken])
+    assert not run_dir(untouched).exists()
+
+
+def test_with_corrections_off_batches_that_make_no_step_do_not_lose_the_run(cache: Path, tmp_path: Path) -> None:
+    cfg = short(cache, tmp_path, "corrections=false", "grad_acc_steps=3")
+    engine.train([cfg])
+    assert lines(run_dir(cfg))[-1]["step"] == 5
+    assert weights(run_dir(cfg) / "coders")
+
+
+def test_tokens_that_changed_since_the_stop_are_refused(cache: Path, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.txt"
+    text = " ".join(f"word{i}" for i in range(6000))
+    corpus.write_text(text)
+    cfg = short(cache, tmp_path / "runs", "save_every=4", "dataset=local_text", f"dataset_name={corpus}")
+    interrupted(cfg)
+    corpus.write_text(text.replace("word", "other"))
+    with pytest.raises(ConfigError, match="its tokens are not those"):
+        engine.train([cfg])

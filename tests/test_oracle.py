@@ -73,7 +73,7 @@ def test_weights_are_bit_identical_to_sparsifys_trainer(family: str, model_type:
     cfg = config(model_type, optimizer=optimizer, grad_acc_steps=grad_acc_steps, lr_warmup_steps=warmup)
     torch.set_float32_matmul_precision("high")
     run = by_us(cfg, model, points, tokens())
-    assert any((idle > 60).any() for idle in run.idle.values()), "AuxK has something to do"
+    assert any((idle > 60).any() for idle in run.tokens_since_fired.values()), "AuxK has something to do"
     assert_equal(run.coders, by_sparsify(cfg, model, points, tokens()))
 
 

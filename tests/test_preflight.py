@@ -45,8 +45,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["model=gpt2"], ["model_name=openai-community/gpt2", "cannot be loaded", "HF_HUB_OFFLINE=1"]),
         (["dataset=local_text", "dataset_name=/nowhere/*.txt"], ["/nowhere/*.txt", "no such file"]),
         (["corrections=false", "grad_acc_steps=9"], ["grad_acc_steps=9 with 8 batches", "not one optimizer step"]),
+        (["max_steps=9"], ["max_steps=9", "max_samples=64", "8 optimizer steps"]),
         (["tracker=wandb"], ["tracker=wandb", "no login", "tracker_mode=offline"]),
-        (["resume=must"], ["resume=must", "holds no run"]),
+        (["resume=must"], ["resume=must", "holds no training state"]),
     ],
     ids=lambda v: " ".join(v) if isinstance(v, list) else None,
 )  # fmt: skip
@@ -68,7 +69,7 @@ def test_a_directory_of_something_else_is_refused_and_left_alone(
     mine = here / "outputs" / "mine"
     mine.mkdir(parents=True)
     (mine / "thesis.tex").write_text("precious")
-    assert "holds files that are no run's" in refused(capsys, monkeypatch, *DEMO, "run_name=mine")
+    assert "holds files but no run" in refused(capsys, monkeypatch, *DEMO, "run_name=mine")
     (mine / "status.json").write_text('{"state": "do')
     assert "not a status file" in refused(capsys, monkeypatch, *DEMO, "run_name=mine")
     assert sorted(p.name for p in mine.iterdir()) == ["status.json", "thesis.tex"]

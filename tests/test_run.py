@@ -153,7 +153,7 @@ def test_excluded_tokens_reach_neither_coder_nor_counts() -> None:
     assert not mask[:, 3].any()
     assert torch.equal(mask[:, 4:], ~torch.isin(ids[:, 4:], torch.tensor([5, 6])))
     seen = Activations(torch.randn(4, 16, 32), torch.randn(4, 16, 32))
-    x, y = run.pairs("layers.1", seen, mask.flatten())
+    x, y = run.pair(seen, run.kept(seen, mask.flatten()))
     assert torch.equal(y, seen.output[mask])
     assert x is y
 
@@ -163,7 +163,8 @@ def test_tokens_of_outlying_norm_are_left_out_by_the_coders_input() -> None:
         run = new_run(tiny_config(kind, max_norm_multiple=3.0), 4)
         given, output = torch.randn(4, 16, 32), torch.randn(4, 16, 32)
         (given if kind == "transcoder" else output)[0, 0] *= 100
-        x, y = run.pairs(POINT[kind], Activations(given, output), None)
+        seen = Activations(given, output)
+        x, y = run.pair(seen, run.kept(seen, None))
         assert len(x) == len(y) == 63
         assert torch.equal(y, output.flatten(0, 1)[1:])
 
@@ -242,3 +243,23 @@ def test_a_restored_run_ends_bit_identical_to_an_undisturbed_one(stop: int, opti
             assert torch.equal(second.coders[name].state_dict()[key], value), f"{name}.{key}"
     assert second.metrics() == undisturbed.metrics()
     assert (second.step, second.tokens, second.k_used, second.lr_used) == (3, 192, undisturbed.k_used, undisturbed.lr_used)
+
+
+def test_batches_without_a_token_count_in_no_average() -> None:
+    ids = tokens(6)
+    ids[2:4] = 7
+    run = trained(tiny_config("sae", exclude_tokens=[7], lr=1e-20), ids)
+    alone = trained(tiny_config("sae", exclude_tokens=[7], lr=1e-20), torch.cat([ids[:2], ids[4:]]))
+    assert run.metrics()["fvu/layers.1"] == pytest.approx(alone.metrics()["fvu/layers.1"])
+    assert "fvu/layers.1" not in run.metrics(), "nothing since the last line"
+
+
+def test_activations_are_those_of_the_moment_though_a_later_module_writes_into_them() -> None:
+    from transformers import AutoModel, FalconConfig
+
+    torch.manual_seed(0)
+    config = FalconConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, parallel_attn=True)
+    model = AutoModel.from_config(config).eval()
+    ids = tokens(2)
+    alone = capture(model, ["h.0.mlp"], ids)["h.0.mlp"].output.clone()
+    assert torch.equal(capture(model, ["h.0.mlp", "h.1.mlp"], ids)["h.0.mlp"].output, alone)

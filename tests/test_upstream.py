@@ -137,3 +137,31 @@ def test_sparsify_still_materialises_tokens_by_k_by_width() -> None:
     from sparsify.fused_encoder import FusedEncoder
 
     assert "grad_values.unsqueeze(2) * input.unsqueeze(1)" in inspect.getsource(FusedEncoder.backward)
+
+
+def test_on_a_cpu_the_decoder_is_the_eager_one_though_triton_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sae_transcoder import upstream
+
+    monkeypatch.setattr(upstream, "TRITON", True)
+    monkeypatch.setattr(upstream.utils, "triton_decode", lambda *_: pytest.fail("a GPU's kernel on a CPU"))
+    for kind in (SparseCoder, CorrectedCoder):
+        coder, x = pair(kind)
+        coder(x=x).fvu.backward()
+
+
+def test_sparsify_still_takes_triton_by_import_and_not_by_device() -> None:
+    import inspect
+
+    import sparsify.utils
+
+    source = inspect.getsource(sparsify.utils)
+    assert "decoder_impl = triton_decode" in source
+    assert "is_cuda" not in source
+
+
+def test_a_coders_own_losses_do_not_train_earlier_coders() -> None:
+    coder, x = pair(CorrectedCoder, multi_topk=True)
+    x = x.requires_grad_()
+    out = coder(x=x, y=x.detach(), dead_mask=torch.arange(LATENTS) % 5 == 0)
+    (given,) = torch.autograd.grad(out.auxk_loss + out.multi_topk_fvu, x, allow_unused=True)
+    assert given is None or not given.any()
