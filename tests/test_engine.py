@@ -176,7 +176,7 @@ def test_a_signal_saves_the_state_and_the_same_command_goes_on_bit_for_bit(cache
 def test_best_holds_the_coder_of_the_lowest_heldout_fvu(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([0.5, 0.3, 0.4, 0.6])
     real = evaluate.heldout_fvu
-    monkeypatch.setattr(evaluate, "heldout_fvu", lambda *a: dict.fromkeys(real(*a), next(scores)))
+    monkeypatch.setattr(evaluate, "heldout_fvu", lambda *a: [dict.fromkeys(one, next(scores)) for one in real(*a)])
     cfg = short(cache, tmp_path, "save_every=4", "keep_every=4")
     engine.train([cfg])
     kept = {p.name: weights(p) for p in (run_dir(cfg) / "snapshots").iterdir()}

@@ -1,0 +1,157 @@
+"""A run of a pack with its directory: what it logs, exports, saves and reports of itself, and how it goes on after a stop."""
+
+import hashlib
+import logging
+import time
+from typing import Any
+
+import torch
+from filelock import Timeout
+
+from sae_transcoder import checkpoint, status
+from sae_transcoder.config import ConfigError, LossFn, run_dir, signature
+from sae_transcoder.display import Bar
+from sae_transcoder.evaluate import Subject
+from sae_transcoder.files import sync
+from sae_transcoder.preflight import Plan
+from sae_transcoder.run import Run
+from sae_transcoder.status import State, Status
+from sae_transcoder.trackers import Logbook
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_EVERY = 5.0  # seconds
+
+
+class Member:
+    """A run of the pack with its directory: what it logs, saves and reports of itself."""
+
+    def __init__(self, plan: Plan, dtype: torch.dtype):
+        """Continues from the directory's training state where there is one. Raises ConfigError where that does not fit, and writes nothing."""
+        self.plan, self.cfg, self.directory = plan, plan.cfg, run_dir(plan.cfg)
+        self.settings = {"dtype": str(dtype), "threads": torch.get_num_threads(), "data": fingerprint(plan)}
+        state = checkpoint.load_state(self.directory, signature(self.cfg))
+        self.run = Run(plan.cfg, plan.widths, len(plan.tokens.train), plan.device, plan.start_from)
+        self.best = dict.fromkeys(self.run.coders, float("inf"))
+        self.heldout: dict[str, float] = {}
+        self.warning: str | None = None
+        if state is not None:
+            self._restore(state)
+        self.closed = False
+
+    def open(self) -> None:
+        """Takes the directory. Raises ConfigError where another process has taken it in the meantime."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.lock = status.lock(self.directory)
+        try:
+            self.lock.acquire()
+        except Timeout:
+            raise ConfigError(f"{self.directory}: another process has just started this run; not started again") from None
+        self.logbook = Logbook(self.cfg, self.directory, self.run.step)
+        self.report(State.running)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        kept = state["settings"]
+        if kept["dtype"] != self.settings["dtype"]:
+            raise ConfigError(
+                f"dtype={self.cfg.dtype}: {self.directory} was begun with {kept['dtype']} on another device, "
+                f"here it would be {self.settings['dtype']}; set device as it was, or begin a new run with dtype set"
+            )
+        if kept["data"] != self.settings["data"]:
+            raise ConfigError(
+                f"dataset_name={self.cfg.dataset_name}: its tokens are not those that {self.directory} was begun with; "
+                "restore the data as it was (files, Python version, hub revision), or begin a new run"
+            )
+        if kept["threads"] != self.settings["threads"]:
+            self.warning = (
+                f"threads={self.settings['threads']}, the run was begun with {kept['threads']}: "
+                "it goes on, but not bit for bit as if it had never stopped"
+            )
+        self.run.restore(state["run"])
+        self.best, self.heldout = state["best"], state["heldout"]
+        torch.set_rng_state(state["rng"].cpu())
+
+    def report(self, state: State, why: str | None = None, tokens_per_s: float = 0.0) -> None:
+        """Writes status.json."""
+        run = self.run
+        self.reported = time.monotonic()
+        values = Status(state, signature(self.cfg), run.step, run.length.steps, run.tokens, round(tokens_per_s, 1), why)
+        status.write(self.directory, values)
+
+    @property
+    def saving(self) -> bool:
+        """Whether the step just made is one after which the run is saved."""
+        return self.run.step % self.cfg.save_every == 0 or self.run.done
+
+    def subject(self) -> Subject:
+        """The coders as they would be published now."""
+        return Subject(self.run, self.run.exported())
+
+    def after_step(self, bar: Bar, subject: Subject | None, heldout: dict[str, float]) -> None:
+        """What an optimizer step makes due: a line of metrics, exports, a save of the training state.
+
+        subject: the coders to export, where the run is saved; heldout: their metrics {name: value}, empty where none were taken.
+        """
+        run, cfg = self.run, self.cfg
+        values: dict[str, float] = {}
+        if run.step % cfg.log_every == 0 or run.done:
+            values |= {"lr": run.lr_used, "k": run.k_used} | run.metrics()
+            bar.note([value for name, value in values.items() if name.startswith("fvu/")])
+        if subject is not None:
+            checkpoint.export(subject.coders, self.directory / "coders")
+            self.keep_best(subject, heldout)
+        if cfg.keep_every and run.step % cfg.keep_every == 0:
+            coders = subject.coders if subject else run.exported()
+            checkpoint.export(coders, self.directory / "snapshots" / f"step{run.step}_tokens{run.tokens}")
+        if values | heldout:
+            self.logbook.log(run.step, {"tokens": run.tokens} | values | heldout)
+        if run.done:
+            self.close(State.done, tokens_per_s=bar.tokens_per_s)
+        elif self.saving:
+            self.save_state()
+
+    def keep_best(self, subject: Subject, heldout: dict[str, float]) -> None:
+        """Exports to best/ the coders whose held-out FVU, with an end-to-end loss that loss, is the lowest so far."""
+        if not heldout:
+            return
+        self.heldout = {name: heldout[f"heldout_fvu/{name}"] for name in subject.coders}
+        scores = self.heldout
+        if self.cfg.loss_fn != LossFn.fvu:
+            scores = {name: heldout["/".join([f"heldout_{self.cfg.loss_fn}", *name.split("/")[1:]])] for name in subject.coders}
+        if self.cfg.save_best:
+            better = {name: score for name, score in scores.items() if score < self.best[name]}
+            self.best |= better
+            checkpoint.export({name: subject.coders[name] for name in better}, self.directory / "best")
+
+    def heartbeat(self, bar: Bar) -> None:
+        """Says now and then that the run goes on."""
+        if not self.closed and time.monotonic() - self.reported > HEARTBEAT_EVERY:
+            self.report(State.running, tokens_per_s=bar.tokens_per_s)
+
+    def save_state(self) -> None:
+        """Keeps all that the rest of the run depends on, after the lines of metrics that led to it."""
+        if (self.directory / "metrics.jsonl").exists():
+            sync(self.directory / "metrics.jsonl")
+        state = {"run": self.run.state(), "best": self.best, "heldout": self.heldout, "rng": torch.get_rng_state()}
+        checkpoint.save_state(self.directory, signature(self.cfg), state | {"settings": self.settings})
+
+    def close(self, state: State, why: str | None = None, tokens_per_s: float = 0.0) -> None:
+        """Ends the tracker's run, says in status.json how it ended and leaves the directory; once."""
+        if self.closed:
+            return
+        self.closed = True
+        self.logbook.finish(0 if state == State.done else 1)
+        try:
+            self.report(state, why, tokens_per_s)
+        except OSError as error:  # a full disk, which is likely what ended the run
+            log.error("%s: status.json could not be written (%s)", self.directory, error)
+        if state == State.done:
+            checkpoint.drop_state(self.directory)
+        self.lock.release()
+
+
+def fingerprint(plan: Plan) -> str:
+    """What tells a run's tokens from others: how many there are, the first and the last."""
+    train, heldout = plan.tokens.train, plan.tokens.heldout
+    parts = [train[:8], train[max(0, plan.length.samples - 8) : plan.length.samples], heldout[:8]]
+    return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:16]
