@@ -1,5 +1,6 @@
 """What is wrong with the settings by themselves, before any model or data is looked at."""
 
+import math
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -17,12 +18,20 @@ AT_LEAST = dict(
 )  # fmt: skip
 
 
+AT_MOST = {"threads": 1024, "num_latents": 2**31, "expansion_factor": 2**20, "shuffle_seed": 2**63}
+
+
 def faults(cfg: Config) -> list[str]:
     """One message for each fault; empty if nothing is wrong."""
     found = [
-        f"{name}={value}: must be at least {least}"
+        f"{name}={value}: must be at least {least}" + (", and finite" if isinstance(least, float) else "")
         for name, least in AT_LEAST.items()
-        if (value := getattr(cfg, name)) is not None and not value >= least
+        if (value := getattr(cfg, name)) is not None and not least <= value < math.inf
+    ]
+    found += [
+        f"{name}={value}: must be at most {most:,}"
+        for name, most in AT_MOST.items()
+        if (value := getattr(cfg, name)) is not None and value > most
     ]
     for name, value, fix in [
         ("distribute_modules", cfg.distribute_modules, "leave it out"),
@@ -35,8 +44,10 @@ def faults(cfg: Config) -> list[str]:
             f"micro_acc_steps={cfg.micro_acc_steps} with loss_fn={cfg.loss_fn}: the forward passes through the coder whole; "
             "raise grad_acc_steps and lower batch_size instead"
         )
-    if cfg.lr is not None and not cfg.lr > 0:
-        found.append(f"lr={cfg.lr}: must be above 0, or null for the automatic rate")
+    if cfg.lr is not None and not 0 < cfg.lr < math.inf:
+        found.append(f"lr={cfg.lr}: must be above 0 and finite, or null for the automatic rate")
+    if any(not -(2**63) <= seed < 2**64 for seed in cfg.init_seeds):
+        found.append(f"init_seeds={cfg.init_seeds}: torch's seeds have 64 bits; choose smaller ones")
     if cfg.layers is not None and cfg.hookpoints is not None:
         found.append(f"layers={cfg.layers} and hookpoints={cfg.hookpoints}: both name modules; set one of them")
     if cfg.layers is not None and cfg.layer_stride != 1:
@@ -98,6 +109,10 @@ def unread_faults(cfg: Config) -> list[str]:
             found.append(
                 f"{name}={getattr(cfg, name)} with dataset_kind={cfg.dataset_kind}: read by {', '.join(sorted(kinds))} only; leave it out"
             )
+    if cfg.dataset_kind == DatasetKind.demo and cfg.dataset_name != "demo":
+        found.append(
+            f"dataset_name={cfg.dataset_name} with dataset_kind=demo: it has one text only; choose dataset=local_text or hub for another"
+        )
     if cfg.revision is not None and (cfg.model_name == "demo" or Path(cfg.model_name).is_dir()):
         found.append(
             f"revision={cfg.revision} with model_name={cfg.model_name}: only models of the hub have revisions; leave it out"

@@ -39,8 +39,8 @@ def find(cfg: Config, coders: Iterable[str], widths: Mapping[str, int], latents:
 def folder(name: str) -> Path:
     """The folder that holds one folder per hookpoint. Raises ConfigError where there is none."""
     path = Path(name).expanduser()
-    if not path.is_dir():
-        if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1 or path.exists():
+    if not name or not path.is_dir():
+        if not name or path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1 or path.exists():
             raise ConfigError(f"finetune={name}: no such folder; give a run's directory, a folder of sparsify coders, or a hub id")
         try:
             path = Path(snapshot_download(name))

@@ -6,7 +6,9 @@ torch and transformers are imported only once the settings are right by themselv
 from __future__ import annotations
 
 import logging
+import os
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,13 +92,15 @@ def plan(cfg: Config) -> Plan:
         raise ConfigError(*faults)
     sizes = {point: latents(cfg, width) for point, width in widths.items()}
     start_from = finetune.find(cfg, [name for point in widths for name in coder_names(cfg, point)], widths, sizes)
+    dtype = language_model.resolve_dtype(cfg, device)
+    parameters = sum(p.numel() for p in outline.parameters())
+    memory = memory_estimate(cfg, widths, parameters * dtype.itemsize, dtype.itemsize, outline.config.vocab_size)
+    if faults := memory_faults(cfg, memory, device):
+        raise ConfigError(*faults)
     tokens = data.prepare(cfg, lambda: language_model.tokenizer(cfg), outline.config.vocab_size)
     planned = length(cfg, len(tokens.train))
     if faults := length_faults(cfg, planned, len(tokens.train)):
         raise ConfigError(*faults)
-    dtype = language_model.resolve_dtype(cfg, device)
-    parameters = sum(p.numel() for p in outline.parameters())
-    memory = memory_estimate(cfg, widths, parameters * dtype.itemsize, dtype.itemsize, outline.config.vocab_size)
     return Plan(cfg, device, widths, tokens, planned, parameters, memory, warnings(cfg, planned), start_from)
 
 
@@ -104,7 +108,20 @@ def check_settings(cfg: Config) -> None:
     """Raises ConfigError for settings that are wrong by themselves, or whose directory holds something else."""
     if faults := checks.faults(cfg):
         raise ConfigError(*faults)
+    for name in ("save_dir", "cache_dir"):
+        if getattr(cfg, name) is not None:
+            refuse_unwritable(name, Path(getattr(cfg, name)))
     refuse_directory(cfg)
+
+
+def refuse_unwritable(name: str, folder: Path) -> None:
+    """Raises ConfigError where `folder` cannot be made or written to; leaves nothing there."""
+    nearest = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=nearest):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{name}={folder}: cannot be written to ({error.strerror}: {nearest}); choose another folder") from error
 
 
 def refuse_directory(cfg: Config) -> None:
@@ -137,7 +154,7 @@ def find_device(cfg: Config) -> torch.device:
     """The device as set, else cuda where there is one, else the CPU. Raises ConfigError for one that is not there."""
     import torch
 
-    name = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device is None else cfg.device
     asked = f"hardware={cfg.hardware}, device={name}" if cfg.hardware != Hardware.auto else f"device={name}"
     try:
         device = torch.device(name)
@@ -242,6 +259,24 @@ def memory_estimate(cfg: Config, widths: dict[str, int], model_bytes: int, items
     if cfg.loss_fn != LossFn.fvu:  # logits, their softmax, its logarithm and a gradient, float32
         held["logits"] = tokens * vocabulary * 4 * (4 if cfg.loss_fn == LossFn.kl else 2)
     return held
+
+
+def memory_faults(cfg: Config, memory: dict[str, int], device: torch.device) -> list[str]:
+    """A run that needs more than the whole of the device's memory."""
+    import torch
+
+    cuda = device.type == "cuda"
+    there = (
+        torch.cuda.get_device_properties(device).total_memory if cuda else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    )
+    needed = sum(memory.values())
+    if needed <= there:
+        return []
+    parts = ", ".join(f"{what} {held / 1e9:,.1f}" for what, held in memory.items())
+    return [
+        f"expansion_factor={cfg.expansion_factor}, num_latents={cfg.num_latents}, batch_size={cfg.batch_size}: the run needs about "
+        f"{needed / 1e9:,.1f} GB ({parts}), {device} has {there / 1e9:,.1f}; lower them, or choose fewer hookpoints"
+    ]
 
 
 def warnings(cfg: Config, planned: Length) -> list[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -62,6 +62,9 @@ def override_faults(overrides: Sequence[str], config_dirs: Sequence[Path]) -> li
         match = re.fullmatch(r"(~|\+\+?)?([^=]*)(=.*)?", override, re.DOTALL)
         prefix, key, value = match.groups() if match else ("", override, None)
         name = key.split("@")[0].lstrip("/")
+        if name in ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"):
+            found.append(f"{override}: a run's directory is save_dir/run_name; set these")
+            continue
         if name == "hydra" or name.startswith(("hydra.", "hydra/")):
             continue
         if name in groups and prefix in (None, "+") and value:
@@ -80,6 +83,9 @@ def override_faults(overrides: Sequence[str], config_dirs: Sequence[Path]) -> li
     return found
 
 
+INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+
+
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
     """The overrides among the command line's arguments, and the folders given with --config-dir."""
     overrides, folders, rest = [], [], list(arguments)
@@ -88,7 +94,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
         argument = rest.pop(0)
         option, _, value = argument.partition("=")
         if argument.startswith("-"):
-            if option in takes_value and not value and rest:
+            if (option in takes_value and not value and rest) or (option in ("--info", "-i") and rest and rest[0] in INFO):
                 value = rest.pop(0)
             if option in ("--config-dir", "-cd"):
                 folders.append(Path(value))
@@ -102,11 +108,16 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         return f"{group}={choice}: there is no such choice; choose one of {', '.join(error.options)}"
+    if isinstance(error, OverrideParseException):
+        reason = str(error).splitlines()[0]
+        return f"{error.override}: cannot be read ({reason}); quote what is special: 'name=\"a value\"', 'name=[1,2]'"
     cause = error.__cause__
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
         name, _, value = next((o for o in overrides if o.startswith(f"{cause.full_key}=")), "").partition("=")
         if "ListConfig" in str(cause.msg) and value:
             return f"{name}={value}: {name} is a list; write '{name}=[{value}]'"
+        if "is not Optional" in str(cause.msg):
+            return f"{cause.full_key}: null is not possible; give a value or leave it out"
         return f"{cause.full_key}: {str(cause.msg or cause).splitlines()[0]}"
     noise = ("Config search path", "provider=", "full_key", "object_type", "Set the environment")
     lines = [line.strip() for line in str(error).splitlines()]
