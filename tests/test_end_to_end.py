@@ -46,6 +46,14 @@ def test_with_the_corrections_off_saes_are_bit_identical_to_sparsifys(family: st
     assert_equal(ours, trainer.saes)
 
 
+def dense_output(coder: nn.Module, given: Tensor) -> Tensor:
+    """The coder's output for `given` [batch, position, d], with dense latents."""
+    flat = given.flatten(0, 1)
+    preacts = F.linear(flat if coder.cfg.transcode else flat - coder.b_dec, coder.encoder.weight, coder.encoder.bias)
+    kth = preacts.topk(coder.cfg.k).values[:, -1:]
+    return (torch.where(preacts >= kth, F.relu(preacts), 0) @ coder.W_dec + coder.b_dec).view(given.shape)
+
+
 class Replaced(nn.Module):
     """A module whose output is the coder's, written without hooks; positions where `real` is set keep the module's own."""
 
@@ -57,13 +65,7 @@ class Replaced(nn.Module):
         result = self.module(*args, **kwargs)
         output = result[0] if isinstance(result, tuple) else result
         given = (args[0] if args else kwargs["hidden_states"]) if self.coder.cfg.transcode else output
-        flat = given.flatten(0, 1)
-        centred = flat if self.coder.cfg.transcode else flat - self.coder.b_dec
-        preacts = F.linear(centred, self.coder.encoder.weight, self.coder.encoder.bias)
-        kth = preacts.topk(self.coder.cfg.k).values[:, -1:]
-        latents = torch.where(preacts >= kth, F.relu(preacts), 0)
-        made = (latents @ self.coder.W_dec + self.coder.b_dec).view(output.shape)
-        new = torch.where(self.real[..., None], output, made)
+        new = torch.where(self.real[..., None], output, dense_output(self.coder, given.float()).to(output.dtype))
         return (new, *result[1:]) if isinstance(result, tuple) else new
 
 
@@ -171,3 +173,38 @@ def test_an_end_to_end_run_is_refused_in_a_pack_and_on_a_model_without_a_head(ca
         engine.train([short(cache, tmp_path, "loss_fn=ce"), short(cache, tmp_path)])
     with pytest.raises(ConfigError, match=r"loss_fn=ce: .*predicts no next token"):
         engine.train([short(cache, tmp_path, "loss_fn=ce", f"model_name={tiny_folder['bert']}", "layers=[1]")])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("grad_acc_steps", "log_every"), [(1, 1), (1, 7), (4, 1), (4, 7)])
+@pytest.mark.parametrize("loss_fn", ["ce", "kl"])
+def test_logged_losses_are_the_mean_over_exactly_the_batches_since_the_line_before(
+    loss_fn: str, grad_acc_steps: int, log_every: int, dtype: torch.dtype
+) -> None:
+    cfg = tiny_config(
+        "sae", loss_fn=loss_fn, auxk_alpha=0.0, lr=1e-30, grad_acc_steps=grad_acc_steps, batch_size=1, normalize_decoder=False
+    )
+    ids, model = tokens()[: 9 * grad_acc_steps], tiny_causal_model("llama").to(dtype)
+    run = Run(cfg, {"layers.1": 32}, len(ids), torch.device("cpu"))
+    logged, spans, begun = [], [], 0
+    for number, batch in enumerate(ids.split(1), 1):
+        stepped = run.train_end_to_end(model, batch)
+        if stepped and (run.step % log_every == 0 or run.done):
+            logged.append(run.metrics()[loss_fn])
+            spans.append((begun, number))
+            begun = number
+    exchanged = tiny_causal_model("llama").to(dtype)
+    real = torch.zeros(1, ids.shape[1], dtype=torch.bool)
+    exchanged.base_model.layers[1] = Replaced(exchanged.base_model.layers[1], run.coders["layers.1"], real)
+    with torch.no_grad():
+        for value, (start, end) in zip(logged, spans, strict=True):
+            each = []
+            for batch in ids[start:end].split(1):
+                logits, clean = (m(input_ids=batch, use_cache=False).logits.float() for m in (exchanged, model))
+                if loss_fn == "ce":
+                    each.append(F.cross_entropy(logits[0, :-1], batch[0, 1:]))
+                else:
+                    each.append(
+                        F.kl_div(logits.log_softmax(-1), clean.log_softmax(-1), log_target=True, reduction="none").sum(-1).mean()
+                    )
+            assert value == pytest.approx(torch.stack(each).mean().item(), rel=1e-5 if dtype == torch.float32 else 2e-2)

@@ -325,3 +325,23 @@ def test_tokens_that_changed_since_the_stop_are_refused(cache: Path, tmp_path: P
     corpus.write_text(text.replace("word", "other"))
     with pytest.raises(ConfigError, match="its tokens are not those"):
         engine.train([cfg])
+
+
+@pytest.mark.parametrize("kind", ["local_text", "hub", "pretokenized", "memmap"])
+def test_every_kind_of_data_goes_on_where_it_stopped(cache: Path, tmp_path: Path, kind: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, 4096, (300, 32), generator=generator)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    if kind == "memmap":
+        ids.numpy().astype("uint16").tofile(folder / "ids.bin")
+    else:
+        rows = [{"input_ids": row} if kind == "pretokenized" else {"text": " ".join(map(str, row))} for row in ids.tolist()]
+        (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    name = folder / {"memmap": "ids.bin", "hub": ""}.get(kind, "train.jsonl")
+    settings = [f"dataset={kind}", f"dataset_name={name}", "save_every=6", *(["tokens_dtype=uint16"] if kind == "memmap" else [])]
+    undisturbed, cfg = (short(cache, tmp_path / name, *settings) for name in ("a", "b"))
+    engine.train([undisturbed])
+    interrupted(cfg)
+    engine.train([cfg])
+    assert_same(run_dir(undisturbed), run_dir(cfg))

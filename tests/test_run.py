@@ -263,3 +263,14 @@ def test_activations_are_those_of_the_moment_though_a_later_module_writes_into_t
     ids = tokens(2)
     alone = capture(model, ["h.0.mlp"], ids)["h.0.mlp"].output.clone()
     assert torch.equal(capture(model, ["h.0.mlp", "h.1.mlp"], ids)["h.0.mlp"].output, alone)
+
+
+def test_adam_is_torchs_also_where_bitsandbytes_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+    import types
+
+    eight_bit = types.ModuleType("bitsandbytes.optim")
+    eight_bit.Adam8bit = None
+    monkeypatch.setitem(sys.modules, "bitsandbytes", types.ModuleType("bitsandbytes"))
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", eight_bit)
+    assert type(new_run(tiny_config("sae"), 4).optimizers[0]) is torch.optim.Adam
