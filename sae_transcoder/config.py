@@ -270,7 +270,7 @@ class HardwareConfig:
     threads: int | None = no_result(None)
     """CPU threads. null: torch's own choice. Results are bit-identical only at an equal count."""
     deterministic: bool = no_result(False)
-    """Deterministic algorithms only, so that two runs on the same GPU are bit-identical; slower. A CPU always is."""
+    """Deterministic algorithms only, for runs that are bit-identical on the same GPU; slower. On a CPU they are without it."""
     distribute_modules: bool = False
     """Each rank trains its share of the hookpoints; not yet available."""
 
