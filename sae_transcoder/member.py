@@ -99,6 +99,7 @@ class Member:
             bar.note([value for name, value in values.items() if name.startswith("fvu/")])
         if subject is not None:
             checkpoint.export(subject.coders, self.directory / "coders")
+            run.train_config.save_json(self.directory / "coders" / "config.json")  # as sparsify's checkpoints have it
             self.keep_best(subject, heldout)
         if cfg.keep_every and run.step % cfg.keep_every == 0:
             coders = subject.coders if subject else run.exported()

@@ -158,8 +158,11 @@ def main() -> None:
         refuse(error.faults)
     except (HydraException, OmegaConfBaseException) as error:
         refuse([explain(error, overrides)])
-    except (SystemExit, KeyboardInterrupt):
+    except SystemExit:
         raise
+    except KeyboardInterrupt:  # before training began: afterwards it saves first
+        print("stopped before the first batch; what was tokenised is kept", file=sys.stderr)
+        sys.exit(130)
     except BaseException as error:
         # torch is imported by now: a message of our own kinds ends here, anything else is a bug and keeps its traceback.
         from sae_transcoder.checkpoint import DiskError

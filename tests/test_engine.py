@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from sparsify import Sae, SparseCoder
+from sparsify import Sae, SparseCoder, TrainConfig
 from test_config import composed
 
 from sae_transcoder import checkpoint, engine, evaluate, status
@@ -79,6 +79,8 @@ def test_sparsify_loads_the_result_and_reproduces_the_logged_fvu(cache: Path, tm
     by_name = Sae.load_many(str(result.directory / "coders"), local=True)
     alone = SparseCoder.load_from_disk(result.directory / "coders" / point)
     assert list(by_name) == [point]
+    read_back = TrainConfig.load_json(result.directory / "coders" / "config.json")
+    assert (read_back.hookpoints, read_back.sae.k, read_back.optimizer) == ([point], 8, "signum")
     assert alone.cfg.k == 8
     planned = plan(Config(**vars(cfg) | {"save_dir": str(tmp_path / "other")}))
     model = load(cfg, torch.device("cpu"))
