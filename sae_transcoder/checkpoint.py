@@ -76,7 +76,8 @@ def save_state(directory: Path, signature: str, state: Mapping[str, Any]) -> Non
         sync(place.parent)
     except (OSError, RuntimeError) as error:
         beside.unlink(missing_ok=True)
-        if isinstance(error, RuntimeError) and "write" not in str(error):  # torch's writer raises RuntimeError for a full disk
+        # torch's writer raises RuntimeError for a full disk; one from elsewhere (a device, say) is another matter.
+        if isinstance(error, RuntimeError) and not any(part in str(error) for part in ("inline_container", "write")):
             raise
         reason = error if isinstance(error, OSError) else str(error).splitlines()[0]
         raise DiskError(
