@@ -22,7 +22,7 @@ def trained(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # n
 
 def test_a_run_directory_and_a_folder_of_sparsify_coders_start_the_same_run(cache: Path, trained: Path, tmp_path: Path) -> None:  # noqa: F811
     plain = tmp_path / "plain"
-    for coder in (trained / "coders").iterdir():
+    for coder in filter(Path.is_dir, (trained / "coders").iterdir()):
         SparseCoder.load_from_disk(coder).save_to_disk(plain / coder.name)
     ends = []
     for start in (trained, plain):

