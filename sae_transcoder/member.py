@@ -47,8 +47,13 @@ class Member:
             self.lock.acquire()
         except Timeout:
             raise ConfigError(f"{self.directory}: another process has just started this run; not started again") from None
-        self.logbook = Logbook(self.cfg, self.directory, self.run.step)
-        self.report(State.running)
+        self.report(State.running)  # first: a folder of files without it is taken for somebody else's
+        try:
+            self.logbook = Logbook(self.cfg, self.directory, self.run.step)
+        except Exception as error:  # a tracker that cannot be opened
+            self.report(State.failed, f"{type(error).__name__}: {error}")
+            self.lock.release()
+            raise
 
     def _restore(self, state: dict[str, Any]) -> None:
         kept = state["settings"]

@@ -135,8 +135,9 @@ def refuse_directory(cfg: Config) -> None:
     except ValueError as error:
         raise ConfigError(f"{error}; {fix}") from error
     if found is None:
-        # Hydra writes its record and opens the log before a run can write its status.
-        if directory.is_dir() and {p.name for p in directory.iterdir()} - {".hydra", "train.log"}:
+        # What is there before a run can write its status.
+        early = {".hydra", "train.log", ".lock", ".status.json.new"}
+        if directory.is_dir() and {p.name for p in directory.iterdir()} - early:
             raise ConfigError(f"run_name={config.run_name(cfg)}: {directory} holds files but no run; {fix}")
     elif cfg.resume == Resume.never and found.state != status.State.queued:
         raise ConfigError(f"resume=never: {directory} holds a run ({found.state}); {fix}, or set resume=auto")

@@ -267,6 +267,13 @@ def test_a_failure_is_told_in_status_json_and_the_same_command_tries_again(
     assert json.loads((run_dir(cfg) / "status.json").read_text())["state"] == "done"
 
 
+def test_a_run_killed_before_its_first_status_starts_again(cache: Path, tmp_path: Path) -> None:
+    cfg = short(cache, tmp_path)
+    for name in (".hydra", "train.log", ".lock", ".status.json.new"):
+        (run_dir(cfg) / name).mkdir(parents=True) if name == ".hydra" else (run_dir(cfg) / name).touch()
+    engine.train([cfg])
+
+
 def test_a_run_that_lives_is_not_started_a_second_time(cache: Path, tmp_path: Path) -> None:
     cfg = short(cache, tmp_path)
     directory = run_dir(cfg)
