@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from sae_transcoder import coder_names
 from sae_transcoder.config import ConfigError
 from sae_transcoder.files import sync
 from sae_transcoder.status import state_path
@@ -24,12 +25,6 @@ class DiskError(Exception):
     """Something could not be written; what was there before is intact."""
 
 
-def coder_folder(name: str) -> Path:
-    """Where a coder lies below coders/: its hookpoint, or seed<N>/hookpoint for one of several seeds."""
-    hookpoint, _, seed = name.partition("/")
-    return Path(seed) / hookpoint
-
-
 def export(coders: Mapping[str, SparseCoder], folder: Path) -> None:
     """Writes each coder's cfg.json and sae.safetensors below `folder`; a coder that is there already is replaced whole.
 
@@ -40,9 +35,9 @@ def export(coders: Mapping[str, SparseCoder], folder: Path) -> None:
     try:
         shutil.rmtree(beside, ignore_errors=True)
         for name, coder in coders.items():
-            coder.save_to_disk(beside / coder_folder(name))
+            coder.save_to_disk(beside / coder_names.folder(name))
         for name in coders:
-            new, place = beside / coder_folder(name), folder / coder_folder(name)
+            new, place = beside / coder_names.folder(name), folder / coder_names.folder(name)
             for file in new.iterdir():
                 sync(file)
             shutil.rmtree(before, ignore_errors=True)

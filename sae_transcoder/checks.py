@@ -14,7 +14,7 @@ AT_LEAST = dict(
     layer_stride=1, max_samples=1, max_seq_length=2, shuffle_seed=0, shuffle_buffer=1, eval_samples=1, exclude_first_tokens=0,
     max_norm_multiple=1.0, expansion_factor=1, num_latents=0, k=1, lr_warmup_steps=0, weight_decay=0.0, batch_size=1,
     grad_acc_steps=1, micro_acc_steps=1, max_steps=1, auxk_alpha=0.0, dead_feature_threshold=0, k_decay_steps=0, log_every=1,
-    threads=1, save_every=1, keep_every=1,
+    threads=1, save_every=1, keep_every=1, eval_every=1,
 )  # fmt: skip
 
 

@@ -276,6 +276,17 @@ class HardwareConfig:
 
 
 @dataclass
+class EvaluationConfig:
+    """What is measured on the held-out sequences (see eval_file.py for the metrics); always at a run's end."""
+
+    eval_every: int | None = no_result(None)
+    """Optimizer steps between two evaluations before the end. null: none."""
+    eval_end_to_end: bool = no_result(True)
+    """Measure the language model with the coders in place (cross-entropy, KL) too: for each coder a forward of the whole model,
+    and one with zeros for each hookpoint. false: the coders' own metrics, for which layers beyond the last hookpoint never run."""
+
+
+@dataclass
 class SavingConfig:
     """Where a run is kept."""
 
@@ -297,6 +308,7 @@ class SavingConfig:
 @dataclass
 class Config(
     SavingConfig,
+    EvaluationConfig,
     HardwareConfig,
     TrackerConfig,
     TrainingConfig,
@@ -385,3 +397,18 @@ def warmup_steps(cfg: Config, steps: int) -> int:
 def summary(cfg: Config) -> dict[str, Any]:
     """The config as plain values, with the run's name and signature; for trackers and status files."""
     return asdict(cfg) | {"run_name": run_name(cfg), "signature": signature(cfg)}
+
+
+def evaluation_settings(cfg: Config) -> dict[str, Any]:
+    """The settings that say what was measured on which tokens; for eval.json."""
+    parts = (ModelConfig, DatasetConfig, EvaluationConfig)
+    names = ["model_type", *(f.name for part in parts for f in fields(part)), "batch_size"]
+    return {name: getattr(cfg, name) for name in names if name not in ("cache_dir", "eval_every")}
+
+
+LOGITS_HELD = 2**27  # numbers; with a vocabulary of 128,000, four sequences of 256 tokens
+
+
+def evaluation_batch(cfg: Config, vocabulary: int) -> int:
+    """Sequences per forward of an evaluation: the run's batch, or fewer where their logits would need too much memory."""
+    return max(1, min(cfg.batch_size, LOGITS_HELD // (cfg.max_seq_length * vocabulary)))

@@ -1,7 +1,9 @@
 """What a person sees while a run goes on: one header, one progress bar, one closing line; plain lines without a terminal."""
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
 from types import TracebackType
@@ -12,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from sae_transcoder.config import run_dir, run_name, warmup_steps
+from sae_transcoder.eval_file import Evaluation
 from sae_transcoder.preflight import Plan
 
 PLAIN_EVERY = 10.0  # seconds between two lines where there is no terminal
@@ -96,6 +99,13 @@ class Bar:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.progress.stop()
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done while it is open does not count as training time."""
+        before = time.monotonic()
+        yield
+        self.start += time.monotonic() - before
+
     @property
     def tokens_per_s(self) -> float:
         """Tokens per second since the start."""
@@ -117,10 +127,15 @@ class Bar:
             print(f"step {step}/{self.total}  {self.tokens_per_s:,.0f} tokens/s  FVU {fvu}  {left:.0f} s left", flush=True)
 
 
-def closing(directory: Path, steps: int, seconds: float, fvu: dict[str, float], console: Console) -> None:
+def closing(directory: Path, steps: int, seconds: float, evaluation: Evaluation, console: Console) -> None:
     """One line: where the coders are and how well they do on held-out tokens."""
-    spread = "" if len(fvu) < 2 else f" (mean of {len(fvu)}: {min(fvu.values()):.4f} to {max(fvu.values()):.4f})"
+    parts = [("FVU", "fvu"), ("CE loss score", "ce_loss_score")]
+    found = []
+    for label, name in parts:
+        values = [value for c in evaluation.coders if math.isfinite(value := c.metrics.get(name, math.nan))]
+        spread = "" if len(values) < 2 else f" (mean of {len(values)}: {min(values):.4f} to {max(values):.4f})"
+        found += [f"{label} {fmean(values):.4f}{spread}"] if values else []
     console.print(
-        f"done: {steps:,} steps in {seconds:.0f} s, held-out FVU {fmean(fvu.values()):.4f}{spread}, coders in {directory / 'coders'}",
+        f"done: {steps:,} steps in {seconds:.0f} s, held-out {', '.join(found)}, coders in {directory / 'coders'}",
         markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip

@@ -13,9 +13,10 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel
 
-from sae_transcoder import checkpoint, display, evaluate, language_model, preflight
+from sae_transcoder import checkpoint, display, heldout, language_model, preflight
 from sae_transcoder.config import Config, ConfigError, DatasetConfig, LossFn, ModelConfig
-from sae_transcoder.evaluate import Subject
+from sae_transcoder.eval_file import Evaluation
+from sae_transcoder.heldout import Measured, Subject
 from sae_transcoder.member import Member
 from sae_transcoder.status import State
 from sae_transcoder.upstream import SparseCoder
@@ -25,11 +26,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run: its directory, its coders {hookpoint: coder} as exported, and their held-out FVU."""
+    """A finished run: its directory, its coders {name: coder} as exported, and their held-out metrics."""
 
     directory: Path
     coders: dict[str, SparseCoder]
-    heldout_fvu: dict[str, float]
+    evaluation: Evaluation
 
 
 class Stopped(BaseException):
@@ -116,7 +117,7 @@ def train(cfgs: Sequence[Config]) -> list[Result]:
         for member in opened:
             member.close(State.failed, f"{type(error).__name__}: {error}")
         raise
-    return [Result(m.directory, m.run.exported(), m.heldout) for m in members]
+    return [Result(m.directory, m.run.exported(), m.evaluation) for m in members]
 
 
 def introduce(member: Member, console: Console) -> None:
@@ -145,7 +146,7 @@ def run_pack(members: Sequence[Member], stop: StopSignal, console: Console) -> N
             if stop.number is not None and not all(m.run.done for m in members):
                 interrupt(members, stop.number)
     for member in members:
-        display.closing(member.directory, member.run.step, time.monotonic() - start, member.heldout, console)
+        display.closing(member.directory, member.run.step, time.monotonic() - start, member.evaluation, console)
 
 
 def batch(model: PreTrainedModel, active: Sequence[Member], bar: display.Bar) -> None:
@@ -160,27 +161,22 @@ def batch(model: PreTrainedModel, active: Sequence[Member], bar: display.Bar) ->
     end_to_end = lead.cfg.loss_fn != LossFn.fvu  # then the run is alone
     seen = {} if end_to_end else language_model.capture(model, points, tokens)
     stepped = [m for m in turn if (m.run.train_end_to_end(model, tokens) if end_to_end else m.run.train_on(tokens, seen))]
-    subjects = {m: m.subject() for m in stepped if m.saving}
-    heldout = evaluated(model, subjects)
+    subjects = {m: m.subject() for m in stepped if m.saving or m.evaluating}
+    with bar.paused():
+        measured = evaluated(model, subjects)
     for member in stepped:
-        member.after_step(bar, subjects.get(member), heldout.get(member, {}))
+        member.after_step(bar, subjects.get(member), measured.get(member))
 
 
-def evaluated(model: PreTrainedModel, subjects: Mapping[Member, Subject]) -> dict[Member, dict[str, float]]:
-    """Held-out metrics {name: value} of the members that are at their end or keep their best, one forward for all."""
-    due = [m for m in subjects if m.cfg.save_best or m.run.done]
-    if not due:
-        return {}
-    tokens, size = due[0].plan.tokens.heldout, due[0].cfg.batch_size
-    fvu = evaluate.heldout_fvu(model, [subjects[m] for m in due], tokens, size)
-    values = {m: {f"heldout_fvu/{name}": value for name, value in own.items()} for m, own in zip(due, fvu, strict=True)}
-    for member in due:
-        if member.cfg.loss_fn != LossFn.fvu:
-            losses = evaluate.heldout_loss(model, subjects[member], tokens, size)
-            values[member] |= {
-                "/".join([f"heldout_{member.cfg.loss_fn}", *name.split("/")[1:]]): loss for name, loss in losses.items()
-            }
-    return values
+def evaluated(model: PreTrainedModel, subjects: Mapping[Member, Subject]) -> dict[Member, Measured]:
+    """Held-out metrics of the members that evaluate now, and of those that keep their best; each kind shares its forwards."""
+    whole = [m for m in subjects if m.evaluating]
+    best = [m for m in subjects if not m.evaluating and m.cfg.save_best]
+    found: dict[Member, Measured] = {}
+    for due in filter(None, (whole, best)):
+        tokens = due[0].plan.tokens.heldout
+        found |= zip(due, heldout.measure(model, [subjects[m] for m in due], tokens, whole=due is whole), strict=True)
+    return found
 
 
 def interrupt(members: Sequence[Member], number: int) -> None:

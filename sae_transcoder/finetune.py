@@ -7,7 +7,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 
-from sae_transcoder.checkpoint import coder_folder
+from sae_transcoder import coder_names
 from sae_transcoder.config import Config, ConfigError, ModelType
 
 
@@ -21,8 +21,8 @@ def find(cfg: Config, coders: Iterable[str], widths: Mapping[str, int], latents:
     root = folder(cfg.finetune)
     found, faults = {}, []
     for name in coders:
-        point = name.partition("/")[0]
-        place = root / coder_folder(name)
+        point = coder_names.hookpoint(name)
+        place = root / coder_names.folder(name)
         if not (place / "cfg.json").is_file() or not (place / "sae.safetensors").is_file():
             there = ", ".join(sorted(str(p.parent.relative_to(root)) for p in root.rglob("cfg.json"))) or "none"
             faults.append(

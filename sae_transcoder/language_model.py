@@ -1,6 +1,7 @@
 """The language model: its outline without weights, the forward up to the last hookpoint, and the forward with modules replaced."""
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -11,10 +12,21 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from sae_transcoder.config import Config, ConfigError, LossFn, ModelConfig
+
+log = logging.getLogger(__name__)
 
 DEMO = Path(__file__).parent / "demo" / "model"
 
@@ -66,15 +78,42 @@ def tokenizer(cfg: ModelConfig) -> PreTrainedTokenizerBase:
 
 
 def load(cfg: Config, device: torch.device) -> PreTrainedModel:
-    """The model with its weights, frozen, in eval mode. Raises ConfigError where they cannot be had."""
+    """The model with its weights, frozen, in eval mode; with a language-modelling head where the run or its evaluation needs one and the
+    model has one. Raises ConfigError where the weights cannot be had, or a head that the run needs is not among them."""
     dtype = resolve_dtype(cfg, device)
     transformers_logging.disable_progress_bar()
+    arguments = dict(revision=cfg.revision, dtype=dtype)
     try:
-        kind = AutoModel if cfg.loss_fn == LossFn.fvu else AutoModelForCausalLM
-        model = kind.from_pretrained(model_path(cfg), revision=cfg.revision, dtype=dtype).to(device)  # type: ignore[arg-type]
+        model_config = AutoConfig.from_pretrained(model_path(cfg), revision=cfg.revision)
+        if not (predicts_next_token(model_config) and (cfg.loss_fn != LossFn.fvu or cfg.eval_end_to_end)):
+            return _ready(AutoModel.from_pretrained(model_path(cfg), **arguments), device)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(model_path(cfg), output_loading_info=True, **arguments)
+        model, info = loaded
     except (OSError, ValueError) as error:
         raise _cannot_load(cfg, "weights", error) from error
-    return model.eval().requires_grad_(False)
+    if not info["missing_keys"]:
+        return _ready(model, device)
+    if cfg.loss_fn != LossFn.fvu:
+        lacks = ", ".join(sorted(info["missing_keys"]))
+        raise ConfigError(f"loss_fn={cfg.loss_fn} with model_name={cfg.model_name}: its weights lack {lacks}; use loss_fn=fvu")
+    log.warning("model_name=%s: no language-modelling head among its weights, so no end-to-end evaluation", cfg.model_name)
+    return _ready(model.base_model, device)
+
+
+def _ready(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    return model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
+
+
+def predicts_next_token(model_config: Any) -> bool:
+    """Whether models of this config have a causal language-modelling head."""
+    # BERT and its like can be made decoders, and are listed as such.
+    masked = type(model_config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(model_config, "is_decoder", False)
+    return type(model_config) in MODEL_FOR_CAUSAL_LM_MAPPING and not masked
+
+
+def predicts(model: PreTrainedModel) -> bool:
+    """Whether the model was loaded with a head that gives logits."""
+    return model.base_model is not model
 
 
 def resolve_dtype(cfg: ModelConfig, device: torch.device) -> torch.dtype:

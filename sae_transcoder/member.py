@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from filelock import Timeout
 
-from sae_transcoder import checkpoint, status
-from sae_transcoder.config import ConfigError, LossFn, run_dir, signature
+from sae_transcoder import checkpoint, eval_file, status
+from sae_transcoder.config import ConfigError, run_dir, signature
 from sae_transcoder.display import Bar
-from sae_transcoder.evaluate import Subject
+from sae_transcoder.eval_file import Evaluation
 from sae_transcoder.files import sync
+from sae_transcoder.heldout import Measured, Subject
 from sae_transcoder.preflight import Plan
 from sae_transcoder.run import Run
 from sae_transcoder.status import State, Status
@@ -33,7 +34,7 @@ class Member:
         state = checkpoint.load_state(self.directory, signature(self.cfg))
         self.run = Run(plan.cfg, plan.widths, len(plan.tokens.train), plan.device, plan.start_from)
         self.best = dict.fromkeys(self.run.coders, float("inf"))
-        self.heldout: dict[str, float] = {}
+        self.evaluation: Evaluation  # once the run is done
         self.warning: str | None = None
         if state is not None:
             self._restore(state)
@@ -73,7 +74,7 @@ class Member:
                 "it goes on, but not bit for bit as if it had never stopped"
             )
         self.run.restore(state["run"])
-        self.best, self.heldout = state["best"], state["heldout"]
+        self.best = state["best"]
         torch.set_rng_state(state["rng"].cpu())
 
     def report(self, state: State, why: str | None = None, tokens_per_s: float = 0.0) -> None:
@@ -88,46 +89,51 @@ class Member:
         """Whether the step just made is one after which the run is saved."""
         return self.run.step % self.cfg.save_every == 0 or self.run.done
 
+    @property
+    def evaluating(self) -> bool:
+        """Whether the step just made is one after which all held-out metrics are taken."""
+        every = self.cfg.eval_every
+        return self.run.done or (every is not None and self.run.step % every == 0)
+
     def subject(self) -> Subject:
         """The coders as they would be published now."""
-        return Subject(self.run, self.run.exported())
+        return Subject(self.cfg, self.run.exported())
 
-    def after_step(self, bar: Bar, subject: Subject | None, heldout: dict[str, float]) -> None:
-        """What an optimizer step makes due: a line of metrics, exports, a save of the training state.
+    def after_step(self, bar: Bar, subject: Subject | None, measured: Measured | None) -> None:
+        """What an optimizer step makes due: a line of metrics, exports, eval.json, a save of the training state.
 
-        subject: the coders to export, where the run is saved; heldout: their metrics {name: value}, empty where none were taken.
+        subject: the coders, where the run saves or evaluates now; measured: their held-out metrics, where they were taken.
         """
         run, cfg = self.run, self.cfg
         values: dict[str, float] = {}
         if run.step % cfg.log_every == 0 or run.done:
             values |= {"lr": run.lr_used, "k": run.k_used} | run.metrics()
             bar.note([value for name, value in values.items() if name.startswith("fvu/")])
-        if subject is not None:
+        if subject and self.saving:
             checkpoint.export(subject.coders, self.directory / "coders")
             run.train_config.save_json(self.directory / "coders" / "config.json")  # as sparsify's checkpoints have it
-            self.keep_best(subject, heldout)
         if cfg.keep_every and run.step % cfg.keep_every == 0:
             coders = subject.coders if subject else run.exported()
             checkpoint.export(coders, self.directory / "snapshots" / f"step{run.step}_tokens{run.tokens}")
-        if values | heldout:
-            self.logbook.log(run.step, {"tokens": run.tokens} | values | heldout)
+        if subject and measured:
+            if cfg.save_best and self.saving:
+                self.keep_best(subject, measured)
+            if self.evaluating:
+                self.evaluation = measured.evaluation(subject, run.step, run.tokens)
+                eval_file.write(self.directory, self.evaluation)
+            values |= measured.values()
+        if values:
+            self.logbook.log(run.step, {"tokens": run.tokens} | values)
         if run.done:
             self.close(State.done, tokens_per_s=bar.tokens_per_s)
         elif self.saving:
             self.save_state()
 
-    def keep_best(self, subject: Subject, heldout: dict[str, float]) -> None:
+    def keep_best(self, subject: Subject, measured: Measured) -> None:
         """Exports to best/ the coders whose held-out FVU, with an end-to-end loss that loss, is the lowest so far."""
-        if not heldout:
-            return
-        self.heldout = {name: heldout[f"heldout_fvu/{name}"] for name in subject.coders}
-        scores = self.heldout
-        if self.cfg.loss_fn != LossFn.fvu:
-            scores = {name: heldout["/".join([f"heldout_{self.cfg.loss_fn}", *name.split("/")[1:]])] for name in subject.coders}
-        if self.cfg.save_best:
-            better = {name: score for name, score in scores.items() if score < self.best[name]}
-            self.best |= better
-            checkpoint.export({name: subject.coders[name] for name in better}, self.directory / "best")
+        better = {name: loss for name, loss in measured.loss(self.cfg.loss_fn).items() if loss < self.best[name]}
+        self.best |= better
+        checkpoint.export({name: subject.coders[name] for name in better}, self.directory / "best")
 
     def heartbeat(self, bar: Bar) -> None:
         """Says now and then that the run goes on."""
@@ -138,7 +144,7 @@ class Member:
         """Keeps all that the rest of the run depends on, after the lines of metrics that led to it."""
         if (self.directory / "metrics.jsonl").exists():
             sync(self.directory / "metrics.jsonl")
-        state = {"run": self.run.state(), "best": self.best, "heldout": self.heldout, "rng": torch.get_rng_state()}
+        state = {"run": self.run.state(), "best": self.best, "rng": torch.get_rng_state()}
         checkpoint.save_state(self.directory, signature(self.cfg), state | {"settings": self.settings})
 
     def close(self, state: State, why: str | None = None, tokens_per_s: float = 0.0) -> None:

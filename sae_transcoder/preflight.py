@@ -16,8 +16,19 @@ from typing import TYPE_CHECKING, Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from sae_transcoder import checks, config, status
-from sae_transcoder.config import Activation, Config, ConfigError, Hardware, LossFn, Optimizer, Resume, Tracker, typed
+from sae_transcoder import checks, coder_names, config, status
+from sae_transcoder.config import (
+    Activation,
+    Config,
+    ConfigError,
+    Hardware,
+    LossFn,
+    Optimizer,
+    Resume,
+    Tracker,
+    evaluation_batch,
+    typed,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -78,7 +89,6 @@ def plan(cfg: Config) -> Plan:
             raise ConfigError(*faults)
 
     from sae_transcoder import data, finetune, hookpoints, language_model
-    from sae_transcoder.run import coder_names
     from sae_transcoder.sparsify_config import length
 
     device = find_device(cfg)
@@ -91,7 +101,7 @@ def plan(cfg: Config) -> Plan:
     if faults:
         raise ConfigError(*faults)
     sizes = {point: latents(cfg, width) for point, width in widths.items()}
-    start_from = finetune.find(cfg, [name for point in widths for name in coder_names(cfg, point)], widths, sizes)
+    start_from = finetune.find(cfg, [name for point in widths for name in coder_names.names(point, cfg.init_seeds)], widths, sizes)
     dtype = language_model.resolve_dtype(cfg, device)
     parameters = sum(p.numel() for p in outline.parameters())
     memory = memory_estimate(cfg, widths, parameters * dtype.itemsize, dtype.itemsize, outline.config.vocab_size)
@@ -173,11 +183,9 @@ def find_device(cfg: Config) -> torch.device:
 
 def loss_faults(cfg: Config, model_config: Any) -> list[str]:
     """End-to-end losses on a model that predicts no next token."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+    from sae_transcoder.language_model import predicts_next_token
 
-    # BERT and its like can be made decoders, and are listed as such.
-    masked = type(model_config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(model_config, "is_decoder", False)
-    if cfg.loss_fn == LossFn.fvu or (type(model_config) in MODEL_FOR_CAUSAL_LM_MAPPING and not masked):
+    if cfg.loss_fn == LossFn.fvu or predicts_next_token(model_config):
         return []
     return [f"loss_fn={cfg.loss_fn}: {cfg.model_name} ({model_config.model_type}) predicts no next token; use loss_fn=fvu"]
 
@@ -259,6 +267,9 @@ def memory_estimate(cfg: Config, widths: dict[str, int], model_bytes: int, items
     }
     if cfg.loss_fn != LossFn.fvu:  # logits, their softmax, its logarithm and a gradient, float32
         held["logits"] = tokens * vocabulary * 4 * (4 if cfg.loss_fn == LossFn.kl else 2)
+    elif cfg.eval_end_to_end:  # those of the model as it is and with coders; one sequence's in float64, for the divergence
+        sequences = evaluation_batch(cfg, vocabulary)
+        held["held-out logits"] = cfg.max_seq_length * vocabulary * (2 * itemsize * sequences + 4 * 8)
     return held
 
 

@@ -12,15 +12,11 @@ from schedulefree import ScheduleFreeWrapper
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sae_transcoder import coder_names, positions
 from sae_transcoder.config import Config
 from sae_transcoder.language_model import Activations, end_to_end_loss, spliced_output
 from sae_transcoder.sparsify_config import length, optimizers, sparsify_configs
 from sae_transcoder.upstream import CorrectedCoder, ForwardOutput, SparseCoder
-
-
-def coder_names(cfg: Config, hookpoint: str) -> list[str]:
-    """The names of a hookpoint's coders: its own, or `hookpoint/seed<N>` for each of several seeds."""
-    return [f"{hookpoint}/seed{seed}" for seed in cfg.init_seeds] if len(cfg.init_seeds) > 1 else [hookpoint]
 
 
 def fitting_k(coder: SparseCoder, k: int) -> int:
@@ -48,13 +44,11 @@ class Run:
         self.coder_config, self.train_config = sparsify_configs(cfg, list(widths), self.length.steps)
         kind = CorrectedCoder if cfg.corrections else SparseCoder
         self.coders: dict[str, SparseCoder] = {}
-        self.hookpoint: dict[str, str] = {}  # of each coder
         for point, width in widths.items():
-            for seed, name in zip(cfg.init_seeds, coder_names(cfg, point), strict=True):
+            for seed, name in zip(cfg.init_seeds, coder_names.names(point, cfg.init_seeds), strict=True):
                 torch.manual_seed(seed)
                 # Each has a config of its own, since k changes in it.
                 self.coders[name] = kind(width, copy.copy(self.coder_config), device, dtype=torch.float32)
-                self.hookpoint[name] = point
         self.first_k = min(next(iter(self.coders.values())).num_latents, round(next(iter(widths.values())) * 10))
         self.optimizers, self.schedules = optimizers(cfg, list(self.coders.values()), self.length)
         self.batch = self.step = self.tokens = 0
@@ -72,13 +66,6 @@ class Run:
         # In the last optimizer step; the rate is that of the first coder, with muon of its matrices.
         self.lr_used, self.k_used = 0.0, 0
         self._set_k()
-
-    def by_seed(self) -> list[dict[str, str]]:
-        """{hookpoint: coder} for each seed."""
-        seeds: dict[str, dict[str, str]] = {}
-        for name, point in self.hookpoint.items():
-            seeds.setdefault(name.partition("/")[2], {})[point] = name
-        return list(seeds.values())
 
     @property
     def done(self) -> bool:
@@ -106,41 +93,13 @@ class Run:
         for coder in self.coders.values():
             coder.cfg.k = fitting_k(coder, k) if self.cfg.corrections else k
 
-    def counted(self, tokens: Tensor) -> Tensor | None:
-        """Which positions of `tokens` [batch, position] are trained on, [batch * position]; None: all."""
-        cfg = self.cfg
-        if not cfg.exclude_tokens and not cfg.exclude_first_tokens:
-            return None
-        mask = torch.isin(tokens, torch.tensor(cfg.exclude_tokens, dtype=tokens.dtype, device=tokens.device), invert=True)
-        mask[:, : cfg.exclude_first_tokens] = False
-        return mask.flatten()
-
-    def kept(self, seen: Activations, mask: Tensor | None) -> Tensor | None:
-        """Which positions of a hookpoint are trained on, [batch * position]: those of `mask` whose norm is not an outlier; None: all."""
-        if self.cfg.max_norm_multiple is None:
-            return mask
-        given = seen.input if self.coder_config.transcode else seen.output
-        norms = given.detach().flatten(0, 1).float().norm(dim=-1)
-        median = norms.median() if mask is None else norms[mask].median()
-        usual = norms <= self.cfg.max_norm_multiple * median
-        return usual if mask is None else mask & usual
-
-    def pair(self, seen: Activations, kept: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The coder's input and target at a hookpoint, float32, each [token, d], at the positions `kept`; one tensor for an SAE."""
-
-        def chosen(values: Tensor) -> Tensor:
-            flat = values.flatten(0, 1)
-            return (flat if kept is None else flat[kept]).float()
-
-        y = chosen(seen.output)
-        return (chosen(seen.input) if self.coder_config.transcode else y), y
-
     def train_on(self, tokens: Tensor, seen: Mapping[str, Activations]) -> bool:
         """Trains on the batch `tokens` [batch, position] and its activations {hookpoint: ...}; true if an optimizer step was made."""
-        mask = self.counted(tokens)
-        pairs = {point: self.pair(seen[point], self.kept(seen[point], mask)) for point in dict.fromkeys(self.hookpoint.values())}
+        cfg, mask = self.cfg, positions.counted(self.cfg, tokens)
+        points = dict.fromkeys(map(coder_names.hookpoint, self.coders))
+        pairs = {point: positions.pair(cfg, seen[point], positions.kept(cfg, seen[point], mask)) for point in points}
         for name, coder in self.coders.items():
-            x, y = pairs[self.hookpoint[name]]
+            x, y = pairs[coder_names.hookpoint(name)]
             if len(y):
                 self._backward(name, coder, x, y)
         return self._end_batch(tokens)
@@ -162,16 +121,16 @@ class Run:
     def train_end_to_end(self, model: PreTrainedModel, tokens: Tensor) -> bool:
         """Trains on the batch `tokens` [batch, position] by the loss of `model` with the coders' outputs in place of the modules';
         each seed in a forward of its own. True if an optimizer step was made."""
-        cfg, mask = self.cfg, self.counted(tokens)
-        for names in self.by_seed():
+        cfg, mask = self.cfg, positions.counted(self.cfg, tokens)
+        for names in coder_names.by_seed(self.coders):
             own_losses: list[Tensor] = []  # losses of the coders themselves
 
             def replace(
                 point: str, seen: Activations, names: dict[str, str] = names, own_losses: list[Tensor] = own_losses
             ) -> Tensor:
                 name, coder = names[point], self.coders[names[point]]
-                kept = self.kept(seen, mask)
-                x, y = self.pair(seen, kept)
+                kept = positions.kept(cfg, seen, mask)
+                x, y = positions.pair(cfg, seen, kept)
                 y = y.detach()
                 if not len(y):
                     return seen.output
@@ -188,8 +147,8 @@ class Run:
             loss = end_to_end_loss(model, tokens, list(names), replace, cfg.loss_fn)
             if loss.requires_grad:  # else every token of the batch was excluded
                 (loss + sum(own_losses)).div(self.batches_in_step).backward()
-            _, slash, seed = next(iter(names.values())).partition("/")
-            self.sums[f"{cfg.loss_fn}{slash}{seed}"] += loss.detach()
+            seed = coder_names.seed(next(iter(names.values())))
+            self.sums["/".join([cfg.loss_fn, *filter(None, [seed])])] += loss.detach()
             self.summed[seed] += 1
         return self._end_batch(tokens)
 

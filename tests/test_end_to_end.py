@@ -12,7 +12,7 @@ from test_engine import cache, lines, short, weights  # noqa: F401  (cache is a 
 from test_oracle import POINTS, assert_equal, tokens
 from torch import Tensor, nn
 
-from sae_transcoder import engine
+from sae_transcoder import engine, positions
 from sae_transcoder.config import Config, ConfigError, run_dir
 from sae_transcoder.language_model import end_to_end_loss
 from sae_transcoder.run import Run
@@ -96,7 +96,7 @@ def test_losses_and_gradients_equal_a_model_with_its_modules_exchanged(model_typ
     batch = ids[24:28]
     run.train_end_to_end(model, batch)
 
-    real = ~run.counted(batch).view(batch.shape)
+    real = ~positions.counted(run.cfg, batch).view(batch.shape)
     assert real.any()
     exchanged = tiny_causal_model("llama")
     for point in points:
@@ -159,8 +159,10 @@ def test_a_run_on_the_bundled_model_lowers_its_heldout_loss(cache, tmp_path, mod
     ]
     cfg = short(cache, tmp_path, *settings)
     engine.train([cfg])
-    rows = [row for row in lines(run_dir(cfg)) if f"heldout_{loss_fn}" in row]
-    losses = [row[f"heldout_{loss_fn}"] for row in rows]
+    name = {"ce": "heldout_ce_loss_with_sae/together", "kl": "heldout_kl_div_with_sae/together"}[loss_fn]
+    rows = [row for row in lines(run_dir(cfg)) if name in row]
+    losses = [row[name] for row in rows]
+    assert len(rows) == 8
     assert losses[-1] < losses[0]
     assert all(f"heldout_fvu/layers.{i}{'.mlp' if model_type == 'transcoder' else ''}" in rows[-1] for i in (1, 3))
     best = rows[losses.index(min(losses))]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,10 +14,11 @@ import torch
 import yaml
 from sparsify import Sae, SparseCoder, TrainConfig
 from test_config import composed
+from transformers import AutoConfig, AutoModel
 
-from sae_transcoder import checkpoint, engine, evaluate, status
+from sae_transcoder import checkpoint, engine, eval_file, heldout, status
 from sae_transcoder.config import Config, ConfigError, run_dir, signature
-from sae_transcoder.language_model import capture, load
+from sae_transcoder.language_model import DEMO, capture, load
 from sae_transcoder.preflight import plan
 
 
@@ -96,7 +98,7 @@ def test_sparsify_loads_the_result_and_reproduces_the_logged_fvu(cache: Path, tm
     logged = lines(result.directory)[-1]
     assert logged["step"] == 16
     assert logged[f"heldout_fvu/{point}"] == pytest.approx(error / square, rel=1e-6)
-    assert result.heldout_fvu == {point: logged[f"heldout_fvu/{point}"]}
+    assert {c.coder: c.metrics["fvu"] for c in result.evaluation.coders} == {point: logged[f"heldout_fvu/{point}"]}
 
 
 def test_a_run_of_the_command_line_leaves_its_record_and_done_runs_are_not_repeated(cache: Path, tmp_path: Path) -> None:
@@ -112,6 +114,8 @@ def test_a_run_of_the_command_line_leaves_its_record_and_done_runs_are_not_repea
         ".lock",
         "best",
         "coders",
+        "eval.json",
+        "feature_density.npz",
         "metrics.jsonl",
         "status.json",
         "train.log",
@@ -177,8 +181,7 @@ def test_a_signal_saves_the_state_and_the_same_command_goes_on_bit_for_bit(cache
 
 def test_best_holds_the_coder_of_the_lowest_heldout_fvu(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([0.5, 0.3, 0.4, 0.6])
-    real = evaluate.heldout_fvu
-    monkeypatch.setattr(evaluate, "heldout_fvu", lambda *a: [dict.fromkeys(one, next(scores)) for one in real(*a)])
+    monkeypatch.setattr(heldout.Measured, "loss", lambda self, _: dict.fromkeys(self.coders, next(scores)))
     cfg = short(cache, tmp_path, "save_every=4", "keep_every=4")
     engine.train([cfg])
     kept = {p.name: weights(p) for p in (run_dir(cfg) / "snapshots").iterdir()}
@@ -188,6 +191,36 @@ def test_best_holds_the_coder_of_the_lowest_heldout_fvu(cache: Path, tmp_path: P
     assert Sae.load_many(str(run_dir(cfg) / "best"), local=True).keys() == {"layers.2"}
     for folder in (run_dir(cfg) / "snapshots").iterdir():
         assert Sae.load_many(str(folder), local=True)["layers.2"].cfg.k == 8
+
+
+def test_a_run_is_evaluated_every_so_often_and_at_its_end(cache: Path, tmp_path: Path) -> None:
+    cfgs = [short(cache, tmp_path, "layers=[1,3]", "eval_every=6"), short(cache, tmp_path, "save_every=4", "k=4")]
+    results = engine.train(cfgs)
+    for result, evaluated in zip(results, ([6, 12, 16], [16]), strict=True):
+        point = result.evaluation.coders[0].coder
+        rows = lines(result.directory)
+        assert [row["step"] for row in rows if f"heldout_ce_loss_score/{point}" in row] == evaluated
+        kept = eval_file.read(result.directory)
+        assert kept == result.evaluation
+        assert (kept.step, kept.tokens, kept.config["eval_samples"]) == (16, 64 * 32, 16)
+        assert {f"heldout_{name}/{point}": kept.coders[0].metrics[name] for name in eval_file.NAMES}.items() <= rows[-1].items()
+        assert eval_file.read_densities(result.directory).keys() == {c.coder for c in kept.coders}
+    assert rows[0].keys() & {"heldout_fvu/layers.2", "heldout_ce_loss_score/layers.2"} == {"heldout_fvu/layers.2"}
+    assert "heldout_ce_loss_score/together" in lines(results[0].directory)[-1]
+
+
+def test_a_model_saved_without_its_head_is_evaluated_without_it(cache: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "headless"
+    shutil.copytree(DEMO, folder)
+    (folder / "model.safetensors").unlink()
+    config = AutoConfig.from_pretrained(DEMO)
+    config.tie_word_embeddings = False
+    AutoModel.from_config(config).save_pretrained(folder)
+    (result,) = engine.train([short(cache, tmp_path, f"model_name={folder}")])
+    assert "fvu" in result.evaluation.mean()
+    assert "ce_loss_score" not in result.evaluation.mean(), "a head of random numbers predicts nothing"
+    with pytest.raises(ConfigError, match=r"loss_fn=ce with model_name=.*: its weights lack lm_head.weight"):
+        engine.train([short(cache, tmp_path, f"model_name={folder}", "loss_fn=ce")])
 
 
 def test_several_seeds_lie_in_folders_that_load_many_reads(cache: Path, tmp_path: Path) -> None:
@@ -258,7 +291,7 @@ def test_a_failure_is_told_in_status_json_and_the_same_command_tries_again(
 ) -> None:
     cfg = short(cache, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "heldout_fvu", lambda *_: 1 / 0)
+        patch.setattr(heldout, "measure", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             engine.train([cfg])
     status = json.loads((run_dir(cfg) / "status.json").read_text())

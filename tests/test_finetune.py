@@ -40,7 +40,7 @@ def test_nothing_is_initialised_anew(cache: Path, trained: Path, tmp_path: Path)
         torch.testing.assert_close(value, before[name], atol=1e-6, rtol=0)
     fresh = short(cache, tmp_path, "layers=[1,2]", "max_steps=2", "lr=1e-30")
     (from_seed,) = engine.train([fresh])
-    assert result.heldout_fvu["layers.1"] < from_seed.heldout_fvu["layers.1"]
+    assert result.evaluation.mean()["fvu"] < from_seed.evaluation.mean()["fvu"]
 
 
 def test_one_layer_of_several_may_be_taken(cache: Path, trained: Path, tmp_path: Path) -> None:  # noqa: F811

@@ -62,6 +62,6 @@ def test_a_training_step_holds_little_more_than_what_must_exist(device: str) -> 
     must_exist = 4 * sum(numbers.values())
     assert grown("ours", device) < 1.5 * must_exist
     if device == "cpu":
-        assert grown("sparsify", device) > must_exist + 4 * TOKENS * K * WIDTH * 0.8, (
+        assert grown("sparsify", device) > must_exist + 4 * TOKENS * K * WIDTH * 0.7, (
             "sparsify still materialises tokens x k x width"
         )

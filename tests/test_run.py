@@ -5,6 +5,7 @@ import torch
 from conftest import VOCABULARY, tiny_config, tiny_model
 from torch import Tensor
 
+from sae_transcoder import positions
 from sae_transcoder.language_model import Activations, capture
 from sae_transcoder.run import Run
 from sae_transcoder.sparsify_config import length
@@ -148,12 +149,12 @@ def test_excluded_tokens_reach_neither_coder_nor_counts() -> None:
     ids = tokens(4)
     ids[:, 3] = 5
     run = new_run(cfg, 4)
-    mask = run.counted(ids).view(ids.shape)
+    mask = positions.counted(run.cfg, ids).view(ids.shape)
     assert not mask[:, :2].any()
     assert not mask[:, 3].any()
     assert torch.equal(mask[:, 4:], ~torch.isin(ids[:, 4:], torch.tensor([5, 6])))
     seen = Activations(torch.randn(4, 16, 32), torch.randn(4, 16, 32))
-    x, y = run.pair(seen, run.kept(seen, mask.flatten()))
+    x, y = positions.pair(run.cfg, seen, positions.kept(run.cfg, seen, mask.flatten()))
     assert torch.equal(y, seen.output[mask])
     assert x is y
 
@@ -164,7 +165,7 @@ def test_tokens_of_outlying_norm_are_left_out_by_the_coders_input() -> None:
         given, output = torch.randn(4, 16, 32), torch.randn(4, 16, 32)
         (given if kind == "transcoder" else output)[0, 0] *= 100
         seen = Activations(given, output)
-        x, y = run.pair(seen, run.kept(seen, None))
+        x, y = positions.pair(run.cfg, seen, positions.kept(run.cfg, seen, None))
         assert len(x) == len(y) == 63
         assert torch.equal(y, output.flatten(0, 1)[1:])
 

@@ -1,0 +1,37 @@
+"""Which positions of a batch count, and what a coder is given and asked for at them."""
+
+from torch import Tensor, isin, tensor
+
+from sae_transcoder.config import Config, ModelType
+from sae_transcoder.language_model import Activations
+
+
+def counted(cfg: Config, tokens: Tensor) -> Tensor | None:
+    """Which positions of `tokens` [batch, position] count by their token and place, [batch * position]; None: all."""
+    if not cfg.exclude_tokens and not cfg.exclude_first_tokens:
+        return None
+    mask = isin(tokens, tensor(cfg.exclude_tokens, dtype=tokens.dtype, device=tokens.device), invert=True)
+    mask[:, : cfg.exclude_first_tokens] = False
+    return mask.flatten()
+
+
+def kept(cfg: Config, seen: Activations, mask: Tensor | None) -> Tensor | None:
+    """Which positions count at a hookpoint, [batch * position]: those of `mask` whose norm is not an outlier; None: all."""
+    if cfg.max_norm_multiple is None:
+        return mask
+    given = seen.input if cfg.model_type == ModelType.transcoder else seen.output
+    norms = given.detach().flatten(0, 1).float().norm(dim=-1)
+    median = norms.median() if mask is None else norms[mask].median()
+    usual = norms <= cfg.max_norm_multiple * median
+    return usual if mask is None else mask & usual
+
+
+def pair(cfg: Config, seen: Activations, kept: Tensor | None) -> tuple[Tensor, Tensor]:
+    """A coder's input and target at a hookpoint, float32, each [token, d], at the positions `kept`; one tensor for an SAE."""
+
+    def chosen(values: Tensor) -> Tensor:
+        flat = values.flatten(0, 1)
+        return (flat if kept is None else flat[kept]).float()
+
+    y = chosen(seen.output)
+    return (chosen(seen.input) if cfg.model_type == ModelType.transcoder else y), y
