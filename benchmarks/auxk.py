@@ -12,10 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-
-from sae_transcoder import train as entrypoint
-from sae_transcoder.config import Config, run_dir, typed
+from sae_transcoder.composition import composed
+from sae_transcoder.config import Config, run_dir
 from sae_transcoder.engine import train
 
 KINDS = {
@@ -29,14 +27,9 @@ SEEDS = (0, 1, 2)
 
 def configs(folder: str, steps: int) -> dict[str, list[Config]]:
     """A run for each kind and seed: a transcoder with many latents and a high rate, so that latents do die."""
-    entrypoint.register()
     base = ["experiment=demo", "model_type=transcoder", "lr=3e-2", f"max_steps={steps}", "max_samples=null", "expansion_factor=8"]
     base += ["dead_feature_threshold=50000", "save_best=false", f"save_dir={folder}"]
-    with initialize_config_dir(str(entrypoint.CONF.resolve()), version_base="1.3"):
-        return {
-            kind: [typed(compose("config", [*base, *settings, f"init_seeds=[{seed}]"])) for seed in SEEDS]
-            for kind, settings in KINDS.items()
-        }
+    return {kind: [composed([*base, *settings, f"init_seeds=[{seed}]"]) for seed in SEEDS] for kind, settings in KINDS.items()}
 
 
 def main(steps: int) -> None:
@@ -49,7 +42,7 @@ def main(steps: int) -> None:
         )
         for kind, cfgs in runs.items():
             last = [json.loads((Path(run_dir(cfg)) / "metrics.jsonl").read_text().splitlines()[-1]) for cfg in cfgs]
-            columns = [[row[f"{name}/layers.2.mlp"] for row in last] for name in ("dead_fraction", "heldout_fvu")]
+            columns = [[row[f"{name}/layers.2.mlp"] for row in last] for name in ("dead_fraction", "heldout/fvu")]
             print(f"| {kind} | " + " | ".join(f"{statistics.mean(c):.4f} +- {statistics.stdev(c):.4f}" for c in columns) + " |")
 
 

@@ -38,10 +38,10 @@ def prepare(cfg: Config, tokenizer: Callable[[], Any], vocabulary: int) -> Token
     Raises ConfigError for data that cannot be read, lacks its column, has ids beyond the vocabulary or fills no sequence.
     """
     needed = needed_samples(cfg)
-    if cfg.eval_split is not None:
-        refuse_eval_split(cfg)
     if cfg.dataset_kind == DatasetKind.memmap:
         return from_memmap(cfg, needed, vocabulary)
+    if cfg.eval_split is not None:
+        refuse_eval_split(cfg)
     separate = cfg.dataset_kind == DatasetKind.demo or cfg.eval_split is not None
     ahead = 0 if separate else cfg.eval_samples
     # Whole windows, so that the order of what is read does not depend on how much is read.
@@ -57,13 +57,21 @@ def prepare(cfg: Config, tokenizer: Callable[[], Any], vocabulary: int) -> Token
             + ": none is left to train on; give more text, or lower max_seq_length or eval_samples"
         )
     train = Sequences(rows, mixed(ahead, available, cfg.shuffle_seed), available if needed is None else min(available, needed))
-    if separate:
-        rows = sequences_of(cfg, cfg.eval_split or "heldout", tokenizer, vocabulary, cfg.eval_samples)
-        if not len(rows):
-            raise ConfigError(
-                f"eval_split={cfg.eval_split}: fills no sequence of max_seq_length={cfg.max_seq_length} tokens; choose another"
-            )
-    return TokenSets(train, Sequences(rows, lambda positions: positions, min(cfg.eval_samples, len(rows))))
+    return TokenSets(train, heldout(cfg, tokenizer, vocabulary))
+
+
+def heldout(cfg: Config, tokenizer: Callable[[], Any], vocabulary: int) -> Sequences:
+    """The sequences that are held out, without those to train on; arguments and errors as `prepare` has them."""
+    if cfg.eval_split is not None:
+        refuse_eval_split(cfg)
+    if cfg.dataset_kind == DatasetKind.memmap:
+        return from_memmap(cfg, 1, vocabulary).heldout
+    split = cfg.eval_split or ("heldout" if cfg.dataset_kind == DatasetKind.demo else sources.train_split(cfg))
+    rows = sequences_of(cfg, split, tokenizer, vocabulary, cfg.eval_samples)
+    if not len(rows):
+        which = f"eval_split={cfg.eval_split}" if cfg.eval_split else f"dataset_name={cfg.dataset_name}"
+        raise ConfigError(f"{which}: fills no sequence of max_seq_length={cfg.max_seq_length} tokens; choose another")
+    return Sequences(rows, lambda positions: positions, min(cfg.eval_samples, len(rows)))
 
 
 def refuse_eval_split(cfg: Config) -> None:

@@ -4,10 +4,9 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 
-from sae_transcoder import coder_names
+from sae_transcoder import coder_names, stored_coders
 from sae_transcoder.config import Config, ConfigError, ModelType
 
 
@@ -18,38 +17,21 @@ def find(cfg: Config, coders: Iterable[str], widths: Mapping[str, int], latents:
     """
     if cfg.finetune is None:
         return {}
-    root = folder(cfg.finetune)
+    there = stored_coders.find(stored_coders.folder(cfg.finetune, f"finetune={cfg.finetune}"))
     found, faults = {}, []
     for name in coders:
-        point = coder_names.hookpoint(name)
-        place = root / coder_names.folder(name)
-        if not (place / "cfg.json").is_file() or not (place / "sae.safetensors").is_file():
-            there = ", ".join(sorted(str(p.parent.relative_to(root)) for p in root.rglob("cfg.json"))) or "none"
+        if name not in there:
+            have = ", ".join(there) or "none"
             faults.append(
-                f"finetune={cfg.finetune}: no coder for {name} (it holds: {there}); choose hookpoints and init_seeds that it has"
+                f"finetune={cfg.finetune}: no coder for {name} (it holds: {have}); choose hookpoints and init_seeds that it has"
             )
             continue
-        faults += shape_faults(cfg, place, name, widths[point], latents[point])
-        found[name] = place
+        point = coder_names.hookpoint(name)
+        faults += shape_faults(cfg, there[name], name, widths[point], latents[point])
+        found[name] = there[name]
     if faults:
         raise ConfigError(*faults)
     return found
-
-
-def folder(name: str) -> Path:
-    """The folder that holds one folder per hookpoint. Raises ConfigError where there is none."""
-    path = Path(name).expanduser()
-    if not name or not path.is_dir():
-        if not name or path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1 or path.exists():
-            raise ConfigError(f"finetune={name}: no such folder; give a run's directory, a folder of sparsify coders, or a hub id")
-        try:
-            path = Path(snapshot_download(name))
-        except Exception as error:  # of many kinds: not found, offline, gated
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise ConfigError(
-                f"finetune={name}: neither a folder nor to be had from the hub ({reason}); check the name, the network or HF_HUB_OFFLINE"
-            ) from error
-    return path / "coders" if (path / "coders").is_dir() else path
 
 
 def shape_faults(cfg: Config, place: Path, name: str, width: int, latents: int) -> list[str]:

@@ -52,9 +52,9 @@ class Measured:
         }
 
     def values(self) -> dict[str, float]:
-        """Names as trackers show them: {"heldout_<metric>/<coder>": value}, with `together` or `together/<seed>` for a coder."""
+        """Names as trackers show them: {"heldout/<metric>/<coder>": value}, with `together` or `together/<seed>` for a coder."""
         scopes = self.coders | {"/".join(filter(None, ["together", seed])): own for seed, own in self.together.items()}
-        return {f"heldout_{metric}/{scope}": value for scope, own in scopes.items() for metric, value in own.items()}
+        return {f"heldout/{metric}/{scope}": value for scope, own in scopes.items() for metric, value in own.items()}
 
     def evaluation(self, subject: Subject, step: int | None = None, tokens: int | None = None) -> Evaluation:
         """The same as eval.json has it; step, tokens: how far training was."""

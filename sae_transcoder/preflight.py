@@ -17,6 +17,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from sae_transcoder import checks, coder_names, config, status
+from sae_transcoder.composition import refuse
 from sae_transcoder.config import (
     Activation,
     Config,
@@ -321,9 +322,7 @@ class BeforeTheRun(Callback):
                 sys.exit(0)
             plan(cfg)
         except ConfigError as error:
-            for fault in error.faults:
-                print(f"error: {fault}", file=sys.stderr)
-            sys.exit(1)
+            refuse(error.faults)
 
 
 def nothing_to_do(cfg: Config) -> str | None:

@@ -124,7 +124,7 @@ class TrackioRun:
                 group=cfg.group,
                 space_id=space,
                 private=True,
-                config=summary(cfg),  # holds the tags, for which trackio has no place of their own
+                config=groupable(summary(cfg)),  # holds the tags, for which trackio has no place of their own
                 embed=False,
                 auto_log_gpu=False,
                 auto_log_cpu=False,
@@ -164,6 +164,14 @@ class TrackioRun:
             if not online and (value := os.environ.get(name)):
                 found.append(f"{asked(cfg)}: {name}={value} would send the numbers there; unset it, or set tracker_mode=online")
         return found
+
+
+def groupable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config for trackio's dashboard, which groups runs by fields that are no lists: layers=[6, 12] as `6, 12`."""
+    return {
+        name: ", ".join(map(str, value)) or None if isinstance(value, list) and name != "tags" else value
+        for name, value in config.items()
+    }
 
 
 TRACKERS: dict[Tracker, type[WandbRun] | type[TrackioRun]] = {Tracker.wandb: WandbRun, Tracker.trackio: TrackioRun}

@@ -11,21 +11,19 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from sae_transcoder import config, train
+from sae_transcoder import composition, config, train
 from sae_transcoder.checks import AT_LEAST, faults
+from sae_transcoder.composition import CONF
 from sae_transcoder.config import FIELDS, GROUPS, Config, run_name, signature
 
-CHOICES = {group: sorted(p.stem for p in (train.CONF / group).glob("*.yaml")) for group in GROUPS}
+CHOICES = {group: sorted(p.stem for p in (CONF / group).glob("*.yaml")) for group in GROUPS}
 
 
 def composed(*overrides: str) -> Config:
     """What `sae-train OVERRIDES` would run."""
-    train.register()
-    with initialize_config_dir(str(train.CONF.resolve()), version_base="1.3"):
-        return config.typed(compose("config", list(overrides)))
+    return composition.composed(overrides)
 
 
 def refused(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> str:
@@ -71,7 +69,7 @@ def test_no_field_is_owned_by_two_groups() -> None:
     owners = defaultdict(set)
     for group, choices in CHOICES.items():
         for choice in choices if group != "experiment" else []:
-            for name in yaml.safe_load((train.CONF / group / f"{choice}.yaml").read_text()) or {}:
+            for name in yaml.safe_load((CONF / group / f"{choice}.yaml").read_text()) or {}:
                 owners[name].add(group)
     assert not {name: groups for name, groups in owners.items() if len(groups) > 1}
     assert set(owners) <= set(FIELDS)
@@ -80,12 +78,12 @@ def test_no_field_is_owned_by_two_groups() -> None:
 @pytest.mark.parametrize("experiment", CHOICES["experiment"])
 def test_every_field_that_a_preset_sets_arrives(experiment: str) -> None:
     cfg = composed(f"experiment={experiment}")
-    for name, value in OmegaConf.to_container(OmegaConf.load(train.CONF / "experiment" / f"{experiment}.yaml")).items():
+    for name, value in OmegaConf.to_container(OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml")).items():
         if name != "defaults":
             assert getattr(cfg, name) == value, name
 
 
-@pytest.mark.parametrize("path", sorted(train.CONF.glob("*/*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}")
+@pytest.mark.parametrize("path", sorted(CONF.glob("*/*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_every_choice_says_when_to_choose_it_with_a_command_that_composes(path: Path) -> None:
     package, line = path.read_text().splitlines()[:2]
     assert package == "# @package _global_"
@@ -94,7 +92,7 @@ def test_every_choice_says_when_to_choose_it_with_a_command_that_composes(path: 
 
 
 def test_the_full_preset_names_every_field_that_groups_do_not_choose() -> None:
-    written = set(yaml.safe_load((train.CONF / "experiment" / "advanced_full.yaml").read_text()))
+    written = set(yaml.safe_load((CONF / "experiment" / "advanced_full.yaml").read_text()))
     by_groups = {
         "model_type",
         "model_name",

@@ -159,12 +159,12 @@ def test_a_run_on_the_bundled_model_lowers_its_heldout_loss(cache, tmp_path, mod
     ]
     cfg = short(cache, tmp_path, *settings)
     engine.train([cfg])
-    name = {"ce": "heldout_ce_loss_with_sae/together", "kl": "heldout_kl_div_with_sae/together"}[loss_fn]
+    name = {"ce": "heldout/ce_loss_with_sae/together", "kl": "heldout/kl_div_with_sae/together"}[loss_fn]
     rows = [row for row in lines(run_dir(cfg)) if name in row]
     losses = [row[name] for row in rows]
     assert len(rows) == 8
     assert losses[-1] < losses[0]
-    assert all(f"heldout_fvu/layers.{i}{'.mlp' if model_type == 'transcoder' else ''}" in rows[-1] for i in (1, 3))
+    assert all(f"heldout/fvu/layers.{i}{'.mlp' if model_type == 'transcoder' else ''}" in rows[-1] for i in (1, 3))
     best = rows[losses.index(min(losses))]
     kept = weights(run_dir(cfg) / "snapshots" / f"step{best['step']}_tokens{best['tokens']}")
     assert all(torch.equal(value, kept[name]) for name, value in weights(run_dir(cfg) / "best").items())

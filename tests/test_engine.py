@@ -97,8 +97,8 @@ def test_sparsify_loads_the_result_and_reproduces_the_logged_fvu(cache: Path, tm
     square = (y - y.mean(0)).pow(2).sum().item()
     logged = lines(result.directory)[-1]
     assert logged["step"] == 16
-    assert logged[f"heldout_fvu/{point}"] == pytest.approx(error / square, rel=1e-6)
-    assert {c.coder: c.metrics["fvu"] for c in result.evaluation.coders} == {point: logged[f"heldout_fvu/{point}"]}
+    assert logged[f"heldout/fvu/{point}"] == pytest.approx(error / square, rel=1e-6)
+    assert {c.coder: c.metrics["fvu"] for c in result.evaluation.coders} == {point: logged[f"heldout/fvu/{point}"]}
 
 
 def test_a_run_of_the_command_line_leaves_its_record_and_done_runs_are_not_repeated(cache: Path, tmp_path: Path) -> None:
@@ -199,14 +199,14 @@ def test_a_run_is_evaluated_every_so_often_and_at_its_end(cache: Path, tmp_path:
     for result, evaluated in zip(results, ([6, 12, 16], [16]), strict=True):
         point = result.evaluation.coders[0].coder
         rows = lines(result.directory)
-        assert [row["step"] for row in rows if f"heldout_ce_loss_score/{point}" in row] == evaluated
+        assert [row["step"] for row in rows if f"heldout/ce_loss_score/{point}" in row] == evaluated
         kept = eval_file.read(result.directory)
         assert kept == result.evaluation
         assert (kept.step, kept.tokens, kept.config["eval_samples"]) == (16, 64 * 32, 16)
-        assert {f"heldout_{name}/{point}": kept.coders[0].metrics[name] for name in eval_file.NAMES}.items() <= rows[-1].items()
+        assert {f"heldout/{name}/{point}": kept.coders[0].metrics[name] for name in eval_file.NAMES}.items() <= rows[-1].items()
         assert eval_file.read_densities(result.directory).keys() == {c.coder for c in kept.coders}
-    assert rows[0].keys() & {"heldout_fvu/layers.2", "heldout_ce_loss_score/layers.2"} == {"heldout_fvu/layers.2"}
-    assert "heldout_ce_loss_score/together" in lines(results[0].directory)[-1]
+    assert rows[0].keys() & {"heldout/fvu/layers.2", "heldout/ce_loss_score/layers.2"} == {"heldout/fvu/layers.2"}
+    assert "heldout/ce_loss_score/together" in lines(results[0].directory)[-1]
 
 
 def test_a_model_saved_without_its_head_is_evaluated_without_it(cache: Path, tmp_path: Path) -> None:
@@ -228,8 +228,8 @@ def test_several_seeds_lie_in_folders_that_load_many_reads(cache: Path, tmp_path
     engine.train([cfg])
     for seed in (1, 2):
         assert list(Sae.load_many(str(run_dir(cfg) / "coders" / f"seed{seed}"), local=True)) == ["layers.1", "layers.2"]
-    assert {name for name in lines(run_dir(cfg))[-1] if name.startswith("heldout_fvu/")} == {
-        f"heldout_fvu/layers.{i}/seed{s}" for i in (1, 2) for s in (1, 2)
+    assert {name for name in lines(run_dir(cfg))[-1] if name.startswith("heldout/fvu/")} == {
+        f"heldout/fvu/layers.{i}/seed{s}" for i in (1, 2) for s in (1, 2)
     }
 
 
