@@ -58,17 +58,23 @@ def facts(plan: Plan) -> dict[str, str]:
     }
 
 
-def header(plan: Plan, console: Console) -> None:
-    """Shows what will be trained, and what is likely not meant."""
+def header(plans: Sequence[Plan], console: Console) -> None:
+    """Shows what will be trained, one run in full or several by what they share and where they differ, and what is likely not meant."""
+    each = [facts(plan) for plan in plans]
+    shared = {name: value for name, value in each[0].items() if all(own[name] == value for own in each)}
     if console.is_terminal:
         table = Table.grid(padding=(0, 2))
-        for name, value in facts(plan).items():
+        for name, value in shared.items():
             table.add_row(f"[bold]{name}", value)
-        console.print(Panel(table, title=f"sae-train: {plan.cfg.model_type}", expand=False))
+        title = f"sae-train: {plans[0].cfg.model_type}" if len(plans) == 1 else f"sae-train: {len(plans)} runs side by side"
+        console.print(Panel(table, title=title, expand=False))
     else:
-        for name, value in facts(plan).items():
+        for name, value in shared.items():
             print(f"{name}: {value}", flush=True)
-    for warning in plan.warnings:
+    for own in each if len(plans) > 1 else ():
+        differing = "; ".join(f"{n} {v}" for n, v in own.items() if n not in shared and n not in ("run", "directory", "memory"))
+        console.print(f"run {own['run']}: {differing}", markup=False, highlight=False, soft_wrap=True)
+    for warning in dict.fromkeys(w for plan in plans for w in plan.warnings):
         console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -2,7 +2,9 @@
 
 import hashlib
 import logging
+import math
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,12 +18,28 @@ from sae_transcoder.files import sync
 from sae_transcoder.heldout import Measured, Subject
 from sae_transcoder.preflight import Plan
 from sae_transcoder.run import Run
+from sae_transcoder.run_log import RunLog
 from sae_transcoder.status import State, Status
 from sae_transcoder.trackers import Logbook
 
 log = logging.getLogger(__name__)
 
 HEARTBEAT_EVERY = 5.0  # seconds
+
+
+class Diverged(Exception):
+    """A run's loss is no number any more, or so large that it will not come back."""
+
+
+HOPELESS = 1e4  # an FVU; coders that learn are below 1, and start at most a few times above
+
+
+def refuse_diverged(step: int, values: Mapping[str, float]) -> None:
+    """Raises Diverged for a training loss that is not finite, or an FVU beyond hope."""
+    losses = {name: value for name, value in values.items() if name.split("/")[0] in ("fvu", "auxk", "multi_topk_fvu", "ce", "kl")}
+    for name, value in losses.items():
+        if not math.isfinite(value) or (name.startswith("fvu") and value > HOPELESS):
+            raise Diverged(f"{name} is {value:.3g} at step {step}: training diverged; lower lr")
 
 
 class Member:
@@ -38,7 +56,7 @@ class Member:
         self.warning: str | None = None
         if state is not None:
             self._restore(state)
-        self.closed = False
+        self.closed = self.amid_batch = False
 
     def open(self) -> None:
         """Takes the directory. Raises ConfigError where another process has taken it in the meantime."""
@@ -48,11 +66,13 @@ class Member:
             self.lock.acquire()
         except Timeout:
             raise ConfigError(f"{self.directory}: another process has just started this run; not started again") from None
+        self.log = RunLog(self.directory)
         self.report(State.running)  # first: a folder of files without it is taken for somebody else's
         try:
             self.logbook = Logbook(self.cfg, self.directory, self.run.step)
         except Exception as error:  # a tracker that cannot be opened
             self.report(State.failed, f"{type(error).__name__}: {error}")
+            self.log.close()
             self.lock.release()
             raise
 
@@ -124,6 +144,7 @@ class Member:
             values |= measured.values()
         if values:
             self.logbook.log(run.step, {"tokens": run.tokens} | values)
+            refuse_diverged(run.step, values)
         if run.done:
             self.close(State.done, tokens_per_s=bar.tokens_per_s)
         elif self.saving:
@@ -159,6 +180,7 @@ class Member:
             log.error("%s: status.json could not be written (%s)", self.directory, error)
         if state == State.done:
             checkpoint.drop_state(self.directory)
+        self.log.close()
         self.lock.release()
 
 

@@ -21,12 +21,17 @@ from sae_transcoder.config import ConfigError, typed
 def run(composed: DictConfig) -> None:
     """Trains the one run that `composed` describes."""
     from sae_transcoder import engine, preflight
+    from sae_transcoder.checkpoint import DiskError
+    from sae_transcoder.member import Diverged
 
     cfg = typed(composed)
     if note := preflight.nothing_to_do(cfg):  # a job of a sweep, of which the callback knows nothing
         print(note)
     else:
-        engine.train([cfg])
+        try:
+            engine.train([cfg])
+        except (DiskError, Diverged) as error:  # told here, or Hydra would add to it
+            refuse([str(error)])
 
 
 def main() -> None:
@@ -51,14 +56,11 @@ def main() -> None:
         sys.exit(130)
     except BaseException as error:
         # torch is imported by now: a message of our own kinds ends here, anything else is a bug and keeps its traceback.
-        from sae_transcoder.checkpoint import DiskError
-        from sae_transcoder.engine import Stopped
+        from sae_transcoder.stop_signal import Stopped
 
         if isinstance(error, Stopped):
             print(f"{error}; the same command goes on from here", file=sys.stderr)
             sys.exit(128 + error.number)
-        if isinstance(error, DiskError):
-            refuse([str(error)])
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             refuse([f"{error.filename or 'the disk'}: {error.strerror}; free space and start the same command again"])
         raise

@@ -324,7 +324,7 @@ def test_a_run_that_lives_is_not_started_a_second_time(cache: Path, tmp_path: Pa
     assert status.read(directory).state == "done"
 
 
-def test_a_failure_in_a_pack_leaves_finished_runs_done_and_a_refusal_leaves_nothing(
+def test_the_others_of_a_pack_go_on_where_one_fails_or_cannot_go_on(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = short(cache, tmp_path, "max_steps=4"), short(cache, tmp_path, "k=9")
@@ -345,10 +345,14 @@ def test_a_failure_in_a_pack_leaves_finished_runs_done_and_a_refusal_leaves_noth
     checkpoint.state_path(run_dir(broken)).parent.mkdir(parents=True)
     checkpoint.state_path(run_dir(broken)).write_bytes(b"torn")
     status.write(run_dir(broken), status.Status(status.State.interrupted, signature(broken)))
-    untouched = short(cache, tmp_path, "k=11")
+    whole = short(cache, tmp_path, "k=11")
+    outcomes = engine.train_pack([whole, broken])
+    assert isinstance(outcomes[0], engine.Result)
+    assert isinstance(outcomes[1], ConfigError)
+    assert "truncated" in str(outcomes[1])
+    assert [status.read(run_dir(cfg)).state for cfg in (whole, broken)] == ["done", "interrupted"]
     with pytest.raises(ConfigError, match="truncated"):
-        engine.train([untouched, broken])
-    assert not run_dir(untouched).exists()
+        engine.train([broken])
 
 
 def test_with_corrections_off_batches_that_make_no_step_do_not_lose_the_run(cache: Path, tmp_path: Path) -> None:
