@@ -102,6 +102,8 @@ def chart(page: Any, metric: str) -> Any:
 
 def charted(page: Any, metric: str, folder: Path) -> list[dict[str, str]]:
     """The data of a metric's chart, as its download button gives them."""
+    chart(page, metric).scroll_into_view_if_needed()  # only then it is drawn, and has something to give
+    sync_api.expect(chart(page, metric).locator("canvas")).to_be_visible()
     with page.expect_download() as download:
         chart(page, metric).get_by_label("data as a CSV file").click()
     file = folder / "chart.csv"
@@ -159,7 +161,7 @@ def test_the_trackio_dashboard_shows_the_runs_of_two_sweeps_by_group_with_the_nu
             assert sorted(shown) == sorted(numbers.items()), metric
         for metric in ("fvu/layers.2", "fvu/layers.2.mlp"):
             curves = sorted({run for run, _ in wanted[metric]} - {fast})
-            chart(page, metric).scroll_into_view_if_needed()  # only then it is drawn
+            chart(page, metric).scroll_into_view_if_needed()
             drawn = f"([metric, runs]) => {{ const pixels = ({PIXELS})(metric); return runs.every(run => pixels[run] > 100) }}"
             page.wait_for_function(drawn, arg=[metric, curves])
 
