@@ -3,9 +3,11 @@
 import math
 import re
 from dataclasses import asdict
+from difflib import get_close_matches
 from pathlib import Path
 
 from sae_transcoder.config import Activation, Config, DatasetKind, Hardware, LossFn, ModelType, Optimizer, Tracker, TrackerMode
+from sae_transcoder.metric_names import METRICS, NAMES
 
 DEFAULTS = asdict(Config())
 
@@ -14,7 +16,7 @@ AT_LEAST = dict(
     layer_stride=1, max_samples=1, max_seq_length=2, shuffle_seed=0, shuffle_buffer=1, eval_samples=1, exclude_first_tokens=0,
     max_norm_multiple=1.0, expansion_factor=1, num_latents=0, k=1, lr_warmup_steps=0, weight_decay=0.0, batch_size=1,
     grad_acc_steps=1, micro_acc_steps=1, max_steps=1, auxk_alpha=0.0, dead_feature_threshold=0, k_decay_steps=0, log_every=1,
-    threads=1, save_every=1, keep_every=1, eval_every=1,
+    threads=1, runs_per_pack=1, workers=1, save_every=1, keep_every=1, eval_every=1,
 )  # fmt: skip
 
 
@@ -70,6 +72,19 @@ def faults(cfg: Config) -> list[str]:
         found.append("normalize_decoder=True with model_type=transcoder: its decoder starts at zero and cannot be; leave it out")
     if cfg.activation == Activation.groupmax and cfg.multi_topk:
         found.append("multi_topk=True with activation=groupmax: only topk has a 4k-latent version; set one of them")
+    if cfg.objective not in NAMES:
+        near = get_close_matches(cfg.objective, NAMES, n=3)
+        found.append(
+            f"objective={cfg.objective}: there is no such held-out metric; choose {' or '.join(near) or 'one of ' + ', '.join(NAMES)}"
+        )
+    elif not cfg.eval_end_to_end and cfg.objective in [
+        n for c in ("behavior", "performance") for n in METRICS[f"model_{c}_preservation"]
+    ]:
+        found.append(f"objective={cfg.objective} with eval_end_to_end=False: it is not measured then; set one of them")
+    if cfg.sweep_name is not None and (not re.fullmatch(r"[^/\\\0]+", cfg.sweep_name) or cfg.sweep_name in (".", "..")):
+        found.append(f"sweep_name={cfg.sweep_name!r}: must be the name of one folder; put the path into save_dir")
+    if cfg.workers is not None and cfg.workers > 1 and cfg.device is not None and ":" in cfg.device:
+        found.append(f"workers={cfg.workers} with device={cfg.device}: that is one device; leave device out, or use hardware=gpu")
     if cfg.optimizer == Optimizer.signum:
         for name in ("weight_decay", "lr_warmup_steps"):
             if getattr(cfg, name) is not None:

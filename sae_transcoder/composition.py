@@ -1,5 +1,6 @@
 """From overrides on a command line to a typed config: conf/, its resolvers, what is refused, and what a complaint of Hydra's means."""
 
+import copy
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -8,9 +9,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from hydra import compose, initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sae_transcoder.config import FIELDS, GROUPS, Config, ConfigError, run_dir, run_name, typed
@@ -136,3 +140,37 @@ def composed(overrides: Sequence[str], config_name: str = "config") -> Config:
             return typed(compose(config_name, list(overrides)))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error, overrides)) from error
+
+
+def compose_jobs(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequence[str]]) -> list[Config | ConfigError]:
+    """The config of each job of a sweep, or what is wrong with it.
+
+    Equal to Hydra's own (tested), which composes each anew in about 55 ms: here once for every set of groups, then values are merged.
+    """
+    parser = OverridesParser.create(config_loader=loader)
+    parsed: dict[str, Override] = {}
+    bases: dict[tuple[str, ...], DictConfig] = {}
+    found: list[Config | ConfigError] = []
+    for job in jobs:
+        try:
+            parsed |= {text: parser.parse_override(text) for text in job if text not in parsed}
+            structure = tuple(text for text in job if not is_plain(parsed[text], loader))
+            if structure not in bases:
+                whole = loader.load_sweep_config(master, list(structure))
+                bases[structure] = OmegaConf.masked_copy(whole, list(FIELDS))
+            cfg = copy.deepcopy(bases[structure])
+            for text in job:
+                if text not in structure and not parsed[text].key_or_group.startswith("hydra."):
+                    OmegaConf.update(cfg, parsed[text].key_or_group, parsed[text].value())
+            found.append(typed(cfg))
+        except ConfigError as error:
+            found.append(error)
+        except (HydraException, OmegaConfBaseException) as error:
+            found.append(ConfigError(explain(error, job)))
+    return found
+
+
+def is_plain(override: Override, loader: ConfigLoader) -> bool:
+    """Whether an override sets a field to a value by itself, and chooses nothing else."""
+    simple = override.type == OverrideType.CHANGE and override.package is None and "${" not in (override.input_line or "")
+    return simple and not loader.get_group_options(override.key_or_group)

@@ -287,6 +287,23 @@ class EvaluationConfig:
 
 
 @dataclass
+class SweepConfig:
+    """What several runs of one command (`-m`) have in common."""
+
+    sweep_name: str | None = no_result(None)
+    """Folder inside `save_dir` for the runs of a sweep. null: for a sweep composed of the experiment or model_type, the swept fields and
+    a hash of the other settings, so that more values add runs to the same sweep; for a single run none."""
+    runs_per_pack: int | None = no_result(None)
+    """Runs that train side by side at most. null: as many as the memory estimate allows."""
+    workers: int | None = no_result(None)
+    """Processes that train packs at the same time, on a machine with GPUs one on each. null: as many as there are GPUs, on a CPU 1."""
+    objective: str = no_result("fvu")
+    """Held-out metric, the mean over coders, that a run returns to a sweeper which searches (a name of eval.json)."""
+    dry_run: bool = no_result(False)
+    """Check everything, show what would be trained, and stop."""
+
+
+@dataclass
 class SavingConfig:
     """Where a run is kept."""
 
@@ -308,6 +325,7 @@ class SavingConfig:
 @dataclass
 class Config(
     SavingConfig,
+    SweepConfig,
     EvaluationConfig,
     HardwareConfig,
     TrackerConfig,
@@ -380,8 +398,13 @@ def run_name(cfg: Config) -> str:
 
 
 def run_dir(cfg: Config) -> Path:
-    """The run's directory: `save_dir/run_name`."""
-    return Path(cfg.save_dir) / run_name(cfg)
+    """The run's directory: `save_dir/run_name`, in a sweep `save_dir/sweep_name/run_name`."""
+    return sweep_dir(cfg) / run_name(cfg)
+
+
+def sweep_dir(cfg: Config) -> Path:
+    """Where the runs of a sweep lie: `save_dir/sweep_name`; for a single run `save_dir`."""
+    return Path(cfg.save_dir) / (cfg.sweep_name or "")
 
 
 def normalize_decoder(cfg: Config) -> bool:

@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,10 +16,11 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 from sae_transcoder import checkpoint, config, display, heldout, language_model, preflight
-from sae_transcoder.config import Config, ConfigError, DatasetConfig, LossFn, ModelConfig
+from sae_transcoder.config import Config, ConfigError, LossFn
 from sae_transcoder.eval_file import Evaluation
 from sae_transcoder.heldout import Measured, Subject
 from sae_transcoder.member import Diverged, Member
+from sae_transcoder.packs import check_shared
 from sae_transcoder.preflight import Plan
 from sae_transcoder.run_log import concerning
 from sae_transcoder.status import State
@@ -36,26 +37,6 @@ class Result:
     directory: Path
     coders: dict[str, SparseCoder]
     evaluation: Evaluation
-
-
-# Fields of the model and the data in which runs of one pack may differ: each leaves out its own tokens.
-OWN = {"exclude_tokens", "exclude_first_tokens", "max_norm_multiple"}
-# What runs of one pack have in common: they see the same batches and the same activations.
-SHARED = [f.name for f in (*fields(ModelConfig), *fields(DatasetConfig)) if f.name not in OWN]
-SHARED += ["batch_size", "device", "threads", "deterministic"]
-
-
-def check_shared(cfgs: Sequence[Config]) -> None:
-    """Raises ConfigError for runs that cannot train side by side."""
-    faults = []
-    for name in SHARED:
-        values = dict.fromkeys(getattr(cfg, name) for cfg in cfgs)
-        if len(values) > 1:
-            faults.append(f"{name}={', '.join(map(str, values))}: runs that train side by side must agree in it; train them apart")
-    if len(cfgs) > 1 and any(cfg.loss_fn != LossFn.fvu for cfg in cfgs):
-        faults.append("loss_fn=ce or kl: the run's own forward passes through its coders; train it apart")
-    if faults:
-        raise ConfigError(*faults)
 
 
 def configure(cfg: Config, device: torch.device) -> None:
@@ -90,7 +71,8 @@ def train_pack(cfgs: Sequence[Config]) -> list[Outcome]:
     """The same, but a run that fails, or that cannot go on from its state, has its exception for an outcome, and the others go on."""
     console = Console(highlight=False)
     check_shared(cfgs)
-    plans = [preflight.plan(cfg) for cfg in cfgs]
+    known: preflight.Known = {}
+    plans = [preflight.plan(cfg, known) for cfg in cfgs]
     first = plans[0]
     configure(first.cfg, first.device)
     with StopSignal() as stop:
@@ -197,10 +179,15 @@ def batch(model: PreTrainedModel, active: Sequence[Member], bar: display.Bar) ->
     turn = [m for m in active if m.run.batch == index]
     lead = max(turn, key=lambda m: m.run.length.samples)
     size = lead.cfg.batch_size
+
+    def end(member: Member) -> int:
+        return min((index + 1) * size, member.run.length.samples)
+
+    turn = [m for m in turn if end(m) == end(lead)]  # a run whose last batch is not full has it to itself
     failed: dict[Member, Exception] = {}
     end_to_end = lead.cfg.loss_fn != LossFn.fvu  # then the run is alone
     try:
-        rows = lead.plan.tokens.train[index * size : min((index + 1) * size, lead.run.length.samples)]
+        rows = lead.plan.tokens.train[index * size : end(lead)]
         tokens = torch.from_numpy(rows).to(lead.plan.device)
         points = list(dict.fromkeys(point for m in turn for point in m.plan.widths))
         seen = {} if end_to_end else language_model.capture(model, points, tokens)

@@ -4,7 +4,7 @@
     eval_format              this project's version of the file; another one is refused
     eval_id                  a UUID; datetime_epoch_millis: when
     eval_config              the settings that say what was measured on which tokens
-    eval_result_metrics      {category: {metric: value}}, each the mean over the coders: METRICS below
+    eval_result_metrics      {category: {metric: value}}, each the mean over the coders: see metric_names.py
     eval_result_details      empty: features' densities are in feature_density.npz, {coder: float64 [latent]}
     eval_result_unstructured
       step, tokens           how far training was; null for coders that come from elsewhere
@@ -27,56 +27,11 @@ from typing import Any
 import numpy as np
 
 from sae_transcoder.files import replace_text
+from sae_transcoder.metric_names import METRICS, NAMES
 
 NAME = "eval.json"
 DENSITIES = "feature_density.npz"
 FORMAT = 1
-
-# y: a module's output at a token that counts; out: the coder's. Scores and losses: the coder's output in the module's place.
-METRICS = {
-    "model_behavior_preservation": {
-        "kl_div_score": "1 - kl_div_with_sae / kl_div_with_ablation",
-        "kl_div_with_ablation": "KL(original || module's output zero), nats per token",
-        "kl_div_with_sae": "KL(original || coder in place), nats per token",
-    },
-    "model_performance_preservation": {
-        "ce_loss_score": "(ce_loss_with_ablation - ce_loss_with_sae) / (ce_loss_with_ablation - ce_loss_without_sae)",
-        "ce_loss_with_ablation": "cross-entropy of the next token, module's output zero, nats",
-        "ce_loss_with_sae": "the same, coder in place",
-        "ce_loss_without_sae": "the same, the model as it is",
-    },
-    "reconstruction_quality": {
-        "fvu": "sum |y - out|^2 / sum |y - mean y|^2, the mean over all tokens",
-        "explained_variance": "1 - fvu",
-        "mse": "mean |y - out|^2, summed over dimensions",
-        "cossim": "mean cosine of y and out",
-    },
-    "shrinkage": {
-        "l2_norm_in": "mean |y|",
-        "l2_norm_out": "mean |out|",
-        "l2_ratio": "mean |out| / |y|",
-        "relative_reconstruction_bias": "sum |out|^2 / sum y.out (Rajamanoharan et al. 2024, equation 10)",
-    },
-    "sparsity": {
-        "l0": "latents above zero per token",
-        "l1": "sum of activations per token",
-    },
-    "token_stats": {
-        "total_tokens_eval_reconstruction": "positions over which losses and KL are averaged",
-        "total_tokens_eval_sparsity_variance": "tokens that the coder was given",
-        "frac_tokens_excluded": "share of all held-out positions at which the coder is left out",
-    },
-    "misc_metrics": {
-        "frac_alive": "share of latents that fire at least once",
-        "freq_over_1_percent": "share of latents that fire on more than 1 % of tokens",
-        "freq_over_10_percent": "share of latents that fire on more than 10 % of tokens",
-        "normalized_freq_over_1_percent": "share of all firing that is by latents of more than 1 %",
-        "normalized_freq_over_10_percent": "share of all firing that is by latents of more than 10 %",
-        "average_max_encoder_cosine_sim": "mean over latents of the largest cosine with another latent's encoder row",
-        "average_max_decoder_cosine_sim": "the same for decoder rows",
-    },
-}
-NAMES = tuple(name for category in METRICS.values() for name in category)
 
 Metrics = Mapping[str, float]
 

@@ -1,4 +1,4 @@
-"""Held-out metrics: how well coders do on tokens that were never trained on. What each means stands in eval_file.METRICS.
+"""Held-out metrics: how well coders do on tokens that were never trained on. What each means stands in metric_names.py.
 
 The coders' own metrics need a forward to the last hookpoint, shared by all of them; those of the language model with coders in
 place need whole forwards: one as it is, one for each coder and, with several hookpoints, for all at once, and one with zeros in

@@ -9,7 +9,8 @@ import logging
 import os
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from sae_transcoder.config import (
     Activation,
     Config,
     ConfigError,
+    DatasetConfig,
     Hardware,
     LossFn,
     Optimizer,
@@ -77,11 +79,22 @@ def coder_parameters(cfg: Config, width: int) -> int:
     return 2 * width * latents(cfg, width) + latents(cfg, width) + width + cfg.skip_connection * width**2
 
 
-def plan(cfg: Config) -> Plan:
+Known = dict[Any, Any]
+"""What runs of one sweep or pack need not find out each for itself: the model's outline, widths, tokens."""
+
+
+def plan(cfg: Config, known: Known | None = None) -> Plan:
     """Checks the settings, then the machine, the model's outline and the data, and says what the run will be.
 
-    Raises ConfigError with all faults of the first of these that has any.
+    known: what was found out for other runs, added to. Raises ConfigError with all faults of the first of these that has any.
     """
+    known = {} if known is None else known
+
+    def once(make: Callable[[], Any], *key: Any) -> Any:
+        if key not in known:
+            known[key] = make()
+        return known[key]
+
     check_settings(cfg)
     if cfg.tracker != Tracker.none:
         from sae_transcoder import trackers
@@ -93,8 +106,10 @@ def plan(cfg: Config) -> Plan:
     from sae_transcoder.sparsify_config import length
 
     device = find_device(cfg)
-    outline = language_model.outline(cfg)
-    widths = hookpoints.widths(cfg, outline, hookpoints.find(cfg, outline))
+    model = (cfg.model_name, cfg.revision)
+    outline = once(lambda: language_model.outline(cfg), "outline", model)
+    points = hookpoints.find(cfg, outline)
+    widths = once(lambda: hookpoints.widths(cfg, outline, points), "widths", model, cfg.model_type, tuple(points))
     faults = loss_faults(cfg, outline.config) + width_faults(cfg, widths) + token_faults(cfg, outline.config)
     bound = data.needed_samples(cfg)
     if bound is not None:
@@ -108,7 +123,10 @@ def plan(cfg: Config) -> Plan:
     memory = memory_estimate(cfg, widths, parameters * dtype.itemsize, dtype.itemsize, outline.config.vocab_size)
     if faults := memory_faults(cfg, memory, device):
         raise ConfigError(*faults)
-    tokens = data.prepare(cfg, lambda: language_model.tokenizer(cfg), outline.config.vocab_size)
+    source = str({f.name: getattr(cfg, f.name) for f in fields(DatasetConfig) if f.name != "max_samples"})
+    tokens = once(
+        lambda: data.prepare(cfg, lambda: language_model.tokenizer(cfg), outline.config.vocab_size), "tokens", model, source, bound
+    )
     planned = length(cfg, len(tokens.train))
     if faults := length_faults(cfg, planned, len(tokens.train)):
         raise ConfigError(*faults)
@@ -276,13 +294,7 @@ def memory_estimate(cfg: Config, widths: dict[str, int], model_bytes: int, items
 
 def memory_faults(cfg: Config, memory: dict[str, int], device: torch.device) -> list[str]:
     """A run that needs more than the whole of the device's memory."""
-    import torch
-
-    cuda = device.type == "cuda"
-    there = (
-        torch.cuda.get_device_properties(device).total_memory if cuda else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    )
-    needed = sum(memory.values())
+    there, needed = device_memory(device), sum(memory.values())
     if needed <= there:
         return []
     parts = ", ".join(f"{what} {held / 1e9:,.1f}" for what, held in memory.items())
@@ -290,6 +302,15 @@ def memory_faults(cfg: Config, memory: dict[str, int], device: torch.device) -> 
         f"expansion_factor={cfg.expansion_factor}, num_latents={cfg.num_latents}, batch_size={cfg.batch_size}: the run needs about "
         f"{needed / 1e9:,.1f} GB ({parts}), {device} has {there / 1e9:,.1f}; lower them, or choose fewer hookpoints"
     ]
+
+
+def device_memory(device: torch.device) -> int:
+    """Bytes of a GPU, or of this machine."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def warnings(cfg: Config, planned: Length) -> list[str]:
@@ -320,7 +341,15 @@ class BeforeTheRun(Callback):
             if note := nothing_to_do(cfg):
                 print(note)
                 sys.exit(0)
-            plan(cfg)
+            found = plan(cfg)
+            if cfg.dry_run:
+                from rich.console import Console
+
+                from sae_transcoder import display
+
+                display.header([found], Console(highlight=False))
+                print("dry run: nothing was started")
+                sys.exit(0)
         except ConfigError as error:
             refuse(error.faults)
 

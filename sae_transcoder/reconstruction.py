@@ -1,4 +1,4 @@
-"""A coder's own held-out metrics: reconstruction, shrinkage, sparsity, density. What each means stands in eval_file.METRICS."""
+"""A coder's own held-out metrics: reconstruction, shrinkage, sparsity, density. What each means stands in metric_names.py."""
 
 import math
 

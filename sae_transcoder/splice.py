@@ -1,4 +1,4 @@
-"""Held-out metrics of a language model with coders in place. What each means stands in eval_file.METRICS."""
+"""Held-out metrics of a language model with coders in place. What each means stands in metric_names.py."""
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -14,13 +14,13 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from sae_transcoder.composition import CONF, explain, override_faults, refuse, register, split_arguments
-from sae_transcoder.config import ConfigError, typed
+from sae_transcoder.config import ConfigError, run_dir, typed
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF.resolve()), config_name="config")
-def run(composed: DictConfig) -> None:
-    """Trains the one run that `composed` describes."""
-    from sae_transcoder import engine, preflight
+def run(composed: DictConfig) -> float | None:
+    """Trains the one run that `composed` describes; its objective, which Hydra hands to sweepers that search."""
+    from sae_transcoder import engine, eval_file, preflight
     from sae_transcoder.checkpoint import DiskError
     from sae_transcoder.member import Diverged
 
@@ -32,6 +32,8 @@ def run(composed: DictConfig) -> None:
             engine.train([cfg])
         except (DiskError, Diverged) as error:  # told here, or Hydra would add to it
             refuse([str(error)])
+    evaluation = eval_file.read(run_dir(cfg))
+    return evaluation.mean().get(cfg.objective) if evaluation else None
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from sae_transcoder import composition, config, train
 from sae_transcoder.checks import AT_LEAST, faults
 from sae_transcoder.composition import CONF
-from sae_transcoder.config import FIELDS, GROUPS, Config, run_name, signature
+from sae_transcoder.config import FIELDS, GROUPS, Config, SweepConfig, run_name, signature
 
 CHOICES = {group: sorted(p.stem for p in (CONF / group).glob("*.yaml")) for group in GROUPS}
 
@@ -104,7 +104,7 @@ def test_the_full_preset_names_every_field_that_groups_do_not_choose() -> None:
         "hardware",
         "device",
     }
-    elsewhere = {"run_name", "cache_dir", "tracker_mode", "tokens_column", "tokens_dtype"}
+    elsewhere = {"run_name", "cache_dir", "tracker_mode", "tokens_column", "tokens_dtype"} | {f.name for f in fields(SweepConfig)}
     assert set(FIELDS) - written == by_groups | elsewhere
 
 

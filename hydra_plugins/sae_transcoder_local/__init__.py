@@ -1,0 +1,54 @@
+"""Hydra's side of a sweep: the sweeper `grid` and the launcher `local`, thin doors to sae_transcoder.sweep.
+
+Hydra finds plugins in the namespace package hydra_plugins only, and wants their classes defined there.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+
+class GridSweeper(BasicSweeper):
+    """Every combination of the values given. Hydra's own composes each job twice, writes before anything is checked, and tells of one
+    failure only."""
+
+    def sweep(self, arguments: list[str]) -> Sequence[JobReturn]:
+        """Hands all jobs to the launcher at once; exit code 1 where one failed."""
+        assert self.hydra_context is not None
+        assert self.launcher is not None
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        given = [*self._parse_config(), *arguments]
+        jobs = [job for batch in self.split_arguments(parser.parse_overrides(given), None) for job in batch]
+        results = self.launcher.launch(jobs, initial_job_idx=0)
+        if any(result.status == JobStatus.FAILED for result in results):
+            sys.exit(1)
+        return results
+
+
+class LocalLauncher(Launcher):
+    """Trains the jobs on this machine, those that can share forwards side by side."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.config = hydra_context, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """The jobs' results in order; the return value of each is its objective."""
+        from sae_transcoder import sweep
+
+        return sweep.launch(self.hydra_context.config_loader, self.config, job_overrides, initial_job_idx)
+
+
+# Plain values: Hydra runs this file as a module that Python does not know, in which no dataclass can be made.
+HERE = "hydra_plugins.sae_transcoder_local"
+for group, name, node in [
+    ("hydra/sweeper", "grid", {"_target_": f"{HERE}.GridSweeper", "max_batch_size": None, "params": None}),
+    ("hydra/launcher", "local", {"_target_": f"{HERE}.LocalLauncher"}),
+]:
+    ConfigStore.instance().store(group=group, name=name, node=node, provider="sae_transcoder")

@@ -1,0 +1,61 @@
+"""Which runs train side by side: those that share model, data and batch, as many as memory allows."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+
+from sae_transcoder.config import Config, ConfigError, DatasetConfig, LossFn, ModelConfig
+from sae_transcoder.preflight import Plan, device_memory
+
+# Fields of the model and the data in which runs of one pack may differ: each leaves out its own tokens, and a shorter run reads the
+# first part of what a longer one reads.
+OWN = {"exclude_tokens", "exclude_first_tokens", "max_norm_multiple", "max_samples"}
+# What runs of one pack have in common: they see the same batches and the same activations.
+SHARED = [f.name for f in (*fields(ModelConfig), *fields(DatasetConfig)) if f.name not in OWN]
+SHARED += ["batch_size", "device", "threads", "deterministic"]
+
+USABLE = 0.85  # of the device's memory; the estimate is one
+SHARED_MEMORY = ("language model", "held-out logits", "logits")  # parts of the estimate that a pack has once
+
+
+def check_shared(cfgs: Sequence[Config]) -> None:
+    """Raises ConfigError for runs that cannot train side by side."""
+    faults = []
+    for name in SHARED:
+        values = dict.fromkeys(getattr(cfg, name) for cfg in cfgs)
+        if len(values) > 1:
+            faults.append(f"{name}={', '.join(map(str, values))}: runs that train side by side must agree in it; train them apart")
+    if len(cfgs) > 1 and any(cfg.loss_fn != LossFn.fvu for cfg in cfgs):
+        faults.append("loss_fn=ce or kl: the run's own forward passes through its coders; train it apart")
+    if faults:
+        raise ConfigError(*faults)
+
+
+def memory(plans: Sequence[Plan]) -> int:
+    """Bytes that a pack of these runs needs on its device."""
+    once = {name: max(plan.memory.get(name, 0) for plan in plans) for name in SHARED_MEMORY}
+    own = sum(held for plan in plans for name, held in plan.memory.items() if name not in SHARED_MEMORY)
+    return sum(once.values()) + own
+
+
+def packs(plans: Sequence[Plan], workers: int) -> list[list[int]]:
+    """Positions in `plans` of the runs of each pack, in order; runs of one kind are spread over all workers."""
+    kinds: dict[str, list[int]] = {}
+    for i, plan in enumerate(plans):
+        values = asdict(plan.cfg)
+        kind = [values[name] for name in SHARED] + [i if plan.cfg.loss_fn != LossFn.fvu else None]
+        kinds.setdefault(json.dumps(kind), []).append(i)
+    found: list[list[int]] = []
+    for members in kinds.values():
+        cfg, device = plans[members[0]].cfg, plans[members[0]].device
+        room = USABLE * device_memory(device) / (workers if device.type == "cpu" else 1)
+        most = min(cfg.runs_per_pack or len(members), math.ceil(len(members) / workers))
+        pack: list[int] = []
+        for i in members:
+            if pack and (len(pack) == most or memory([plans[j] for j in [*pack, i]]) > room):
+                found.append(pack)
+                pack = []
+            pack.append(i)
+        found.append(pack)
+    return found

@@ -1,0 +1,268 @@
+"""A sweep on this machine: all jobs composed and checked before the first starts, packed, trained, and told of in one table."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn, JobStatus, configure_log
+from omegaconf import DictConfig, OmegaConf, open_dict
+from rich.console import Console
+
+from sae_transcoder import eval_file, preflight, status
+from sae_transcoder.composition import compose_jobs, refuse
+from sae_transcoder.config import (
+    FIELDS,
+    GROUPS,
+    Config,
+    ConfigError,
+    HardwareConfig,
+    SweepConfig,
+    run_dir,
+    run_name,
+    signature,
+    sweep_dir,
+)
+from sae_transcoder.files import replace_text
+from sae_transcoder.status import State, Status
+
+MANIFEST = "sweep.json"
+# What concerns the whole command, and cannot differ between its jobs.
+COMMON = [
+    f.name for part in (HardwareConfig, SweepConfig) for f in fields(part) if f.name not in ("distribute_modules", "objective")
+]
+COMMON += ["save_dir", "cache_dir"]
+
+
+@dataclass
+class Job:
+    """One combination of a sweep's values; `todo`: new, again (it failed or was stopped), done, or running elsewhere."""
+
+    number: int
+    overrides: list[str]
+    cfg: Config
+    todo: str = "new"
+    error: str | None = None
+
+    @property
+    def open(self) -> bool:
+        """Whether it is to be trained."""
+        return self.todo in ("new", "again")
+
+
+def launch(loader: ConfigLoader, master: DictConfig, job_overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
+    """Trains the jobs that are not done; each one's result holds its objective. A sweep with any fault is refused before it begins.
+
+    loader, master: Hydra's; first: the number of the first job. Raises Stopped after a signal.
+    """
+    configure_log(master.hydra.job_logging, master.hydra.verbose)
+    console = Console(highlight=False)
+    try:
+        jobs = composed(loader, master, job_overrides, first)
+        plans = check(jobs, repeats=not is_grid(master))
+    except ConfigError as error:
+        refuse(error.faults)
+    todo = list({run_dir(job.cfg): job for job in jobs if job.open}.values())
+    show_plan(jobs, plans, todo, console)
+    if jobs[0].cfg.dry_run:
+        sys.exit(0)
+    queue(loader, master, jobs)
+    if todo:
+        from sae_transcoder import packs, workers
+
+        count = workers.worker_count(plans[todo[0].number])
+        packed = packs.packs([plans[job.number] for job in todo], count)
+        errors = workers.run([[todo[i].cfg for i in pack] for pack in packed], count, console)
+        for job in jobs:
+            job.error = errors.get(run_dir(job.cfg))
+    show_table(jobs, console)
+    return [result(job) for job in jobs]
+
+
+def composed(loader: ConfigLoader, master: DictConfig, job_overrides: Sequence[Sequence[str]], first: int) -> list[Job]:
+    """The jobs with their configs, the sweep's name in each. Raises ConfigError with the faults of all."""
+    if not job_overrides:
+        raise ConfigError("the sweep has no jobs: one of its values names none (a glob that matches nothing?)")
+    found = compose_jobs(loader, master, job_overrides)
+    faults = {i: list(cfg.faults) for i, cfg in enumerate(found) if isinstance(cfg, ConfigError)}
+    if faults:
+        raise ConfigError(*grouped(faults, len(found)))
+    cfgs = [cfg for cfg in found if isinstance(cfg, Config)]
+    for name in COMMON:
+        values = list(dict.fromkeys(str(getattr(cfg, name)) for cfg in cfgs))
+        if len(values) > 1:
+            raise ConfigError(f"{name}={','.join(values)}: cannot differ within a sweep; start a sweep for each")
+    name = cfgs[0].sweep_name or default_name(loader, master, cfgs)
+    return [
+        Job(first + i, list(overrides), replace(cfg, sweep_name=name))
+        for i, (overrides, cfg) in enumerate(zip(job_overrides, cfgs, strict=True))
+    ]
+
+
+def default_name(loader: ConfigLoader, master: DictConfig, cfgs: Sequence[Config]) -> str:
+    """The experiment or model_type, the swept fields, and a hash of the settings that are not swept and change the result."""
+    params = OmegaConf.select(master, "hydra.sweeper.params") or {}
+    parser = OverridesParser.create(config_loader=loader)
+    given = parser.parse_overrides(list(master.hydra.overrides.task))
+    swept = {o.key_or_group for o in given if o.is_sweep_override()} | {str(name) for name in params}
+    own: set[str] = set()
+    for key in swept & GROUPS.keys() - {"experiment"}:
+        own |= {f.name for f in fields(GROUPS[key])}
+    kept = [f.name for f in fields(Config) if f.metadata.get("result", True) and f.name not in swept | own]
+    values = {name: getattr(cfgs[0], name) for name in sorted(kept) if len({str(getattr(cfg, name)) for cfg in cfgs}) == 1}
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+    chosen = {o.key_or_group: o.value() for o in given if not o.is_sweep_override()}
+    label = chosen.get("experiment") or ("runs" if "model_type" in swept else str(cfgs[0].model_type))
+    return "-".join([str(label), *([".".join(sorted(swept))] if swept else []), digest])
+
+
+def check(jobs: Sequence[Job], *, repeats: bool) -> dict[int, preflight.Plan]:
+    """What each job that is to be trained will be, by its number; notes in each job what is to be done.
+
+    repeats: whether the same run may occur twice (a search may ask again). Raises ConfigError with the faults of all jobs.
+    """
+    faults: dict[int, list[str]] = {}
+    plans: dict[int, preflight.Plan] = {}
+    known: preflight.Known = {}
+    places: dict[Path, list[Job]] = defaultdict(list)
+    for job in jobs:
+        places[run_dir(job.cfg)].append(job)
+    for directory, same in places.items():
+        if len(same) > 1 and not (repeats and len({signature(job.cfg) for job in same}) == 1):
+            numbers = ", ".join(str(job.number) for job in same)
+            what = f"run_name={same[0].cfg.run_name}: " if same[0].cfg.run_name else ""
+            fix = "leave run_name out and set sweep_name" if same[0].cfg.run_name else "leave out what is named twice"
+            faults[same[0].number] = [f"{what}jobs {numbers} would share {directory}; {fix}"]
+    for job in jobs:
+        try:
+            preflight.check_settings(job.cfg)
+            job.todo = progress(job.cfg)
+            if job.open:
+                plans[job.number] = preflight.plan(job.cfg, known)
+        except ConfigError as error:
+            faults.setdefault(job.number, []).extend(error.faults)
+    if faults:
+        raise ConfigError(*grouped(faults, len(jobs)))
+    return plans
+
+
+def progress(cfg: Config) -> str:
+    """What is to be done for a run: new, again, done, or running."""
+    directory = run_dir(cfg)
+    found = status.read(directory)
+    if found is None or found.state == State.queued:
+        return "new"
+    if found.state == State.done:
+        return "done"
+    return "running" if status.alive(directory, found) else "again"
+
+
+def grouped(faults: Mapping[int, Sequence[str]], jobs: int) -> list[str]:
+    """Each fault once, with the jobs that have it where not all do."""
+    who: dict[str, list[int]] = {}
+    for number, own in faults.items():
+        for fault in own:
+            who.setdefault(fault, []).append(number)
+    return [
+        fault if len(numbers) == jobs else f"{fault} [job{'s' if len(numbers) > 1 else ''} {spans(numbers)} of {jobs}]"
+        for fault, numbers in who.items()
+    ]
+
+
+def spans(numbers: Sequence[int]) -> str:
+    """0, 1, 2, 5 as `0-2, 5`."""
+    found: list[list[int]] = []
+    for number in sorted(numbers):
+        if found and number == found[-1][-1] + 1:
+            found[-1].append(number)
+        else:
+            found.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in found)
+
+
+def is_grid(master: DictConfig) -> bool:
+    """Whether every job was asked for by name, rather than by a search."""
+    return str(master.hydra.sweeper._target_).endswith(("GridSweeper", "BasicSweeper"))
+
+
+def queue(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Job]) -> None:
+    """Writes the sweep's manifest, and for each new run its config, as Hydra would, and that it is queued."""
+    folder = sweep_dir(jobs[0].cfg)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f".{MANIFEST}.lock"):
+        path = folder / MANIFEST
+        kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"sweep_name": jobs[0].cfg.sweep_name, "runs": {}}
+        kept["runs"] |= {run_name(job.cfg): {"overrides": job.overrides, "signature": signature(job.cfg)} for job in jobs}
+        replace_text(path, json.dumps(kept, indent=2) + "\n")
+    hydra_node = OmegaConf.masked_copy(master, "hydra")
+    for job in jobs:
+        if not job.open:
+            continue
+        directory = run_dir(job.cfg) / ".hydra"
+        directory.mkdir(parents=True, exist_ok=True)
+        with open_dict(hydra_node):
+            hydra_node.hydra.overrides.task = job.overrides
+            hydra_node.hydra.job.num, hydra_node.hydra.job.id = job.number, str(job.number)
+        composed_config = OmegaConf.create({name: getattr(job.cfg, name) for name in FIELDS})
+        for name, content in [("config", composed_config), ("overrides", OmegaConf.create(job.overrides)), ("hydra", hydra_node)]:
+            replace_text(directory / f"{name}.yaml", OmegaConf.to_yaml(content))
+        if job.todo == "new":
+            status.write(run_dir(job.cfg), Status(State.queued, signature(job.cfg)))
+
+
+def show_plan(jobs: Sequence[Job], plans: Mapping[int, preflight.Plan], todo: Sequence[Job], console: Console) -> None:
+    """One line of how many runs there are and how far they are; in a dry run also the packs."""
+    counts = {name: sum(job.todo == name for job in jobs) for name in ("done", "running", "again", "new")}
+    told = ", ".join(f"{count} {'to go on' if name == 'again' else name}" for name, count in counts.items() if count)
+    console.print(
+        f"sweep {jobs[0].cfg.sweep_name}: {len(jobs)} runs ({told}) in {sweep_dir(jobs[0].cfg)}", markup=False, soft_wrap=True
+    )
+    if not todo or not jobs[0].cfg.dry_run:
+        return
+    from sae_transcoder import display, packs, workers
+
+    planned = [plans[job.number] for job in todo]
+    for number, pack in enumerate(packs.packs(planned, workers.worker_count(planned[0])), 1):
+        chosen = [planned[i] for i in pack]
+        tokens = max(plan.length.samples * plan.cfg.max_seq_length for plan in chosen)
+        console.print(
+            f"pack {number}: {len(pack)} runs on {chosen[0].device}, {tokens:,} tokens through {chosen[0].cfg.model_name}, "
+            f"about {display.size(packs.memory(chosen), 'B')}",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
+        for plan in chosen:
+            console.print(f"  {run_name(plan.cfg)}: {plan.length.steps:,} steps", markup=False, soft_wrap=True)
+    console.print("dry run: nothing was started")
+
+
+def show_table(jobs: Sequence[Job], console: Console) -> None:
+    """The runs of the sweep as sae-report shows them, and why some failed."""
+    from sae_transcoder import report_table, run_records
+
+    if not console.is_terminal:
+        console = Console(highlight=False, width=100_000)  # nothing is cut off in a file or pipe
+    complaints: list[str] = []
+    here = {run_dir(job.cfg).resolve() for job in jobs}
+    records = [r for r in run_records.read_all([sweep_dir(jobs[0].cfg)], complaints.append) if r.directory.resolve() in here]
+    console.print(report_table.table(records, console), soft_wrap=not console.is_terminal)
+    for text in report_table.stopped(records):
+        console.print(text)
+
+
+def result(job: Job) -> JobReturn:
+    """What Hydra is told of a job: its objective, or why it failed; of a run that goes on elsewhere, nothing."""
+    found = JobReturn(overrides=job.overrides, cfg=OmegaConf.create({}), task_name="train", status=JobStatus.COMPLETED)
+    if job.error is not None:
+        found.status, found._return_value = JobStatus.FAILED, RuntimeError(f"{run_dir(job.cfg)}: {job.error}")
+    elif evaluation := eval_file.read(run_dir(job.cfg)):
+        found._return_value = evaluation.mean().get(job.cfg.objective)
+    return found
