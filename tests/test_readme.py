@@ -7,14 +7,21 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from test_config import composed
 
+from sae_transcoder import report
 from sae_transcoder.checks import faults
+from sae_transcoder.evaluation_config import refuse_unread
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 COMMANDS = [
-    line.split("  #")[0].strip() for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()
+    command.strip()
+    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+    for command in line.split("  #")[0].split(" && ")
 ]
 
 
@@ -25,8 +32,26 @@ def test_ci_runs_the_readmes_test_command() -> None:
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("sae-train") and "--help" not in c and "-sc" not in c])
 def test_every_training_command_composes_and_passes_the_checks(command: str) -> None:
-    overrides = [o for o in shlex.split(command)[1:] if "=" in o]
-    assert faults(composed(*overrides)) == []
+    given = OverridesParser.create().parse_overrides([o for o in shlex.split(command)[1:] if "=" in o])
+    (jobs,) = BasicSweeper.split_arguments(given, None)
+    assert all(faults(composed(*job)) == [] for job in jobs)
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("sae-eval")])
+def test_every_evaluation_command_has_overrides_that_an_evaluation_reads(command: str) -> None:
+    refuse_unread(shlex.split(command)[2:])
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("sae-report")])
+def test_every_report_command_has_options_that_there_are(command: str) -> None:
+    options = report.parser().parse_args(report.arranged(shlex.split(command)[1:]))
+    assert [str(folder).split("/")[0] for folder in options.folders] == ["outputs"]
+
+
+def test_every_picture_is_there() -> None:
+    pictures = re.findall(r"!\[.+?\]\((.+?)\)", README)
+    assert pictures
+    assert all((ROOT / picture).read_bytes().startswith(b"\x89PNG") for picture in pictures)
 
 
 def test_everything_in_the_clone_is_where_the_design_says() -> None:
@@ -61,7 +86,7 @@ def test_the_wheel_carries_conf_and_the_demo_and_works_away_from_the_clone(tmp_p
     code = f"""
 import sys
 sys.path.insert(0, {str(site)!r})
-sys.argv = ["sae-train", "experiment=demo", "max_samples=16", "max_seq_length=16", "eval_samples=4", "batch_size=4", "k=4", "expansion_factor=1"]
+sys.argv = ["sae-train", "-m", "experiment=demo", "max_samples=16", "max_seq_length=16", "eval_samples=4", "batch_size=4", "k=4,8", "expansion_factor=1"]
 import sae_transcoder.train as train
 assert train.__file__.startswith({str(site)!r}) and str(train.CONF).startswith({str(site)!r})
 train.main()
@@ -69,4 +94,5 @@ train.main()
     environment = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "held-out FVU" in done.stdout
+    assert "2 done" in done.stdout
+    assert (site / "hydra_plugins" / "sae_transcoder_local" / "__init__.py").is_file()
