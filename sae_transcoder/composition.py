@@ -14,7 +14,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from sae_transcoder.config import FIELDS, GROUPS, Config, ConfigError, run_dir, run_name, typed
@@ -110,7 +110,7 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
     if isinstance(error, OverrideParseException):
         reason = str(error).splitlines()[0]
         return f"{error.override}: cannot be read ({reason}); quote what is special: 'name=\"a value\"', 'name=[1,2]'"
-    cause = error.__cause__
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
         name, _, value = next((o for o in overrides if o.startswith(f"{cause.full_key}=")), "").partition("=")
         if "ListConfig" in str(cause.msg) and value:
@@ -149,19 +149,25 @@ def compose_jobs(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequen
     """
     parser = OverridesParser.create(config_loader=loader)
     parsed: dict[str, Override] = {}
+    plain: dict[str, bool] = {}
     bases: dict[tuple[str, ...], DictConfig] = {}
     found: list[Config | ConfigError] = []
     for job in jobs:
         try:
-            parsed |= {text: parser.parse_override(text) for text in job if text not in parsed}
-            structure = tuple(text for text in job if not is_plain(parsed[text], loader))
+            for text in job:
+                if text not in parsed:
+                    parsed[text] = parser.parse_override(text)
+                    plain[text] = is_plain(parsed[text], loader)
+            repeated = len({parsed[text].key_or_group for text in job}) < len(job)  # then the order matters
+            structure = tuple(text for text in job if repeated or not plain[text])
             if structure not in bases:
-                whole = loader.load_sweep_config(master, list(structure))
-                bases[structure] = OmegaConf.masked_copy(whole, list(FIELDS))
+                bases[structure] = loader.load_sweep_config(master, list(structure))
+                with open_dict(bases[structure]):
+                    del bases[structure]["hydra"]  # not by a masked copy, whose fields would take values of any type
             cfg = copy.deepcopy(bases[structure])
             for text in job:
                 if text not in structure and not parsed[text].key_or_group.startswith("hydra."):
-                    OmegaConf.update(cfg, parsed[text].key_or_group, parsed[text].value())
+                    OmegaConf.update(cfg, parsed[text].key_or_group, parsed[text].value(), merge=True)
             found.append(typed(cfg))
         except ConfigError as error:
             found.append(error)

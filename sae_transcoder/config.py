@@ -360,7 +360,8 @@ def typed(composed: DictConfig) -> Config:
     missing = [name for name in FIELDS if OmegaConf.is_missing(composed, name)]
     if missing:
         raise ConfigError(*map(missing_fault, missing))
-    config = OmegaConf.to_object(OmegaConf.masked_copy(composed, list(FIELDS)))
+    own = composed if tuple(composed) == FIELDS else OmegaConf.masked_copy(composed, list(FIELDS))
+    config = OmegaConf.to_object(own)
     return config if isinstance(config, Config) else Config(**config)  # type: ignore[arg-type]
 
 

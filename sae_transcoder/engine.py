@@ -2,12 +2,14 @@
 
 import gc
 import logging
+import math
 import os
+import resource
 import signal
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +17,11 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel
 
-from sae_transcoder import checkpoint, config, display, heldout, language_model, preflight
+from sae_transcoder import checkpoint, coder_names, config, display, eval_file, heldout, language_model, preflight
 from sae_transcoder.config import Config, ConfigError, LossFn
 from sae_transcoder.eval_file import Evaluation
 from sae_transcoder.heldout import Measured, Subject
-from sae_transcoder.member import Diverged, Member
+from sae_transcoder.member import Diverged, Member, Taken
 from sae_transcoder.packs import check_shared
 from sae_transcoder.preflight import Plan
 from sae_transcoder.run_log import concerning
@@ -32,15 +34,23 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run: its directory, its coders {name: coder} as exported, and their held-out metrics."""
+    """A finished run: its directory and the held-out metrics of its coders."""
 
     directory: Path
-    coders: dict[str, SparseCoder]
     evaluation: Evaluation
+
+    @property
+    def coders(self) -> dict[str, SparseCoder]:
+        """{coder: as exported}, read anew: a pack that is done holds no coders."""
+        folders = {c.coder: self.directory / "coders" / coder_names.folder(c.coder) for c in self.evaluation.coders}
+        return {name: SparseCoder.load_from_disk(folder) for name, folder in folders.items()}
 
 
 def configure(cfg: Config, device: torch.device) -> None:
-    """Process-wide settings of torch."""
+    """Process-wide settings: torch's, and that each run of a large pack may keep its files open."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if 0 < limit < 2**20:  # what is more, some systems do not take
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     torch.set_float32_matmul_precision("high")  # as sparsify's Trainer.fit
@@ -51,11 +61,14 @@ def configure(cfg: Config, device: torch.device) -> None:
         torch.use_deterministic_algorithms(True)
 
 
+Outcome = Result | Exception
+
+
 def train(cfgs: Sequence[Config]) -> list[Result]:
     """Trains runs that share model, data and batch size side by side, and returns their results in order.
 
-    Raises ConfigError before anything is written where settings are wrong, Stopped after a signal, and, once the others are done,
-    what the first run that failed failed of.
+    Raises ConfigError before anything is written where they share too little, Stopped after a signal, and, once the others are done,
+    what the first run that failed failed of, or that was refused.
     """
     outcomes = train_pack(cfgs)
     for outcome in outcomes:
@@ -64,71 +77,83 @@ def train(cfgs: Sequence[Config]) -> list[Result]:
     return [outcome for outcome in outcomes if isinstance(outcome, Result)]
 
 
-Outcome = Result | Exception
+def train_pack(cfgs: Sequence[Config], stop: StopSignal | None = None) -> list[Outcome]:
+    """The same, but a run that fails, or that cannot go on from its state, has its exception for an outcome, and the others go on.
 
-
-def train_pack(cfgs: Sequence[Config]) -> list[Outcome]:
-    """The same, but a run that fails, or that cannot go on from its state, has its exception for an outcome, and the others go on."""
-    console = Console(highlight=False)
+    stop: what notes signals; None: a new one, open until the pack is done.
+    """
     check_shared(cfgs)
     known: preflight.Known = {}
-    plans = [preflight.plan(cfg, known) for cfg in cfgs]
-    first = plans[0]
-    configure(first.cfg, first.device)
-    with StopSignal() as stop:
-        outcomes = train_plans(dict(enumerate(plans)), None, stop, console)
-    return [outcomes[i] for i in range(len(plans))]
+    plans: dict[int, Plan] = {}
+    outcomes: dict[int, Outcome] = {}
+    for i, cfg in enumerate(cfgs):
+        try:
+            plans[i] = preflight.plan(cfg, known)
+        except ConfigError as error:
+            outcomes[i] = error
+    if plans:
+        first = next(iter(plans.values()))
+        configure(first.cfg, first.device)
+        with nullcontext(stop) if stop else StopSignal() as noted:
+            outcomes |= train_plans(plans, None, noted, Console(highlight=False))
+    return [outcomes[i] for i in range(len(cfgs))]
 
 
 def train_plans(plans: Mapping[int, Plan], model: PreTrainedModel | None, stop: StopSignal, console: Console) -> dict[int, Outcome]:
     """Trains a pack; where memory does not suffice, its halves one after the other, from where the runs have come."""
-    members, outcomes = begin(plans, console)
-    rest = {i: plan for i, plan in plans.items() if i not in members and i not in outcomes}
+    members: dict[int, Member] = {}
+    outcomes: dict[int, Outcome] = {}
+    failed: dict[Member, Exception] = {}
     try:
+        begin(plans, members, outcomes, console)
         if model is None and members:
-            lead = next(iter(plans.values()))
+            lead = max(plans.values(), key=lambda plan: plan.cfg.eval_end_to_end)  # which needs the head
             model = language_model.load(lead.cfg, lead.device)
-        failed = run_pack(model, list(members.values()), stop, console) if model and members else {}
+        if model and members:
+            failed = run_pack(model, list(members.values()), stop, console)
     except BaseException as error:  # nothing of one run alone: a stop, or a model that cannot be loaded
-        if not isinstance(error, Stopped | ConfigError):
-            log.exception("%s", error)
-        for member in members.values():
-            member.close(State.failed, why(error))
-        raise
+        if isinstance(error, Exception) and is_out_of_memory(error) and len(members) > 1:
+            make_room(list(members.values()), [error])
+        else:
+            if not isinstance(error, Stopped | ConfigError):
+                log.exception("%s", error)
+            for member in members.values():
+                member.close(State.failed, why(error))
+            raise
     for i, member in members.items():
         if member in failed:
             outcomes[i] = failed[member]
-        elif member.run.done:
-            outcomes[i] = Result(member.directory, member.run.exported(), member.evaluation)
-        else:
-            rest[i] = plans[i]
+        elif member.finished:
+            outcomes[i] = Result(member.directory, member.evaluation)
+    rest = {i: plan for i, plan in plans.items() if i not in outcomes}
     if rest:
-        log.warning("out of memory with %d runs side by side: they go on in two packs", len(rest))
+        log.warning("out of memory with %d runs side by side: they go on in two packs", len(plans))
         members.clear()
         free_memory()
         order = sorted(rest)
-        for half in (order[: len(order) // 2], order[len(order) // 2 :]):
-            outcomes |= train_plans({i: rest[i] for i in half}, model, stop, console)
+        middle = math.ceil(len(order) / 2)
+        for half in (order[:middle], order[middle:]):
+            if half:
+                outcomes |= train_plans({i: rest[i] for i in half}, model, stop, console)
     return outcomes
 
 
-def begin(plans: Mapping[int, Plan], console: Console) -> tuple[dict[int, Member], dict[int, Outcome]]:
-    """Opens each run and shows what will be trained; those for which memory does not suffice are left out, those that cannot go on
-    from their state have an outcome at once."""
-    members: dict[int, Member] = {}
-    outcomes: dict[int, Outcome] = {}
+def begin(plans: Mapping[int, Plan], members: dict[int, Member], outcomes: dict[int, Outcome], console: Console) -> None:
+    """Adds each run, opened, to `members`, and shows what will be trained. Those for which memory does not suffice are left out, those
+    that cannot go on from their state, or that another process has taken, have an outcome at once."""
     for i, plan in plans.items():
         try:
             member = Member(plan, language_model.resolve_dtype(plan.cfg, plan.device))
             member.open()
+            members[i] = member
+        except Taken as error:
+            evaluation = eval_file.read(config.run_dir(plan.cfg)) if error.done else None
+            outcomes[i] = Result(config.run_dir(plan.cfg), evaluation) if evaluation else error
         except Exception as error:
             if not is_out_of_memory(error) or len(plans) == 1:
                 outcomes[i] = error
-                if len(plans) > 1:  # else the caller says it
-                    console.print(f"{config.run_dir(plan.cfg)}: {why(error)}", markup=False, soft_wrap=True)
+                tell(config.run_dir(plan.cfg), error, len(plans), console)
             forget(error)
-            continue
-        members[i] = member
     if members:
         display.header([m.plan for m in members.values()], console)
     for member in members.values():
@@ -139,7 +164,12 @@ def begin(plans: Mapping[int, Plan], console: Console) -> tuple[dict[int, Member
             if note:
                 name = f"{member.directory.name}: " if len(members) > 1 else ""
                 console.print(name + note, markup=False, soft_wrap=True)
-    return members, outcomes
+
+
+def tell(directory: Path, error: Exception, runs: int, console: Console) -> None:
+    """Says that one of several runs failed; of a single one the caller says it."""
+    if runs > 1:
+        console.print(f"{directory}: failed: {why(error)}", markup=False, soft_wrap=True)
 
 
 def run_pack(model: PreTrainedModel, members: Sequence[Member], stop: StopSignal, console: Console) -> dict[Member, Exception]:
@@ -157,18 +187,17 @@ def run_pack(model: PreTrainedModel, members: Sequence[Member], stop: StopSignal
             faults = batch(model, active, bar)
             bar.update(longest.run.step, longest.run.tokens - before)
             if len(active) > 1 and any(is_out_of_memory(error) for error in faults.values()):
-                make_room(active, faults)
+                make_room(active, list(faults.values()))
                 break
             for member, error in faults.items():
                 failed[member] = fail(member, error)
-                if len(members) > 1:  # else the caller says it
-                    console.print(f"{member.directory}: failed: {why(error)}", markup=False, soft_wrap=True)
+                tell(member.directory, error, len(members), console)
             for member in active:
                 member.heartbeat(bar)
             if stop.number is not None and not all(m.closed for m in members):
                 interrupt(members, stop.number)
     for member in members:
-        if member.run.done and member not in failed:
+        if member.finished:
             display.closing(member.directory, member.run.step, time.monotonic() - start, member.evaluation, console)
     return failed
 
@@ -193,25 +222,43 @@ def batch(model: PreTrainedModel, active: Sequence[Member], bar: display.Bar) ->
         seen = {} if end_to_end else language_model.capture(model, points, tokens)
     except Exception as error:
         return dict.fromkeys(turn, error)
-    subjects: dict[Member, Subject] = {}
     stepped = []
     for member in turn:
         member.amid_batch = True
         with attempt(member, failed):
             if member.run.train_end_to_end(model, tokens) if end_to_end else member.run.train_on(tokens, seen):
                 stepped.append(member)
-                if member.saving or member.evaluating:
-                    subjects[member] = member.subject()
     del seen
+    after_step(model, stepped, bar, failed)
+    for member in turn:
+        member.amid_batch = member in failed
+    return failed
+
+
+def after_step(model: PreTrainedModel, stepped: Sequence[Member], bar: display.Bar, failed: dict[Member, Exception]) -> None:
+    """What the step just made makes due: evaluation, metrics, exports, saves; one run after the other where memory does not suffice for
+    copies of all coders at once."""
+    subjects: dict[Member, Subject] = {}
+    for member in stepped:
+        if member.saving or member.evaluating:
+            with attempt(member, failed):
+                subjects[member] = member.subject()
     with bar.paused():
         measured = evaluated(model, subjects, failed)
+    short = [member for member in stepped if member in failed and is_out_of_memory(failed[member])]
+    if short and len(stepped) > 1:
+        subjects.clear()
+        for member in short:
+            forget(failed.pop(member))
+        free_memory()
+        for member in stepped:
+            if member not in failed:
+                after_step(model, [member], bar, failed)
+        return
     for member in stepped:
         if member not in failed:
             with attempt(member, failed):
                 member.after_step(bar, subjects.get(member), measured.get(member))
-    for member in turn:
-        member.amid_batch = member in failed
-    return failed
 
 
 @contextmanager
@@ -249,19 +296,27 @@ def evaluated(
     return found
 
 
+# What torch's allocator on a CPU and cuBLAS say without an exception of their own.
+NO_MEMORY = ("t allocate memory", "bad_alloc", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Whether a device or the CPU had no more memory to give."""
-    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and "t allocate memory" in str(error))
+    said = isinstance(error, RuntimeError) and any(text in str(error) for text in NO_MEMORY)
+    return said or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
-def make_room(active: Sequence[Member], faults: Mapping[Member, Exception]) -> None:
+def make_room(active: Sequence[Member], faults: Sequence[Exception]) -> None:
     """Closes the runs of a pack that is too large; those amid a batch go on from their last save, the others from here."""
-    for member in active:
-        if not member.amid_batch:
-            member.save_state()
-        member.close(State.interrupted, "out of memory; goes on in a smaller pack")
-    for error in faults.values():
+    for error in faults:
         forget(error)
+    for member in active:
+        if not (member.amid_batch or member.closed):
+            try:
+                member.save_state()
+            except Exception as error:  # there may be no memory for this either: it goes on from its last save
+                log.warning("%s: its state could not be saved (%s)", member.directory, error)
+        member.close(State.interrupted, "out of memory; goes on in a smaller pack")
 
 
 def fail(member: Member, error: Exception) -> Exception:
@@ -270,7 +325,8 @@ def fail(member: Member, error: Exception) -> Exception:
         known = isinstance(error, ConfigError | checkpoint.DiskError | Diverged)
         log.log(logging.INFO if known else logging.ERROR, "%s", error, exc_info=None if known else error)
     member.close(State.failed, why(error))
-    return forget(error)
+    forget(error)
+    return error
 
 
 def why(error: BaseException) -> str:
@@ -278,10 +334,11 @@ def why(error: BaseException) -> str:
     return str(error) if isinstance(error, Diverged | ConfigError) else f"{type(error).__name__}: {error}"
 
 
-def forget(error: Exception) -> Exception:
-    """The error without the variables of the functions that it passed through, which hold tensors."""
-    traceback.clear_frames(error.__traceback__)
-    return error
+def forget(error: BaseException | None) -> None:
+    """Drops the variables of the functions that an error, and what caused it, passed through: they hold tensors."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def free_memory() -> None:
@@ -297,6 +354,9 @@ def interrupt(members: Sequence[Member], number: int) -> None:
     stopped = Stopped(number)
     for member in members:
         if not member.closed:
-            member.save_state()
+            try:
+                member.save_state()
+            except Exception as error:  # a full disk: the others are saved yet
+                fail(member, error)
             member.close(state, str(stopped))
     raise stopped

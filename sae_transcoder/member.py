@@ -5,6 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +28,15 @@ log = logging.getLogger(__name__)
 HEARTBEAT_EVERY = 5.0  # seconds
 
 
+class Taken(ConfigError):
+    """Another process trains the run, or has done it in the meantime."""
+
+    def __init__(self, directory: Path, *, done: bool):
+        how = "done by now" if done else "another process has just started this run"
+        super().__init__(f"{directory}: {how}; not started again")
+        self.done = done
+
+
 class Diverged(Exception):
     """A run's loss is no number any more, or so large that it will not come back."""
 
@@ -46,9 +56,30 @@ class Member:
     """A run of the pack with its directory: what it logs, saves and reports of itself."""
 
     def __init__(self, plan: Plan, dtype: torch.dtype):
-        """Continues from the directory's training state where there is one. Raises ConfigError where that does not fit, and writes nothing."""
+        """Takes the directory, and continues from its training state where there is one.
+
+        Raises ConfigError where that does not fit, Taken where another process has taken the directory.
+        """
         self.plan, self.cfg, self.directory = plan, plan.cfg, run_dir(plan.cfg)
         self.settings = {"dtype": str(dtype), "threads": torch.get_num_threads(), "data": fingerprint(plan)}
+        self.closed = self.finished = self.amid_batch = False
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.lock = status.lock(self.directory)
+        try:
+            self.lock.acquire(timeout=status.LOOKING)
+        except Timeout:
+            raise Taken(self.directory, done=False) from None
+        try:
+            self._prepare()
+        except BaseException:
+            self.lock.release()
+            raise
+
+    def _prepare(self) -> None:
+        plan = self.plan
+        found = status.read(self.directory)
+        if found is not None and found.state == State.done:
+            raise Taken(self.directory, done=True)
         state = checkpoint.load_state(self.directory, signature(self.cfg))
         self.run = Run(plan.cfg, plan.widths, len(plan.tokens.train), plan.device, plan.start_from)
         self.best = dict.fromkeys(self.run.coders, float("inf"))
@@ -56,24 +87,16 @@ class Member:
         self.warning: str | None = None
         if state is not None:
             self._restore(state)
-        self.closed = self.amid_batch = False
 
     def open(self) -> None:
-        """Takes the directory. Raises ConfigError where another process has taken it in the meantime."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self.lock = status.lock(self.directory)
-        try:
-            self.lock.acquire()
-        except Timeout:
-            raise ConfigError(f"{self.directory}: another process has just started this run; not started again") from None
+        """Says that the run goes on, and opens its log and its tracker."""
         self.log = RunLog(self.directory)
-        self.report(State.running)  # first: a folder of files without it is taken for somebody else's
         try:
+            self.report(State.running)  # first: a folder of files without it is taken for somebody else's
             self.logbook = Logbook(self.cfg, self.directory, self.run.step)
-        except Exception as error:  # a tracker that cannot be opened
-            self.report(State.failed, f"{type(error).__name__}: {error}")
-            self.log.close()
-            self.lock.release()
+        except BaseException as error:  # a tracker that cannot be opened, a full disk
+            self.try_report(State.failed, f"{type(error).__name__}: {error}")
+            self._leave()
             raise
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -103,6 +126,13 @@ class Member:
         self.reported = time.monotonic()
         values = Status(state, signature(self.cfg), run.step, run.length.steps, run.tokens, round(tokens_per_s, 1), why)
         status.write(self.directory, values)
+
+    def try_report(self, state: State, why: str | None = None, tokens_per_s: float = 0.0) -> None:
+        """The same, but the run goes on where it cannot be written."""
+        try:
+            self.report(state, why, tokens_per_s)
+        except OSError as error:  # a full disk
+            log.error("%s: status.json could not be written (%s)", self.directory, error)
 
     @property
     def saving(self) -> bool:
@@ -159,7 +189,7 @@ class Member:
     def heartbeat(self, bar: Bar) -> None:
         """Says now and then that the run goes on."""
         if not self.closed and time.monotonic() - self.reported > HEARTBEAT_EVERY:
-            self.report(State.running, tokens_per_s=bar.tokens_per_s)
+            self.try_report(State.running, tokens_per_s=bar.tokens_per_s)
 
     def save_state(self) -> None:
         """Keeps all that the rest of the run depends on, after the lines of metrics that led to it."""
@@ -169,17 +199,19 @@ class Member:
         checkpoint.save_state(self.directory, signature(self.cfg), state | {"settings": self.settings})
 
     def close(self, state: State, why: str | None = None, tokens_per_s: float = 0.0) -> None:
-        """Ends the tracker's run, says in status.json how it ended and leaves the directory; once."""
+        """Ends the tracker's run, says in status.json how it ended, gives back its memory and leaves the directory; once."""
         if self.closed:
             return
-        self.closed = True
         self.logbook.finish(0 if state == State.done else 1)
-        try:
-            self.report(state, why, tokens_per_s)
-        except OSError as error:  # a full disk, which is likely what ended the run
-            log.error("%s: status.json could not be written (%s)", self.directory, error)
+        self.try_report(state, why, tokens_per_s)
         if state == State.done:
+            self.finished = True
             checkpoint.drop_state(self.directory)
+        self._leave()
+
+    def _leave(self) -> None:
+        self.closed = True
+        self.run.release()
         self.log.close()
         self.lock.release()
 

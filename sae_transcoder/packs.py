@@ -5,6 +5,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 
+import torch
+
 from sae_transcoder.config import Config, ConfigError, DatasetConfig, LossFn, ModelConfig
 from sae_transcoder.preflight import Plan, device_memory
 
@@ -17,6 +19,11 @@ SHARED += ["batch_size", "device", "threads", "deterministic"]
 
 USABLE = 0.85  # of the device's memory; the estimate is one
 SHARED_MEMORY = ("language model", "held-out logits", "logits")  # parts of the estimate that a pack has once
+
+
+def device_count(device: torch.device) -> int:
+    """How many devices a sweep's workers share."""
+    return torch.cuda.device_count() if device.type == "cuda" and device.index is None else 1
 
 
 def check_shared(cfgs: Sequence[Config]) -> None:
@@ -40,7 +47,7 @@ def memory(plans: Sequence[Plan]) -> int:
 
 
 def packs(plans: Sequence[Plan], workers: int) -> list[list[int]]:
-    """Positions in `plans` of the runs of each pack, in order; runs of one kind are spread over all workers."""
+    """Positions in `plans` of the runs of each pack, in order; runs of one kind are spread as far as all workers have something to do."""
     kinds: dict[str, list[int]] = {}
     for i, plan in enumerate(plans):
         values = asdict(plan.cfg)
@@ -49,8 +56,8 @@ def packs(plans: Sequence[Plan], workers: int) -> list[list[int]]:
     found: list[list[int]] = []
     for members in kinds.values():
         cfg, device = plans[members[0]].cfg, plans[members[0]].device
-        room = USABLE * device_memory(device) / (workers if device.type == "cpu" else 1)
-        most = min(cfg.runs_per_pack or len(members), math.ceil(len(members) / workers))
+        room = USABLE * device_memory(device) / math.ceil(workers / device_count(device))
+        most = min(cfg.runs_per_pack or len(members), math.ceil(len(plans) / workers))
         pack: list[int] = []
         for i in members:
             if pack and (len(pack) == most or memory([plans[j] for j in [*pack, i]]) > room):

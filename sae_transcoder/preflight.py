@@ -332,6 +332,16 @@ def warnings(cfg: Config, planned: Length) -> list[str]:
 class BeforeTheRun(Callback):
     """Hydra's hook before it writes the run's directory: a refused run leaves nothing there."""
 
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Refuses launchers under which the jobs would be neither checked together nor trained side by side."""
+        if not str(config.hydra.launcher._target_).startswith("hydra_plugins.sae_transcoder"):
+            chosen = config.hydra.runtime.choices["hydra/launcher"]
+            refuse(
+                [
+                    f"hydra/launcher={chosen} with hardware={config.hardware}: trains no sweep; leave it out, and use hardware=auto, cpu or gpu"
+                ]
+            )
+
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Ends the program with exit code 1 if the run must be refused, 0 if there is nothing left to do."""
         # Exceptions of callbacks are only warnings to Hydra.

@@ -254,6 +254,15 @@ class Run:
         self.summed.update(state["summed"])
         self._set_k()
 
+    def release(self) -> None:
+        """Gives back the memory of coders and optimizers; the counts stay."""
+        for optimizer in self.optimizers:  # their schedules refer to them, and they to these
+            optimizer.state.clear()
+            optimizer.param_groups.clear()
+        self.optimizers, self.schedules = [], []
+        for held in (self.coders, self.tokens_since_fired, self.fired, self.tokens_in_step, self.sums):
+            held.clear()  # type: ignore[attr-defined]
+
     def exported(self) -> dict[str, SparseCoder]:
         """Copies of the coders as they are published: signum's averaged, decoder rows at norm 1 where that is asked for, the final k."""
         params = [p for c in self.coders.values() for p in c.parameters()]

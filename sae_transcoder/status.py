@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from sae_transcoder.files import replace_text
 
 NAME = "status.json"
+LOOKING = 1.0  # seconds that whoever takes a run waits for those that only look whether it lives
 STALE_AFTER = 900.0  # seconds without a heartbeat after which a run on another machine counts as interrupted
 
 
@@ -59,11 +60,13 @@ def alive(directory: Path, status: Status) -> bool:
         return False
     if status.host != socket.gethostname():
         return time.time() - status.heartbeat < STALE_AFTER
-    try:
-        with lock(directory):
-            return False
-    except Timeout:
-        return True
+    for pause in (0.005, 0.0):  # another one that only looks holds it for an instant
+        try:
+            with lock(directory):
+                return False
+        except Timeout:
+            time.sleep(pause)
+    return True
 
 
 def read(directory: Path) -> Status | None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus, configure_log
@@ -43,9 +45,13 @@ COMMON = [
 COMMON += ["save_dir", "cache_dir"]
 
 
+class RunFailed(Exception):
+    """A run of a sweep failed; a search that allows no failure ends with it."""
+
+
 @dataclass
 class Job:
-    """One combination of a sweep's values; `todo`: new, again (it failed or was stopped), done, or running elsewhere."""
+    """One combination of a sweep's values; `todo`: new, again (it failed or was stopped), done, running elsewhere, or refused."""
 
     number: int
     overrides: list[str]
@@ -71,19 +77,24 @@ def launch(loader: ConfigLoader, master: DictConfig, job_overrides: Sequence[Seq
         plans = check(jobs, repeats=not is_grid(master))
     except ConfigError as error:
         refuse(error.faults)
+    with open_dict(master):
+        master.hydra.sweep.dir = str(sweep_dir(jobs[0].cfg))  # where a search puts its result
     todo = list({run_dir(job.cfg): job for job in jobs if job.open}.values())
     show_plan(jobs, plans, todo, console)
     if jobs[0].cfg.dry_run:
         sys.exit(0)
-    queue(loader, master, jobs)
+    with open_dict(master):
+        master.hydra.sweep.dir = str(sweep_dir(jobs[0].cfg))  # where a search leaves what it found
+    queue(master, jobs)
     if todo:
         from sae_transcoder import packs, workers
 
-        count = workers.worker_count(plans[todo[0].number])
-        packed = packs.packs([plans[job.number] for job in todo], count)
-        errors = workers.run([[todo[i].cfg for i in pack] for pack in packed], count, console)
+        planned = [plans[job.number] for job in todo]
+        count = workers.worker_count(planned[0])
+        packed = [[todo[i].cfg for i in pack] for pack in packs.packs(planned, count)]
+        errors = workers.run(packed, count, planned[0].device, console)
         for job in jobs:
-            job.error = errors.get(run_dir(job.cfg))
+            job.error = job.error or errors.get(run_dir(job.cfg))
     show_table(jobs, console)
     return [result(job) for job in jobs]
 
@@ -102,6 +113,9 @@ def composed(loader: ConfigLoader, master: DictConfig, job_overrides: Sequence[S
         if len(values) > 1:
             raise ConfigError(f"{name}={','.join(values)}: cannot differ within a sweep; start a sweep for each")
     name = cfgs[0].sweep_name or default_name(loader, master, cfgs)
+    if (folder := sweep_dir(replace(cfgs[0], sweep_name=name))).is_file() or (folder / status.NAME).exists():
+        what = "a file" if folder.is_file() else "a run's directory"
+        raise ConfigError(f"sweep_name={name}: {folder} is {what}; choose another sweep_name")
     return [
         Job(first + i, list(overrides), replace(cfg, sweep_name=name))
         for i, (overrides, cfg) in enumerate(zip(job_overrides, cfgs, strict=True))
@@ -111,24 +125,26 @@ def composed(loader: ConfigLoader, master: DictConfig, job_overrides: Sequence[S
 def default_name(loader: ConfigLoader, master: DictConfig, cfgs: Sequence[Config]) -> str:
     """The experiment or model_type, the swept fields, and a hash of the settings that are not swept and change the result."""
     params = OmegaConf.select(master, "hydra.sweeper.params") or {}
-    parser = OverridesParser.create(config_loader=loader)
-    given = parser.parse_overrides(list(master.hydra.overrides.task))
+    given = OverridesParser.create(config_loader=loader).parse_overrides(list(master.hydra.overrides.task))
     swept = {o.key_or_group for o in given if o.is_sweep_override()} | {str(name) for name in params}
-    own: set[str] = set()
-    for key in swept & GROUPS.keys() - {"experiment"}:
-        own |= {f.name for f in fields(GROUPS[key])}
+    chosen = {o.key_or_group: str(o.value()) for o in given if not o.is_sweep_override() and o.key_or_group not in swept}
+    # Fields that a swept group sets; an experiment, or a group of the user's own, may set any, and choose other groups.
+    groups = swept - set(FIELDS) | swept & set(GROUPS)
+    own = {f.name for key in groups for f in fields(GROUPS.get(key, Config))} - chosen.keys()
     kept = [f.name for f in fields(Config) if f.metadata.get("result", True) and f.name not in swept | own]
-    values = {name: getattr(cfgs[0], name) for name in sorted(kept) if len({str(getattr(cfg, name)) for cfg in cfgs}) == 1}
+    values = {name: getattr(cfgs[0], name) for name in kept if len({str(getattr(cfg, name)) for cfg in cfgs}) == 1}
+    if any(GROUPS.get(key, Config) is Config for key in groups):
+        values |= {key: value for key, value in chosen.items() if key in GROUPS}
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
-    chosen = {o.key_or_group: o.value() for o in given if not o.is_sweep_override()}
-    label = chosen.get("experiment") or ("runs" if "model_type" in swept else str(cfgs[0].model_type))
+    label = chosen.get("experiment") or ("runs" if swept & {"model_type", "experiment"} else str(cfgs[0].model_type))
     return "-".join([str(label), *([".".join(sorted(swept))] if swept else []), digest])
 
 
 def check(jobs: Sequence[Job], *, repeats: bool) -> dict[int, preflight.Plan]:
     """What each job that is to be trained will be, by its number; notes in each job what is to be done.
 
-    repeats: whether the same run may occur twice (a search may ask again). Raises ConfigError with the faults of all jobs.
+    repeats: whether jobs are proposed by a search, which may ask for a run again, and goes on where some are refused. Raises
+    ConfigError with the faults of all jobs.
     """
     faults: dict[int, list[str]] = {}
     plans: dict[int, preflight.Plan] = {}
@@ -150,8 +166,11 @@ def check(jobs: Sequence[Job], *, repeats: bool) -> dict[int, preflight.Plan]:
                 plans[job.number] = preflight.plan(job.cfg, known)
         except ConfigError as error:
             faults.setdefault(job.number, []).extend(error.faults)
-    if faults:
+    if faults and (not repeats or len(faults) == len(jobs)):
         raise ConfigError(*grouped(faults, len(jobs)))
+    for job in jobs:  # a search does without proposals that cannot be trained
+        if job.number in faults:
+            job.todo, job.error = "refused", "; ".join(faults[job.number])
     return plans
 
 
@@ -194,7 +213,7 @@ def is_grid(master: DictConfig) -> bool:
     return str(master.hydra.sweeper._target_).endswith(("GridSweeper", "BasicSweeper"))
 
 
-def queue(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Job]) -> None:
+def queue(master: DictConfig, jobs: Sequence[Job]) -> None:
     """Writes the sweep's manifest, and for each new run its config, as Hydra would, and that it is queued."""
     folder = sweep_dir(jobs[0].cfg)
     folder.mkdir(parents=True, exist_ok=True)
@@ -204,28 +223,37 @@ def queue(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Job]) -> None
         kept["runs"] |= {run_name(job.cfg): {"overrides": job.overrides, "signature": signature(job.cfg)} for job in jobs}
         replace_text(path, json.dumps(kept, indent=2) + "\n")
     hydra_node = OmegaConf.masked_copy(master, "hydra")
+    choices = dict(hydra_node.hydra.runtime.choices)
     for job in jobs:
         if not job.open:
             continue
         directory = run_dir(job.cfg) / ".hydra"
         directory.mkdir(parents=True, exist_ok=True)
         with open_dict(hydra_node):
+            own = dict(override.lstrip("+").split("=", 1) for override in job.overrides)
             hydra_node.hydra.overrides.task = job.overrides
             hydra_node.hydra.job.num, hydra_node.hydra.job.id = job.number, str(job.number)
+            hydra_node.hydra.job.override_dirname = ",".join(sorted(job.overrides))
+            hydra_node.hydra.runtime.output_dir = str(directory.parent.absolute())
+            hydra_node.hydra.runtime.choices = choices | {group: own[group] for group in choices.keys() & own.keys()}
         composed_config = OmegaConf.create({name: getattr(job.cfg, name) for name in FIELDS})
         for name, content in [("config", composed_config), ("overrides", OmegaConf.create(job.overrides)), ("hydra", hydra_node)]:
             replace_text(directory / f"{name}.yaml", OmegaConf.to_yaml(content))
-        if job.todo == "new":
-            status.write(run_dir(job.cfg), Status(State.queued, signature(job.cfg)))
+        with suppress(Timeout), status.lock(run_dir(job.cfg)):  # else another process has just started it
+            if status.read(run_dir(job.cfg)) is None:
+                status.write(run_dir(job.cfg), Status(State.queued, signature(job.cfg)))
 
 
 def show_plan(jobs: Sequence[Job], plans: Mapping[int, preflight.Plan], todo: Sequence[Job], console: Console) -> None:
     """One line of how many runs there are and how far they are; in a dry run also the packs."""
-    counts = {name: sum(job.todo == name for job in jobs) for name in ("done", "running", "again", "new")}
+    counts = {name: sum(job.todo == name for job in jobs) for name in ("done", "running", "again", "new", "refused")}
     told = ", ".join(f"{count} {'to go on' if name == 'again' else name}" for name, count in counts.items() if count)
     console.print(
         f"sweep {jobs[0].cfg.sweep_name}: {len(jobs)} runs ({told}) in {sweep_dir(jobs[0].cfg)}", markup=False, soft_wrap=True
     )
+    for job in jobs:
+        if job.todo == "refused":
+            console.print(f"job {job.number}: {job.error}", markup=False, soft_wrap=True)
     if not todo or not jobs[0].cfg.dry_run:
         return
     from sae_transcoder import display, packs, workers
@@ -262,7 +290,8 @@ def result(job: Job) -> JobReturn:
     """What Hydra is told of a job: its objective, or why it failed; of a run that goes on elsewhere, nothing."""
     found = JobReturn(overrides=job.overrides, cfg=OmegaConf.create({}), task_name="train", status=JobStatus.COMPLETED)
     if job.error is not None:
-        found.status, found._return_value = JobStatus.FAILED, RuntimeError(f"{run_dir(job.cfg)}: {job.error}")
+        found.status, found._return_value = JobStatus.FAILED, RunFailed(f"{run_dir(job.cfg)}: {job.error}")
     elif evaluation := eval_file.read(run_dir(job.cfg)):
-        found._return_value = evaluation.mean().get(job.cfg.objective)
+        value = evaluation.mean().get(job.cfg.objective, math.nan)
+        found._return_value = value if math.isfinite(value) else None  # a search takes no NaN
     return found

@@ -22,7 +22,7 @@ def run(composed: DictConfig) -> float | None:
     """Trains the one run that `composed` describes; its objective, which Hydra hands to sweepers that search."""
     from sae_transcoder import engine, eval_file, preflight
     from sae_transcoder.checkpoint import DiskError
-    from sae_transcoder.member import Diverged
+    from sae_transcoder.member import Diverged, Taken
 
     cfg = typed(composed)
     if note := preflight.nothing_to_do(cfg):  # a job of a sweep, of which the callback knows nothing
@@ -30,6 +30,8 @@ def run(composed: DictConfig) -> float | None:
     else:
         try:
             engine.train([cfg])
+        except Taken as note:
+            print(note)
         except (DiskError, Diverged) as error:  # told here, or Hydra would add to it
             refuse([str(error)])
     evaluation = eval_file.read(run_dir(cfg))
@@ -59,7 +61,10 @@ def main() -> None:
     except BaseException as error:
         # torch is imported by now: a message of our own kinds ends here, anything else is a bug and keeps its traceback.
         from sae_transcoder.stop_signal import Stopped
+        from sae_transcoder.sweep import RunFailed
 
+        if isinstance(error, RunFailed):
+            refuse([str(error)])
         if isinstance(error, Stopped):
             print(f"{error}; the same command goes on from here", file=sys.stderr)
             sys.exit(128 + error.number)

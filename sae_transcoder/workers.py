@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
+from dataclasses import replace
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -16,11 +20,13 @@ from filelock import Timeout
 from rich.console import Console
 
 from sae_transcoder import status
-from sae_transcoder.config import Config, run_dir, run_name, signature, sweep_dir
+from sae_transcoder.config import Config, Resume, run_dir, run_name, signature, sweep_dir
 from sae_transcoder.status import State, Status
-from sae_transcoder.stop_signal import Stopped, StopSignal
+from sae_transcoder.stop_signal import SIGNALS, Stopped, StopSignal, held_back
 
 if TYPE_CHECKING:
+    import torch
+
     from sae_transcoder.preflight import Plan
 
 Pack = list[Config]
@@ -38,39 +44,57 @@ def worker_count(plan: Plan) -> int:
     return 1
 
 
-def run(packs: Sequence[Pack], count: int, console: Console) -> Errors:
+def run(packs: Sequence[Pack], count: int, device: torch.device, console: Console) -> Errors:
     """Trains all packs in so many processes at a time; returns why runs failed. Raises Stopped after a signal, the states saved."""
-    if min(len(packs), count) > 1:
-        return spread(list(packs), min(len(packs), count), console)
     errors: Errors = {}
-    for pack in packs:
-        errors |= train(pack)
+    with StopSignal() as stop:
+        if min(len(packs), count) > 1:
+            return spread(list(packs), min(len(packs), count), gpus(device), stop, console)
+        for pack in packs:
+            stop.obey()
+            errors |= train(pack, stop)
     return errors
 
 
-def train(pack: Pack) -> Errors:
+def gpus(device: torch.device) -> list[str]:
+    """What CUDA_VISIBLE_DEVICES is for each worker in turn; nothing where they use the CPU."""
+    if device.type != "cuda":
+        return []
+    import torch
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+
+
+def train(pack: Pack, stop: StopSignal) -> Errors:
     """Trains one pack in this process."""
     from sae_transcoder import engine
+    from sae_transcoder.member import Taken
 
     try:
-        outcomes = engine.train_pack(pack)
+        outcomes = engine.train_pack(pack, stop)
     except Exception as error:  # of the whole pack, such as a model that cannot be loaded
+        why = engine.why(error)
         for cfg in pack:
-            mark_failed(cfg, engine.why(error))
-        return {run_dir(cfg): engine.why(error) for cfg in pack}
-    return {
-        run_dir(cfg): engine.why(outcome) if isinstance(outcome, Exception) else None
-        for cfg, outcome in zip(pack, outcomes, strict=True)
-    }
+            mark_failed(cfg, why)
+        return {run_dir(cfg): why for cfg in pack}
+    finally:
+        engine.free_memory()
+    errors: Errors = {}
+    for cfg, outcome in zip(pack, outcomes, strict=True):
+        if isinstance(outcome, Taken):
+            print(outcome, flush=True)
+        errors[run_dir(cfg)] = engine.why(outcome) if isinstance(outcome, Exception) and not isinstance(outcome, Taken) else None
+    return errors
 
 
 def mark_failed(cfg: Config, why: str) -> None:
     """Says in status.json that a run failed whose process can no longer say it; not of one that is done or goes on."""
     directory = run_dir(cfg)
     try:
-        with status.lock(directory):
+        with status.lock(directory).acquire(timeout=status.LOOKING):
             found = status.read(directory) or Status(State.queued, signature(cfg))
-            if found.state in (State.running, State.queued):
+            if found.state in (State.running, State.queued, State.interrupted):
                 found.state, found.why = State.failed, why
                 status.write(directory, found)
     except Timeout:
@@ -88,19 +112,28 @@ class Worker:
     def start(self) -> None:
         """Starts the process, anew if it died."""
         context = multiprocessing.get_context("spawn")
+        resource_tracker.ensure_running()  # before the signals are held back, for it lets them through
         self.pipe, other = context.Pipe()
         self.process: BaseProcess = context.Process(target=serve, args=(other, self.gpu, self.log), daemon=True)
-        self.process.start()
+        with held_back():
+            self.process.start()
         other.close()
 
     def send(self, pack: Pack) -> None:
         """Has it train a pack."""
+        if not self.process.is_alive():  # it died idle
+            self.start()
         self.pack = pack
         self.pipe.send(pack)
 
+    def signal(self, number: int) -> None:
+        """Hands a signal on."""
+        if self.process.pid and self.process.is_alive():
+            os.kill(self.process.pid, number)
+
 
 def serve(pipe: Connection, gpu: str | None, log: Path) -> None:
-    """A worker's process: trains each pack that comes, until none comes any more or a signal ends it."""
+    """A worker's process: trains each pack that comes, until none comes any more, a signal ends it, or its parent is gone."""
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     # What several processes print at once is no use on a terminal.
@@ -108,74 +141,85 @@ def serve(pipe: Connection, gpu: str | None, log: Path) -> None:
     os.dup2(out.fileno(), 1)
     os.dup2(out.fileno(), 2)
     sys.stdout = sys.stderr = out
-    while True:
-        try:
-            pack = pipe.recv()
-        except (EOFError, KeyboardInterrupt):
-            return
-        try:
-            pipe.send(train(pack))
-        except Stopped as stopped:
-            sys.exit(128 + stopped.number)
+    logging.basicConfig(level=logging.INFO, stream=out, force=True)
+    logging.getLogger().handlers[0].setLevel(logging.WARNING)  # the rest is in each run's train.log
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    # Patient: the parent hands on a Ctrl-C that the terminal has sent here as well.
+    with StopSignal(patient=True) as stop:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        while True:
+            try:
+                pack = pipe.recv()
+                pipe.send(train(pack, stop))
+            except (EOFError, BrokenPipeError):
+                return
+            except Stopped as stopped:
+                sys.exit(128 + stopped.number)
 
 
-def spread(packs: list[Pack], count: int, console: Console) -> Errors:
+def end_with_parent() -> None:
+    """Waits until the parent has died, by SIGKILL say, and has this process save and end."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def spread(packs: list[Pack], count: int, gpus: Sequence[str], stop: StopSignal, console: Console) -> Errors:
     """Trains the packs in `count` processes; a pack whose process dies is split, a run whose process dies alone has failed."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = visible.split(",") if visible else [str(i) for i in range(count)]
     folder = sweep_dir(packs[0][0])
     errors: Errors = {}
-    total, waiting = len(packs), list(packs)
-    with StopSignal() as stop:
-        workers = [Worker(i, gpus[i % len(gpus)], folder / f"worker{i}.log") for i in range(count)]
-        try:
-            while waiting or any(worker.pack for worker in workers):
+    waiting = list(packs)
+    workers = [Worker(i, gpus[i % len(gpus)] if gpus else None, folder / f"worker{i}.log") for i in range(count)]
+    try:
+        while waiting or any(worker.pack for worker in workers):
+            if stop.number is not None:
                 for worker in workers:
-                    if worker.pack is None and waiting and stop.number is None:
-                        worker.send(waiting.pop(0))
-                        names = ", ".join(run_name(cfg) for cfg in worker.pack or ())
-                        console.print(f"worker {worker.number}: {names} (output: {worker.log})", markup=False, soft_wrap=True)
-                busy = [worker for worker in workers if worker.pack]
-                if not busy:
-                    break
-                ready = wait([w.pipe for w in busy] + [w.process.sentinel for w in busy], timeout=0.5)
-                if stop.number is not None:
-                    for worker in busy:
-                        if worker.process.pid and worker.process.is_alive():
-                            os.kill(worker.process.pid, stop.number)
-                            worker.process.join()
-                    raise Stopped(stop.number)
-                for worker in busy:
-                    if worker.pipe in ready or worker.process.sentinel in ready:
-                        finish(worker, errors, waiting, console)
-        finally:
+                    worker.signal(stop.number)
+                for worker in workers:
+                    if worker.pack:
+                        worker.process.join()
+                stop.obey()
             for worker in workers:
-                worker.pipe.close()
-                worker.process.join(timeout=5)
-                worker.process.kill()
-    console.print(f"{total} packs on {count} workers: done", markup=False)
+                if worker.pack is None and waiting:
+                    pack = waiting.pop(0)
+                    worker.send(pack)
+                    names = ", ".join(run_name(cfg) for cfg in pack)
+                    console.print(f"worker {worker.number}: {names} (output: {worker.log})", markup=False, soft_wrap=True)
+            busy = [worker for worker in workers if worker.pack]
+            ready = wait([w.pipe for w in busy] + [w.process.sentinel for w in busy], timeout=0.2)
+            for worker in busy:
+                if worker.pipe in ready or worker.process.sentinel in ready:
+                    finish(worker, errors, waiting, console)
+    finally:
+        for worker in workers:
+            worker.pipe.close()
+        for worker in workers:
+            worker.process.join(timeout=5)
+            worker.process.kill()
     return errors
 
 
 def finish(worker: Worker, errors: Errors, waiting: list[Pack], console: Console) -> None:
     """Takes up what became of a worker's pack."""
-    pack: Pack = worker.pack or []
-    worker.pack = None
+    pack, worker.pack = worker.pack or [], None
     try:
-        errors |= worker.pipe.recv() if worker.pipe.poll() else {}
-        if all(run_dir(cfg) in errors for cfg in pack):
+        if worker.pipe.poll():
+            errors |= worker.pipe.recv()
             return
-    except EOFError:
+    except (EOFError, ConnectionResetError):
         pass
     worker.process.join()
     code = worker.process.exitcode or 0
     why = f"its process ended with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}; see {worker.log}"
     console.print(f"worker {worker.number}: {why}", markup=False, soft_wrap=True)
-    rest = [cfg for cfg in pack if (found := status.read(run_dir(cfg))) is None or found.state != State.done]
-    errors |= dict.fromkeys(run_dir(one) for one in pack if one not in rest)
+    states = {run_dir(cfg): status.read(run_dir(cfg)) for cfg in pack}
+    done = [directory for directory, found in states.items() if found is not None and found.state == State.done]
+    errors |= dict.fromkeys(done)
+    # With resume=never a run that was begun is refused; here it is the same attempt that goes on.
+    rest = [replace(cfg, resume=Resume.auto) for cfg in pack if run_dir(cfg) not in done]
     if len(rest) == 1:
         mark_failed(rest[0], why)
         errors[run_dir(rest[0])] = why
     elif rest:
         waiting[:0] = [rest[: len(rest) // 2], rest[len(rest) // 2 :]]
-    worker.start()
