@@ -14,6 +14,7 @@ from test_engine import lines
 
 from sae_transcoder import status
 from sae_transcoder.status import State
+from sae_transcoder.stop_signal import StopSignal
 
 # Eight runs of two lengths.
 EIGHT = ["-m", *SHAPE, "expansion_factor=2", "k=4,5,6,7", "max_samples=400,602", "save_every=7", "sweep_name=s"]
@@ -175,3 +176,16 @@ def test_two_commands_of_one_sweep_at_once_share_it_without_harm(cache: Path, tm
         ends(process, 0)
     assert states(tmp_path) == ["done"] * 8
     assert_all_equal(tmp_path, undisturbed)
+    for directory in runs(tmp_path).values():
+        assert (directory / "train.log").read_text().count("'run': ") == 1, "trained by one of them only"
+
+
+def test_a_second_signal_acts_as_usual_but_in_a_worker_to_which_the_parent_hands_on_the_first() -> None:
+    with StopSignal(patient=True) as stop:
+        for _ in range(3):
+            signal.raise_signal(signal.SIGINT)
+        assert stop.number == signal.SIGINT
+    with StopSignal() as stop:
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
