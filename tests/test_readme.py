@@ -86,7 +86,8 @@ def test_the_wheel_carries_conf_and_the_demo_and_works_away_from_the_clone(tmp_p
     code = f"""
 import sys
 sys.path.insert(0, {str(site)!r})
-sys.argv = ["sae-train", "-m", "experiment=demo", "max_samples=16", "max_seq_length=16", "eval_samples=4", "batch_size=4", "k=4,8", "expansion_factor=1"]
+sys.argv = ["sae-train", "-m", "experiment=demo", "max_samples=16", "max_seq_length=16", "eval_samples=4", "batch_size=4"]
+sys.argv += ["k=4,8", "expansion_factor=1"]
 import sae_transcoder.train as train
 assert train.__file__.startswith({str(site)!r}) and str(train.CONF).startswith({str(site)!r})
 train.main()
