@@ -156,14 +156,16 @@ def begin(plans: Mapping[int, Plan], members: dict[int, Member], outcomes: dict[
             forget(error)
     if members:
         display.header([m.plan for m in members.values()], console)
+    notes: dict[str, list[str]] = {}
     for member in members.values():
         with concerning(member.directory):
             log.info("%s", display.facts(member.plan))
         goes_on = f"continues after step {member.run.step:,}" if member.run.batch else None
-        for note in (goes_on, member.warning, member.logbook.where):
-            if note:
-                name = f"{member.directory.name}: " if len(members) > 1 else ""
-                console.print(name + note, markup=False, soft_wrap=True)
+        for note in filter(None, (goes_on, member.warning, member.logbook.where)):
+            notes.setdefault(note, []).append(member.directory.name)
+    for note, names in notes.items():
+        concerns = "" if len(names) == len(members) else f"{', '.join(names)}: "
+        console.print(concerns + note, markup=False, soft_wrap=True)
 
 
 def tell(directory: Path, error: Exception, runs: int, console: Console) -> None:

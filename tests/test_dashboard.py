@@ -133,7 +133,7 @@ def test_the_trackio_dashboard_shows_the_runs_of_two_sweeps_by_group_with_the_nu
     sweep(tmp_path, "k=8", "lr=1e30", "group=too_fast", exit_code=1)
     rows = {
         file.parent.name: [json.loads(line) for line in file.read_text().splitlines()]
-        for file in (tmp_path / "runs").glob("*/metrics.jsonl")
+        for file in (tmp_path / "runs").rglob("metrics.jsonl")
     }
     (fast,) = (run for run in rows if "-k8-" in run)
     mine = rows.keys() - {fast}

@@ -252,7 +252,7 @@ def test_a_search_gets_objectives_batch_by_batch_and_repeats_train_once(cache: P
     values = [result.return_value for result in found[:4]]
     assert values[0] == values[2] != values[1] == values[3]
     assert all(0 < value < 1 for value in values)
-    with pytest.raises(RuntimeError, match="diverged"):
+    with pytest.raises(sweep.RunFailed, match="diverged"):
         _ = found[4].return_value
     (folder,) = tmp_path.iterdir()
     assert sorted(states(folder)) == ["done", "done", "failed"]
