@@ -194,15 +194,21 @@ def panel_of_points(axis: Axes, coders: Sequence[Coder], trade: Trade, colours: 
         axis.yaxis.set_major_locator(MaxNLocator(6, min_n_ticks=3, steps=[1, 2, 2.5, 5, 10]))
 
 
+def row_of_panels(shown: Sequence[Coder]) -> tuple[Figure, dict[tuple[str, int], Axes], list[str], list[str]]:
+    """An empty panel for each hookpoint: figure, axes, the hookpoints that have one, and all there are."""
+    every = panels(shown)
+    names = spread(every, MOST_PANELS)
+    figure, axes = grid(names, 1)
+    return figure, axes, names, every
+
+
 def draw_curves(coders: Sequence[Coder]) -> Figure | None:
     """Training FVU against tokens; None where there is no curve."""
     shown = [coder for coder in coders if coder.curve.shape[1]]
     if not shown:
         return None
     colours, dashes = palette(coder.width for coder in shown), styles(shown)
-    every = panels(shown)
-    names = spread(every, MOST_PANELS)
-    figure, axes = grid(names, 1)
+    figure, axes, names, every = row_of_panels(shown)
     most = points_each(len(shown))
     for (name, _), axis in axes.items():
         own = [coder for coder in shown if coder.panel == name]
@@ -230,9 +236,7 @@ def draw_densities(coders: Sequence[Coder]) -> Figure | None:
     if not shown:
         return None
     colours, dashes = palette(coder.width for coder in shown), styles(shown)
-    every = panels(shown)
-    names = spread(every, MOST_PANELS)
-    figure, axes = grid(names, 1)
+    figure, axes, names, every = row_of_panels(shown)
     for (name, _), axis in axes.items():
         own = [coder for coder in shown if coder.panel == name]
         for coder in own:
