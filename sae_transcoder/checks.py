@@ -2,11 +2,24 @@
 
 import math
 import re
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from difflib import get_close_matches
 from pathlib import Path
 
-from sae_transcoder.config import Activation, Config, DatasetKind, Hardware, LossFn, ModelType, Optimizer, Tracker, TrackerMode
+from sae_transcoder import slurm
+from sae_transcoder.config import (
+    Activation,
+    Config,
+    DatasetKind,
+    Hardware,
+    HardwareConfig,
+    LossFn,
+    ModelType,
+    Optimizer,
+    SlurmConfig,
+    Tracker,
+    TrackerMode,
+)  # fmt: skip
 from sae_transcoder.metric_names import METRICS, NAMES
 
 DEFAULTS = asdict(Config())
@@ -16,7 +29,8 @@ AT_LEAST = dict(
     layer_stride=1, max_samples=1, max_seq_length=2, shuffle_seed=0, shuffle_buffer=1, eval_samples=1, exclude_first_tokens=0,
     max_norm_multiple=1.0, expansion_factor=1, num_latents=0, k=1, lr_warmup_steps=0, weight_decay=0.0, batch_size=1,
     grad_acc_steps=1, micro_acc_steps=1, max_steps=1, auxk_alpha=0.0, dead_feature_threshold=0, k_decay_steps=0, log_every=1,
-    threads=1, runs_per_pack=1, workers=1, save_every=1, keep_every=1, eval_every=1,
+    threads=1, runs_per_pack=1, workers=1, nodes=1, tasks_per_node=1, cpus=1, gpu_memory_gib=0.0, signal_delay=1, max_timeouts=0,
+    array_parallelism=1, save_every=1, keep_every=1, eval_every=1,
 )  # fmt: skip
 
 
@@ -37,7 +51,6 @@ def faults(cfg: Config) -> list[str]:
     ]
     for name, value, fix in [
         ("distribute_modules", cfg.distribute_modules, "leave it out"),
-        ("hardware", cfg.hardware == Hardware.slurm, "use hardware=auto, cpu or gpu"),
     ]:
         if value:
             found.append(f"{name}={getattr(cfg, name)}: not yet available; {fix}")
@@ -95,10 +108,11 @@ def faults(cfg: Config) -> list[str]:
         found.append(
             f"eval_split={cfg.eval_split} with dataset_kind={cfg.dataset_kind}: only hub data sets have splits; leave it out"
         )
-    kinds = {Hardware.gpu: "cuda", Hardware.slurm: "cuda", Hardware.cpu: "cpu"}
+    kinds = {Hardware.gpu: "cuda", Hardware.cpu: "cpu"}
     if cfg.hardware in kinds and cfg.device is not None and not cfg.device.startswith(kinds[cfg.hardware]):
         found.append(f"device={cfg.device} with hardware={cfg.hardware}: they contradict each other; leave one out")
     found += unread_faults(cfg)
+    found += slurm_faults(cfg)
     found += tracker_faults(cfg)
     if (cfg.run_name is not None and not re.fullmatch(r"[^/\\\0]+", cfg.run_name)) or cfg.run_name in (".", ".."):
         found.append(f"run_name={cfg.run_name!r}: must be the name of one folder; put the path into save_dir")
@@ -150,4 +164,63 @@ def tracker_faults(cfg: Config) -> list[str]:
             )
         if online and not cfg.entity:
             found.append("tracker_mode=online with tracker=trackio: set entity to the owner of the Hugging Face Space")
+    return found
+
+
+# Options of sbatch that are not the user's to set: those that fields have, and those that submitit needs.
+TAKEN = {
+    "partition": "partition", "account": "account", "qos": "qos", "constraint": "constraint", "gres": "gres", "nodes": "nodes",
+    "ntasks-per-node": "tasks_per_node", "cpus-per-task": "cpus", "mem": "memory", "time": "time", "array": "array_parallelism",
+    "signal": "signal_delay", "output": None, "error": None, "open-mode": None, "requeue": None, "no-requeue": None, "ntasks": "tasks_per_node",
+    "wrap": None, "test-only": None, "parsable": None, "job-name": "sweep_name",
+}  # fmt: skip
+
+
+def slurm_faults(cfg: Config) -> list[str]:
+    """What SLURM's settings say against each other, or to no SLURM."""
+    if cfg.hardware != Hardware.slurm:
+        own = [f.name for f in fields(SlurmConfig) if f.name not in {f.name for f in fields(HardwareConfig)}]
+        return [
+            f"{name}={getattr(cfg, name)} with hardware={cfg.hardware}: read by hardware=slurm only; leave it out, or set hardware=slurm"
+            for name in own
+            if getattr(cfg, name) != DEFAULTS[name]
+        ]
+    found = []
+    try:
+        if slurm.seconds(cfg.time) <= cfg.signal_delay:
+            found.append(
+                f"signal_delay={cfg.signal_delay} with time={cfg.time}: the job would stop at once; raise time or lower signal_delay"
+            )
+    except ValueError:
+        found.append(f"time={cfg.time}: write minutes, as 90, or [days-]hours:minutes:seconds, as 4:00:00 or 1-12:00:00")
+    if cfg.memory is not None and not re.fullmatch(r"\d+[KMGT]?", cfg.memory):
+        found.append(f"memory={cfg.memory}: write a number with K, M, G or T, as 32G")
+    for option in cfg.sbatch:
+        match = re.fullmatch(r"--([a-z-]+)(=.*)?", option)
+        if match is None:
+            found.append(f"sbatch={option}: write each option as --name=value or --name")
+        elif match[1] in TAKEN:
+            fix = (
+                f"set {TAKEN[match[1]]} instead"
+                if TAKEN[match[1]]
+                else "it is needed for requeueing and for the logs; leave it out"
+            )
+            found.append(f"sbatch={option}: {fix}")
+    if cfg.workers is not None:
+        found.append(
+            f"workers={cfg.workers} with hardware=slurm: each pack is a job; leave it out, and set runs_per_pack or array_parallelism"
+        )
+    gpus = re.search(r"gpu(?::[^:,]+)*?(?::(\d+))?(?:\(|,|$)", cfg.gres or "")
+    further = any("gpus" in option for option in cfg.sbatch)
+    if cfg.device is None or cfg.device.startswith("cuda"):
+        count = int(gpus[1] or 1) if gpus else 0
+        if not count and not further:
+            found.append(
+                f"gres={cfg.gres or 'null'} with device={cfg.device}: the job would have no GPU; set gres=gpu:1, or device=cpu"
+            )
+        elif count and count < cfg.tasks_per_node:
+            found.append(
+                f"gres={cfg.gres} with tasks_per_node={cfg.tasks_per_node}: fewer GPUs than tasks; "
+                f"set gres=gpu:{cfg.tasks_per_node}, or lower tasks_per_node"
+            )
     return found

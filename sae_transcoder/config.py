@@ -264,7 +264,7 @@ class HardwareConfig:
     """Where a run computes (group `hardware`)."""
 
     hardware: Hardware = no_result(Hardware.auto)
-    """auto, cpu, gpu or slurm (not yet available); set by choosing the group."""
+    """auto, cpu, gpu or slurm; set by choosing the group. slurm submits to the cluster, whatever machine the command runs on."""
     device: str | None = no_result(None)
     """torch device, such as cpu or cuda:1. null: cuda where there is one, else cpu."""
     threads: int | None = no_result(None)
@@ -273,6 +273,49 @@ class HardwareConfig:
     """Deterministic algorithms only, for runs that are bit-identical on the same GPU; slower. On a CPU they are without it."""
     distribute_modules: bool = False
     """Each rank trains its share of the hookpoints; not yet available."""
+
+
+@dataclass
+class SlurmConfig(HardwareConfig):
+    """What a job asks of SLURM, with hardware=slurm (group `hardware`); each pack is a job. Names and meanings are sbatch's where it has one."""
+
+    partition: str | None = no_result(None)
+    """Partition. null: the cluster's default."""
+    account: str | None = no_result(None)
+    """Account that is charged."""
+    qos: str | None = no_result(None)
+    """Quality of service."""
+    constraint: str | None = no_result(None)
+    """Features that the node must have, such as `a100|h100`."""
+    gres: str | None = no_result(None)
+    """Generic resources on each node, such as gpu:1 or gpu:a100:8. null: none, for a job on CPUs."""
+    nodes: int = no_result(1)
+    """Nodes per job."""
+    tasks_per_node: int = no_result(1)
+    """Processes on each node that train a pack together, with a GPU each: data parallel, or with distribute_modules by hookpoints."""
+    cpus: int | None = no_result(None)
+    """CPU cores per task. null: the cluster's default."""
+    memory: str | None = no_result(None)
+    """Memory on each node, such as 32G. null: the partition's default."""
+    gpu_memory_gib: float | None = no_result(None)
+    """Memory of one GPU of the cluster in GiB: runs that need more are refused, packs are made to fit. null: not known; a pack that
+    turns out too large is split when it runs."""
+    time: str = no_result("24:00:00")
+    """Time limit of a job: minutes, or [days-]hours:minutes:seconds. What it does not suffice for goes on in the queue."""
+    signal_delay: int = no_result(120)
+    """Seconds before the time limit at which runs save and make room."""
+    max_timeouts: int | None = no_result(None)
+    """Times that a job may run into its time limit and go on in the queue. null: as often as it makes progress."""
+    array_parallelism: int | None = no_result(None)
+    """Jobs of a sweep that run at the same time. null: as many as the cluster starts."""
+    setup: list[str] = no_result([])
+    """Shell lines at the start of the job, such as `module load cuda`; a failing one ends the job."""
+    sbatch: list[str] = no_result([])
+    """Further options of sbatch, each as --name=value or --name."""
+    snapshot: bool = no_result(True)
+    """Jobs run a copy of this program as it is when they are submitted. false: the program itself; a job refuses to start once it has changed."""
+    wait: bool = no_result(False)
+    """Stay until the jobs have ended, with the table of runs. false: submit and return; searches, which need results, must wait."""
 
 
 @dataclass
@@ -327,7 +370,7 @@ class Config(
     SavingConfig,
     SweepConfig,
     EvaluationConfig,
-    HardwareConfig,
+    SlurmConfig,
     TrackerConfig,
     TrainingConfig,
     OptimizerConfig,
@@ -347,7 +390,7 @@ GROUPS = {
     "architecture": ArchitectureConfig,
     "optimizer": OptimizerConfig,
     "tracker": TrackerConfig,
-    "hardware": HardwareConfig,
+    "hardware": SlurmConfig,
     "experiment": Config,
 }
 

@@ -22,7 +22,9 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME, cached_file
 from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import get_checkpoint_shard_files
 
 from sae_transcoder.config import Config, ConfigError, LossFn, ModelConfig
 
@@ -77,6 +79,22 @@ def tokenizer(cfg: ModelConfig) -> PreTrainedTokenizerBase:
         raise _cannot_load(cfg, "tokenizer", error) from error
 
 
+def fetch(cfg: ModelConfig) -> None:
+    """Downloads the model's weights into the hub's cache, unless they are there. Raises ConfigError where they cannot be had."""
+    if Path(model_path(cfg)).is_dir():
+        return
+    try:
+        for name, index in [(SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME), (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)]:
+            for part in (name, index):
+                found = cached_file(cfg.model_name, part, revision=cfg.revision, _raise_exceptions_for_missing_entries=False)
+                if found and part == index:
+                    get_checkpoint_shard_files(cfg.model_name, found, revision=cfg.revision)
+                if found:
+                    return
+    except (OSError, ValueError) as error:
+        raise _cannot_load(cfg, "weights", error) from error
+
+
 def load(cfg: Config, device: torch.device) -> PreTrainedModel:
     """The model with its weights, frozen, in eval mode; with a language-modelling head where the run or its evaluation needs one and the
     model has one. Raises ConfigError where the weights cannot be had, or a head that the run needs is not among them."""
@@ -120,7 +138,11 @@ def resolve_dtype(cfg: ModelConfig, device: torch.device) -> torch.dtype:
     """The weights' number format: as set, else bfloat16 on a GPU that has it, else float32."""
     if cfg.dtype is not None:
         return getattr(torch, cfg.dtype)
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    if device.type != "cuda":
+        return torch.float32
+    # Where there is no GPU the run will be on another machine, whose GPUs most likely have it.
+    has = not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has else torch.float32
 
 
 class _Reached(Exception):

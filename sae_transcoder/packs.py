@@ -8,7 +8,7 @@ from dataclasses import asdict, fields
 import torch
 
 from sae_transcoder.config import Config, ConfigError, DatasetConfig, LossFn, ModelConfig
-from sae_transcoder.preflight import Plan, device_memory
+from sae_transcoder.preflight import Plan
 
 # Fields of the model and the data in which runs of one pack may differ: each leaves out its own tokens, and a shorter run reads the
 # first part of what a longer one reads.
@@ -23,7 +23,7 @@ SHARED_MEMORY = ("language model", "held-out logits", "logits")  # parts of the 
 
 def device_count(device: torch.device) -> int:
     """How many devices a sweep's workers share."""
-    return torch.cuda.device_count() if device.type == "cuda" and device.index is None else 1
+    return max(1, torch.cuda.device_count()) if device.type == "cuda" and device.index is None else 1
 
 
 def check_shared(cfgs: Sequence[Config]) -> None:
@@ -56,7 +56,8 @@ def packs(plans: Sequence[Plan], workers: int) -> list[list[int]]:
     found: list[list[int]] = []
     for members in kinds.values():
         cfg, device = plans[members[0]].cfg, plans[members[0]].device
-        room = USABLE * device_memory(device) / math.ceil(workers / device_count(device))
+        available = plans[members[0]].available
+        room = math.inf if available is None else USABLE * available / math.ceil(workers / device_count(device))
         most = min(cfg.runs_per_pack or len(members), math.ceil(len(plans) / workers))
         pack: list[int] = []
         for i in members:

@@ -6,19 +6,14 @@ torch and transformers are imported only once the settings are right by themselv
 from __future__ import annotations
 
 import logging
-import os
-import sys
+import socket
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
-
-from sae_transcoder import checks, coder_names, config, status
-from sae_transcoder.composition import refuse
+from sae_transcoder import checks, coder_names, config, memory, slurm, slurm_record, status
 from sae_transcoder.config import (
     Activation,
     Config,
@@ -29,8 +24,6 @@ from sae_transcoder.config import (
     Optimizer,
     Resume,
     Tracker,
-    evaluation_batch,
-    typed,
 )
 
 if TYPE_CHECKING:
@@ -55,38 +48,30 @@ class Plan:
     length: Length
     model_parameters: int
     memory: dict[str, int]  # bytes, by what holds them
+    available: int | None  # bytes of the device; None where it is a cluster's, and not known
     warnings: list[str]
     start_from: dict[str, Path]  # {coder: folder of the weights to start from}
 
     @property
     def latents(self) -> dict[str, int]:
         """{hookpoint: number of latents}."""
-        return {point: latents(self.cfg, width) for point, width in self.widths.items()}
+        return {point: memory.latents(self.cfg, width) for point, width in self.widths.items()}
 
     @property
     def coder_parameters(self) -> int:
         """Parameters of all coders."""
-        return sum(coder_parameters(self.cfg, d) for d in self.widths.values()) * len(self.cfg.init_seeds)
-
-
-def latents(cfg: Config, width: int) -> int:
-    """Latents of a coder on a hookpoint of this width."""
-    return cfg.num_latents or width * cfg.expansion_factor
-
-
-def coder_parameters(cfg: Config, width: int) -> int:
-    """Parameters of one coder: encoder, decoder, their biases, and the skip connection."""
-    return 2 * width * latents(cfg, width) + latents(cfg, width) + width + cfg.skip_connection * width**2
+        return sum(memory.coder_parameters(self.cfg, d) for d in self.widths.values()) * len(self.cfg.init_seeds)
 
 
 Known = dict[Any, Any]
 """What runs of one sweep or pack need not find out each for itself: the model's outline, widths, tokens."""
 
 
-def plan(cfg: Config, known: Known | None = None) -> Plan:
+def plan(cfg: Config, known: Known | None = None, *, elsewhere: bool = False) -> Plan:
     """Checks the settings, then the machine, the model's outline and the data, and says what the run will be.
 
-    known: what was found out for other runs, added to. Raises ConfigError with all faults of the first of these that has any.
+    known: what was found out for other runs, added to. elsewhere: it will run in a job, whose device is not here. Raises ConfigError with all
+    faults of the first of these that has any.
     """
     known = {} if known is None else known
 
@@ -105,7 +90,7 @@ def plan(cfg: Config, known: Known | None = None) -> Plan:
     from sae_transcoder import data, finetune, hookpoints, language_model
     from sae_transcoder.sparsify_config import length
 
-    device = find_device(cfg)
+    device = torch_device(cfg) if elsewhere else find_device(cfg)
     model = (cfg.model_name, cfg.revision)
     outline = once(lambda: language_model.outline(cfg), "outline", model)
     points = hookpoints.find(cfg, outline)
@@ -116,12 +101,13 @@ def plan(cfg: Config, known: Known | None = None) -> Plan:
         faults += length_faults(cfg, length(cfg, bound), bound)
     if faults:
         raise ConfigError(*faults)
-    sizes = {point: latents(cfg, width) for point, width in widths.items()}
+    sizes = {point: memory.latents(cfg, width) for point, width in widths.items()}
     start_from = finetune.find(cfg, [name for point in widths for name in coder_names.names(point, cfg.init_seeds)], widths, sizes)
     dtype = language_model.resolve_dtype(cfg, device)
     parameters = sum(p.numel() for p in outline.parameters())
-    memory = memory_estimate(cfg, widths, parameters * dtype.itemsize, dtype.itemsize, outline.config.vocab_size)
-    if faults := memory_faults(cfg, memory, device):
+    needed = memory.memory_estimate(cfg, widths, parameters * dtype.itemsize, dtype.itemsize, outline.config.vocab_size)
+    available = memory.cluster_memory(cfg, device) if elsewhere else memory.device_memory(device)
+    if faults := memory.memory_faults(cfg, needed, available, device):
         raise ConfigError(*faults)
     source = str({f.name: getattr(cfg, f.name) for f in fields(DatasetConfig) if f.name != "max_samples"})
     tokens = once(
@@ -130,7 +116,7 @@ def plan(cfg: Config, known: Known | None = None) -> Plan:
     planned = length(cfg, len(tokens.train))
     if faults := length_faults(cfg, planned, len(tokens.train)):
         raise ConfigError(*faults)
-    return Plan(cfg, device, widths, tokens, planned, parameters, memory, warnings(cfg, planned), start_from)
+    return Plan(cfg, device, widths, tokens, planned, parameters, needed, available, warnings(cfg, planned), start_from)
 
 
 def check_settings(cfg: Config) -> None:
@@ -165,7 +151,7 @@ def refuse_directory(cfg: Config) -> None:
         raise ConfigError(f"{error}; {fix}") from error
     if found is None:
         # What is there before a run can write its status.
-        early = {".hydra", "train.log", ".lock", ".status.json.new"}
+        early = {".hydra", "train.log", ".lock", ".status.json.new", slurm_record.LINK}
         if directory.is_dir() and {p.name for p in directory.iterdir()} - early:
             raise ConfigError(f"run_name={config.run_name(cfg)}: {directory} holds files but no run; {fix}")
     elif cfg.resume == Resume.never and found.state != status.State.queued:
@@ -180,23 +166,38 @@ def refuse_directory(cfg: Config) -> None:
         raise ConfigError(f"resume=must: {directory} holds no training state; check save_dir and run_name, or set resume=auto")
 
 
-def find_device(cfg: Config) -> torch.device:
-    """The device as set, else cuda where there is one, else the CPU. Raises ConfigError for one that is not there."""
+def torch_device(cfg: Config) -> torch.device:
+    """The device as set, else cuda where there is one, else the CPU. Raises ConfigError for one that torch or sparsify do not know."""
     import torch
 
     name = ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device is None else cfg.device
-    asked = f"hardware={cfg.hardware}, device={name}" if cfg.hardware != Hardware.auto else f"device={name}"
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"{asked}: torch knows no such device; use cpu, cuda or cuda:N") from error
+        raise ConfigError(f"{asked(cfg, name)}: torch knows no such device; use cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"{asked(cfg, name)}: sparsify runs on cpu and cuda only; choose one of these")
+    return device
+
+
+def asked(cfg: Config, device: str) -> str:
+    """The settings that choose the device, for messages."""
+    return f"hardware={cfg.hardware}, device={device}" if cfg.hardware != Hardware.auto else f"device={device}"
+
+
+def find_device(cfg: Config) -> torch.device:
+    """The same, on this machine. Raises ConfigError also for a GPU that is not there."""
+    import torch
+
+    device = torch_device(cfg)
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
             have = f"cuda:0 to cuda:{count - 1}" if count else "no GPU"
-            raise ConfigError(f"{asked}: not present; this machine has {have}; choose one of these, or hardware=cpu")
-    elif device.type != "cpu":
-        raise ConfigError(f"{asked}: sparsify runs on cpu and cuda only; choose one of these")
+            where = "this machine"
+            if job := slurm.here():
+                where = f"{socket.gethostname()}, the node of SLURM job {job},"
+            raise ConfigError(f"{asked(cfg, str(device))}: not present; {where} has {have}; choose one of these, or hardware=cpu")
     return device
 
 
@@ -213,7 +214,7 @@ def width_faults(cfg: Config, widths: dict[str, int]) -> list[str]:
     """What k asks of coders that have too few latents."""
     found = []
     for point, width in widths.items():
-        size = latents(cfg, width)
+        size = memory.latents(cfg, width)
         how = f"num_latents={cfg.num_latents}" if cfg.num_latents else f"expansion_factor={cfg.expansion_factor}"
         have = f"{how}: the coder on {point} (width {width}) has {size} latents"
         if cfg.k > size:
@@ -266,53 +267,6 @@ def length_faults(cfg: Config, planned: Length, samples: int) -> list[str]:
     return found
 
 
-# Numbers of the size of the coder that each optimizer keeps beside weights and gradients.
-OPTIMIZER_STATES = {Optimizer.adam: 2, Optimizer.muon: 1, Optimizer.signum: 1}
-
-
-def memory_estimate(cfg: Config, widths: dict[str, int], model_bytes: int, itemsize: int, vocabulary: int) -> dict[str, int]:
-    """Bytes that the run needs on its device, by what holds them; temporary tensors of the largest coder counted once."""
-    tokens = cfg.batch_size * cfg.max_seq_length
-    parameters = sum(coder_parameters(cfg, d) for d in widths.values()) * len(cfg.init_seeds)
-    sides = 2 if cfg.model_type == "transcoder" else 1
-    captured = sum(tokens * d * sides * (itemsize + 4 * (itemsize != 4)) for d in widths.values())
-    # Pre-activations, with AuxK a second time; input, output, error and their gradients.
-    step = max(tokens // cfg.micro_acc_steps * ((1 + (cfg.auxk_alpha > 0)) * latents(cfg, d) + 6 * d) * 4 for d in widths.values())
-    held = {
-        "language model": model_bytes,
-        "coders": parameters * 4 * (2 + OPTIMIZER_STATES[cfg.optimizer]),
-        "their copy at a save": parameters * 4 * (2 if cfg.optimizer == Optimizer.signum else 1),
-        "activations": captured + step,
-    }
-    if cfg.loss_fn != LossFn.fvu:  # logits, their softmax, its logarithm and a gradient, float32
-        held["logits"] = tokens * vocabulary * 4 * (4 if cfg.loss_fn == LossFn.kl else 2)
-    elif cfg.eval_end_to_end:  # those of the model as it is and with coders; one sequence's in float64, for the divergence
-        sequences = evaluation_batch(cfg, vocabulary)
-        held["held-out logits"] = cfg.max_seq_length * vocabulary * (2 * itemsize * sequences + 4 * 8)
-    return held
-
-
-def memory_faults(cfg: Config, memory: dict[str, int], device: torch.device) -> list[str]:
-    """A run that needs more than the whole of the device's memory."""
-    there, needed = device_memory(device), sum(memory.values())
-    if needed <= there:
-        return []
-    parts = ", ".join(f"{what} {held / 1e9:,.1f}" for what, held in memory.items())
-    return [
-        f"expansion_factor={cfg.expansion_factor}, num_latents={cfg.num_latents}, batch_size={cfg.batch_size}: the run needs about "
-        f"{needed / 1e9:,.1f} GB ({parts}), {device} has {there / 1e9:,.1f}; lower them, or choose fewer hookpoints"
-    ]
-
-
-def device_memory(device: torch.device) -> int:
-    """Bytes of a GPU, or of this machine."""
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 def warnings(cfg: Config, planned: Length) -> list[str]:
     """What is allowed and likely not meant."""
     tokens = planned.samples * cfg.max_seq_length
@@ -327,49 +281,3 @@ def warnings(cfg: Config, planned: Length) -> list[str]:
             f"lr=null: Adam's automatic rate is made for billions of tokens, the run has {tokens:,}; try lr=1e-3 and above"
         )
     return found
-
-
-class BeforeTheRun(Callback):
-    """Hydra's hook before it writes the run's directory: a refused run leaves nothing there."""
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Refuses launchers under which the jobs would be neither checked together nor trained side by side."""
-        if not str(config.hydra.launcher._target_).startswith("hydra_plugins.sae_transcoder"):
-            chosen = config.hydra.runtime.choices["hydra/launcher"]
-            refuse(
-                [
-                    f"hydra/launcher={chosen} with hardware={config.hardware}: trains no sweep; leave it out, and use hardware=auto, cpu or gpu"
-                ]
-            )
-
-    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Ends the program with exit code 1 if the run must be refused, 0 if there is nothing left to do."""
-        # Exceptions of callbacks are only warnings to Hydra.
-        try:
-            cfg = typed(config)
-            check_settings(cfg)
-            if note := nothing_to_do(cfg):
-                print(note)
-                sys.exit(0)
-            found = plan(cfg)
-            if cfg.dry_run:
-                from rich.console import Console
-
-                from sae_transcoder import display
-
-                display.header([found], Console(highlight=False))
-                print("dry run: nothing was started")
-                sys.exit(0)
-        except ConfigError as error:
-            refuse(error.faults)
-
-
-def nothing_to_do(cfg: Config) -> str | None:
-    """Why the run need not be started: it is done, or goes on elsewhere. None: it is to be trained."""
-    directory = config.run_dir(cfg)
-    found = status.read(directory)
-    if found is not None and found.state == status.State.done:
-        return f"{directory}: already done ({found.step} steps); nothing to do"
-    if found is not None and status.alive(directory, found):
-        return f"{directory}: runs now (process {found.pid} on {found.host}, step {found.step} of {found.total}); not started again"
-    return None

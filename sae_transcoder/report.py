@@ -6,19 +6,16 @@ import io
 import os
 import re
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console, Group
-from rich.live import Live
 from rich.text import Text
 
-from sae_transcoder import report_select, report_table, run_records
+from sae_transcoder import report_select, report_table, report_watch, run_records
 from sae_transcoder.report_files import WRITERS, put, rows
 from sae_transcoder.report_select import ReportError
 from sae_transcoder.run_records import Record
-from sae_transcoder.status import State
 
 WATCH_EVERY = 5.0  # seconds
 EPILOG = """KEY is a field of sae-train (k, layers, lr, ...) or one of run, state, step, tokens_per_s, eta, train_fvu,
@@ -98,20 +95,6 @@ def show(records: Sequence[Record], options: argparse.Namespace, console: Consol
     return Group(*parts)
 
 
-def watch(options: argparse.Namespace, console: Console, faults: Faults) -> None:
-    """Redraws the table until no run is queued or running, or Ctrl-C."""
-    with contextlib.suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False) as live:
-        while True:
-            records = chosen(options, faults)
-            live.update(show(records, options, console), refresh=True)
-            going_on = any(record.status.state in (State.queued, State.running) for record in records)
-            if not console.is_terminal and going_on:
-                console.print(live.renderable)
-            if not going_on:
-                break
-            time.sleep(options.watch)
-
-
 def export(records: Sequence[Record], options: argparse.Namespace, faults: Faults) -> None:
     """Writes the files that were asked for, and prints where they are."""
     wanted = {kind: path for kind in WRITERS if (path := getattr(options, kind))}
@@ -147,7 +130,10 @@ def run(arguments: Sequence[str], console: Console) -> None:
             raise ReportError(f"--watch with {', '.join(given)}: files are written once; leave out --watch")
         if not 0.1 <= options.watch < float("inf"):
             raise ReportError(f"--watch {options.watch:g}: seconds, at least 0.1")
-        watch(options, console, faults)
+        with contextlib.suppress(KeyboardInterrupt):
+            report_watch.watch(
+                lambda: chosen(options, faults), lambda records: show(records, options, console), console, options.watch
+            )
         return
     records = chosen(options, faults)
     console.print(show(records, options, console), soft_wrap=not console.is_terminal)

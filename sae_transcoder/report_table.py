@@ -11,7 +11,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from sae_transcoder import run_files, run_records
+from sae_transcoder import run_records, slurm_record, standing
 from sae_transcoder.report_select import plain
 from sae_transcoder.run_records import Record
 from sae_transcoder.status import State
@@ -62,7 +62,7 @@ def percent(value: float | None) -> str:
 
 
 def time_left(value: float | None) -> str:
-    return "-" if value is None else run_files.duration(value)
+    return "-" if value is None else standing.duration(value)
 
 
 BEFORE = (
@@ -154,6 +154,8 @@ def stopped(records: Sequence[Record]) -> list[Text]:
             why = "\n".join(f"  {line}" for line in (str(status.why or "no reason was recorded")).splitlines())
             log = record.directory / "train.log"
             end = f"\n{why}\n  log: {log}" + ("" if log.exists() else " (does not exist)")
+            if (printed := record.directory / slurm_record.LINK).exists():
+                end += f"\n  SLURM's: {printed.resolve()}"
             heading = Text(f"{record.name}: ").append(str(status.state), COLOURS[status.state])
             found.append(heading.append(f" at step {status.step:,} of {status.total:,}{job}").append(end))
     return found

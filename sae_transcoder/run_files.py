@@ -7,7 +7,6 @@ of metrics.jsonl only the end is read, unless a curve is wanted.
 import json
 import math
 import re
-import time
 import typing
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,7 @@ import yaml
 from sae_transcoder import eval_file, status
 from sae_transcoder.config import FIELDS, Config
 from sae_transcoder.eval_file import CoderMetrics, Evaluation, TogetherMetrics
-from sae_transcoder.status import State, Status
+from sae_transcoder.status import Status
 
 CONFIG = Path(".hydra") / "config.yaml"
 METRICS = "metrics.jsonl"
@@ -41,7 +40,7 @@ TYPES = {name: plain_type(annotation) for name, annotation in typing.get_type_hi
 
 
 def read_status(directory: Path) -> Status | None:
-    """A run's status, `interrupted` where it says `running` of a process that is gone."""
+    """What a run last said of itself."""
     found = status.read(directory)
     if found is None:
         return None
@@ -49,19 +48,8 @@ def read_status(directory: Path) -> Status | None:
     odd += [name for name in ("tokens_per_s", "heartbeat") if not real(getattr(found, name))]
     if odd:
         raise ValueError(f"{directory / status.NAME}: {', '.join(odd)} not a number")
-    found = replace(found, why=None if found.why is None else printable(str(found.why)))
-    if found.state == State.running and not going_on(directory, found):
-        idle = duration(max(0.0, time.time() - found.heartbeat))
-        return replace(found, state=State.interrupted, why=f"process {found.pid} on {found.host} is gone, last heard of {idle} ago")
-    return found
-
-
-def going_on(directory: Path, found: Status) -> bool:
-    """Whether a run that says so is going on; by its heartbeat where the folder is not ours to lock."""
-    try:
-        return status.alive(directory, found)
-    except OSError:
-        return time.time() - found.heartbeat < status.STALE_AFTER
+    why, job = (None if value is None else printable(str(value)) for value in (found.why, found.slurm_job))
+    return replace(found, why=why, slurm_job=job)
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -194,11 +182,3 @@ def real(value: object) -> bool:
 def printable(text: str) -> str:
     """A text without what no encoding has, such as the odd bytes of a folder's name."""
     return text.encode(errors="replace").decode()
-
-
-def duration(seconds: float) -> str:
-    """A span of time in its two largest units: 3 h 12 min."""
-    for unit, below, name, name_below in [(86_400, 3600, "d", "h"), (3600, 60, "h", "min"), (60, 1, "min", "s")]:
-        if seconds >= unit:
-            return f"{int(seconds // unit)} {name} {int(seconds % unit // below):02d} {name_below}"
-    return f"{seconds:.0f} s"

@@ -14,10 +14,11 @@ from typing import Any
 
 from natsort import natsort_keygen
 
-from sae_transcoder import eval_file, status
+from sae_transcoder import eval_file, standing, status
 from sae_transcoder.config import FIELDS
 from sae_transcoder.eval_file import Evaluation
 from sae_transcoder.run_files import printable, read_config, read_evaluation, read_last, read_status
+from sae_transcoder.standing import Standing
 from sae_transcoder.status import State, Status
 
 Complain = Callable[[str], None]
@@ -26,7 +27,8 @@ T = typing.TypeVar("T")
 
 @dataclass(frozen=True)
 class Record:
-    """One run. `config`: the fields that its config.yaml has; `last`: the last line of metrics.jsonl that holds losses."""
+    """One run. `config`: the fields that its config.yaml has; `last`: the last line of metrics.jsonl that holds losses; `goes_on`: whether
+    it trains, or will without anybody's doing."""
 
     directory: Path
     name: str
@@ -34,6 +36,7 @@ class Record:
     config: Mapping[str, Any]
     last: Mapping[str, float]
     evaluation: Evaluation | None
+    goes_on: bool = False
 
 
 def find(folder: Path, complain: Complain) -> Iterator[Path]:
@@ -91,18 +94,18 @@ def find_all(folders: Sequence[Path], complain: Complain) -> list[tuple[Path, st
 
 
 def read_all(folders: Sequence[Path], complain: Complain) -> list[Record]:
-    """Every run below the folders that can be read, by name; each fault is said by `complain`."""
-    records = (read(directory, name, complain) for directory, name in find_all(folders, complain))
-    return [record for record in records if record is not None]
+    """Every run below the folders that can be read, by name, as it is now; each fault is said by `complain`."""
+    named = find_all(folders, complain)
+    statuses = {directory: found for directory, _ in named if (found := part(read_status, directory, complain)) is not None}
+    seen = standing.observe_all(statuses)
+    return [read(directory, name, seen[directory], complain) for directory, name in named if directory in seen]
 
 
-def read(directory: Path, name: str, complain: Complain) -> Record | None:
-    """The run in a directory; None where its status cannot be read. Other files that cannot be read are left out."""
-    found = part(read_status, directory, complain)
-    if found is None:
-        return None
+def read(directory: Path, name: str, found: Standing, complain: Complain) -> Record:
+    """The run in a directory. Files that cannot be read are left out."""
     config, last = part(read_config, directory, complain), part(read_last, directory, complain)
-    return Record(directory, name, found, config or {}, last or {}, part(read_evaluation, directory, complain))
+    evaluation = part(read_evaluation, directory, complain)
+    return Record(directory, name, found.status, config or {}, last or {}, evaluation, found.goes_on)
 
 
 def part(reader: Callable[[Path], T], directory: Path, complain: Complain) -> T | None:

@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
+from sae_transcoder import slurm
 from sae_transcoder.files import replace_text
 
 NAME = "status.json"
 LOOKING = 1.0  # seconds that whoever takes a run waits for those that only look whether it lives
-STALE_AFTER = 900.0  # seconds without a heartbeat after which a run on another machine counts as interrupted
 
 
 class State(StrEnum):
@@ -29,7 +29,8 @@ class State(StrEnum):
 
 @dataclass
 class Status:
-    """One run's state; `heartbeat` is seconds since the epoch, `total` optimizer steps, `why` the reason of a failure."""
+    """One run's state; `heartbeat` is seconds since the epoch, `total` optimizer steps, `why` the reason of a failure, `slurm_job` the job
+    that it waits or trains in, as 12 or 12_3."""
 
     state: State
     signature: str
@@ -41,7 +42,7 @@ class Status:
     heartbeat: float = field(default_factory=time.time)
     host: str = field(default_factory=socket.gethostname)
     pid: int = field(default_factory=os.getpid)
-    slurm_job: str | None = field(default_factory=lambda: os.environ.get("SLURM_JOB_ID"))
+    slurm_job: str | None = field(default_factory=slurm.here)
 
 
 def state_path(directory: Path) -> Path:
@@ -52,21 +53,6 @@ def state_path(directory: Path) -> Path:
 def lock(directory: Path) -> FileLock:
     """What the process that trains a run holds as long as it lives; the system lets go of a dead process's locks."""
     return FileLock(directory / ".lock", timeout=0)
-
-
-def alive(directory: Path, status: Status) -> bool:
-    """Whether the run is going on somewhere now."""
-    if status.state != State.running:
-        return False
-    if status.host != socket.gethostname():
-        return time.time() - status.heartbeat < STALE_AFTER
-    for pause in (0.005, 0.0):  # another one that only looks holds it for an instant
-        try:
-            with lock(directory):
-                return False
-        except Timeout:
-            time.sleep(pause)
-    return True
 
 
 def read(directory: Path) -> Status | None:

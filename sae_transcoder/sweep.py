@@ -1,4 +1,4 @@
-"""A sweep on this machine: all jobs composed and checked before the first starts, packed, trained, and told of in one table."""
+"""A sweep: all jobs composed and checked before the first starts, packed, trained, and told of in one table."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
-from sae_transcoder import eval_file, preflight, status
+from sae_transcoder import eval_file, preflight, standing, status
 from sae_transcoder.composition import compose_jobs, refuse
 from sae_transcoder.config import (
     FIELDS,
     GROUPS,
     Config,
     ConfigError,
-    HardwareConfig,
+    Hardware,
+    SlurmConfig,
     SweepConfig,
     run_dir,
     run_name,
@@ -39,9 +40,7 @@ from sae_transcoder.status import State, Status
 
 MANIFEST = "sweep.json"
 # What concerns the whole command, and cannot differ between its jobs.
-COMMON = [
-    f.name for part in (HardwareConfig, SweepConfig) for f in fields(part) if f.name not in ("distribute_modules", "objective")
-]
+COMMON = [f.name for part in (SlurmConfig, SweepConfig) for f in fields(part) if f.name not in ("distribute_modules", "objective")]
 COMMON += ["save_dir", "cache_dir"]
 
 
@@ -51,7 +50,7 @@ class RunFailed(Exception):
 
 @dataclass
 class Job:
-    """One combination of a sweep's values; `todo`: new, again (it failed or was stopped), done, running elsewhere, or refused."""
+    """One combination of a sweep's values; `todo`: what standing.to_do says, or refused."""
 
     number: int
     overrides: list[str]
@@ -66,7 +65,8 @@ class Job:
 
 
 def launch(loader: ConfigLoader, master: DictConfig, job_overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
-    """Trains the jobs that are not done; each one's result holds its objective. A sweep with any fault is refused before it begins.
+    """Trains the jobs that are not done, here or on the cluster; each one's result holds its objective, where the command waits for it.
+    A sweep with any fault is refused before it begins.
 
     loader, master: Hydra's; first: the number of the first job. Raises Stopped after a signal.
     """
@@ -74,29 +74,51 @@ def launch(loader: ConfigLoader, master: DictConfig, job_overrides: Sequence[Seq
     console = Console(highlight=False)
     try:
         jobs = composed(loader, master, job_overrides, first)
+        lead = jobs[0].cfg
+        on_slurm = lead.hardware == Hardware.slurm
+        if on_slurm:
+            from sae_transcoder import slurm_submit, slurm_wait
+
+            slurm_submit.check(lead, searches=not is_grid(master))
         plans = check(jobs, repeats=not is_grid(master))
     except ConfigError as error:
         refuse(error.faults)
     with open_dict(master):
-        master.hydra.sweep.dir = str(sweep_dir(jobs[0].cfg))  # where a search puts its result
+        master.hydra.sweep.dir = str(sweep_dir(lead))  # where a search puts its result
     todo = list({run_dir(job.cfg): job for job in jobs if job.open}.values())
     show_plan(jobs, plans, todo, console)
-    if jobs[0].cfg.dry_run:
+    if lead.dry_run:
         sys.exit(0)
-    with open_dict(master):
-        master.hydra.sweep.dir = str(sweep_dir(jobs[0].cfg))  # where a search leaves what it found
     queue(master, jobs)
-    if todo:
-        from sae_transcoder import packs, workers
+    if on_slurm:
+        try:
+            if todo:
+                cfgs = [[plan.cfg for plan in pack] for pack in packs_of(todo, plans)]
+                slurm_wait.tell(slurm_submit.submit(cfgs), sweep_dir(lead), console)
+        except ConfigError as error:
+            refuse(error.faults)
+        if lead.wait:
+            slurm_wait.follow(sweep_dir(lead), [run_dir(job.cfg) for job in jobs], console)
+        elif any(job.todo != "done" for job in jobs):
+            return [result(job, ended=False) for job in jobs]
+    elif todo:
+        from sae_transcoder import workers
 
-        planned = [plans[job.number] for job in todo]
-        count = workers.worker_count(planned[0])
-        packed = [[todo[i].cfg for i in pack] for pack in packs.packs(planned, count)]
-        errors = workers.run(packed, count, planned[0].device, console)
+        packed = packs_of(todo, plans)
+        device = packed[0][0].device
+        errors = workers.run([[plan.cfg for plan in pack] for pack in packed], workers.worker_count(packed[0][0]), device, console)
         for job in jobs:
             job.error = job.error or errors.get(run_dir(job.cfg))
     show_table(jobs, console)
-    return [result(job) for job in jobs]
+    return [result(job, ended=True) for job in jobs]
+
+
+def packs_of(todo: Sequence[Job], plans: Mapping[int, preflight.Plan]) -> list[list[preflight.Plan]]:
+    """The runs that are to be trained in packs."""
+    from sae_transcoder import packs, workers
+
+    planned = [plans[job.number] for job in todo]
+    return [[planned[i] for i in pack] for pack in packs.packs(planned, workers.worker_count(planned[0]))]
 
 
 def composed(loader: ConfigLoader, master: DictConfig, job_overrides: Sequence[Sequence[str]], first: int) -> list[Job]:
@@ -158,12 +180,13 @@ def check(jobs: Sequence[Job], *, repeats: bool) -> dict[int, preflight.Plan]:
             what = f"run_name={same[0].cfg.run_name}: " if same[0].cfg.run_name else ""
             fix = "leave run_name out and set sweep_name" if same[0].cfg.run_name else "leave out what is named twice"
             faults[same[0].number] = [f"{what}jobs {numbers} would share {directory}; {fix}"]
+    seen = standing.observe_all({directory: found for directory in places if (found := readable(directory)) is not None})
     for job in jobs:
         try:
             preflight.check_settings(job.cfg)
-            job.todo = progress(job.cfg)
+            job.todo = standing.to_do(seen.get(run_dir(job.cfg)))
             if job.open:
-                plans[job.number] = preflight.plan(job.cfg, known)
+                plans[job.number] = preflight.plan(job.cfg, known, elsewhere=job.cfg.hardware == Hardware.slurm)
         except ConfigError as error:
             faults.setdefault(job.number, []).extend(error.faults)
     if faults and (not repeats or len(faults) == len(jobs)):
@@ -174,15 +197,12 @@ def check(jobs: Sequence[Job], *, repeats: bool) -> dict[int, preflight.Plan]:
     return plans
 
 
-def progress(cfg: Config) -> str:
-    """What is to be done for a run: new, again, done, or running."""
-    directory = run_dir(cfg)
-    found = status.read(directory)
-    if found is None or found.state == State.queued:
-        return "new"
-    if found.state == State.done:
-        return "done"
-    return "running" if status.alive(directory, found) else "again"
+def readable(directory: Path) -> Status | None:
+    """A run's status; None where there is none, or one that the check of the settings will refuse."""
+    try:
+        return status.read(directory)
+    except ValueError:
+        return None
 
 
 def grouped(faults: Mapping[int, Sequence[str]], jobs: int) -> list[str]:
@@ -246,7 +266,7 @@ def queue(master: DictConfig, jobs: Sequence[Job]) -> None:
 
 def show_plan(jobs: Sequence[Job], plans: Mapping[int, preflight.Plan], todo: Sequence[Job], console: Console) -> None:
     """One line of how many runs there are and how far they are; in a dry run also the packs."""
-    counts = {name: sum(job.todo == name for job in jobs) for name in ("done", "running", "again", "new", "refused")}
+    counts = {name: sum(job.todo == name for job in jobs) for name in ("done", "running", "queued", "again", "new", "refused")}
     told = ", ".join(f"{count} {'to go on' if name == 'again' else name}" for name, count in counts.items() if count)
     console.print(
         f"sweep {jobs[0].cfg.sweep_name}: {len(jobs)} runs ({told}) in {sweep_dir(jobs[0].cfg)}", markup=False, soft_wrap=True
@@ -256,14 +276,12 @@ def show_plan(jobs: Sequence[Job], plans: Mapping[int, preflight.Plan], todo: Se
             console.print(f"job {job.number}: {job.error}", markup=False, soft_wrap=True)
     if not todo or not jobs[0].cfg.dry_run:
         return
-    from sae_transcoder import display, packs, workers
+    from sae_transcoder import display, packs
 
-    planned = [plans[job.number] for job in todo]
-    for number, pack in enumerate(packs.packs(planned, workers.worker_count(planned[0])), 1):
-        chosen = [planned[i] for i in pack]
+    for number, chosen in enumerate(packs_of(todo, plans), 1):
         tokens = max(plan.length.samples * plan.cfg.max_seq_length for plan in chosen)
         console.print(
-            f"pack {number}: {len(pack)} runs on {chosen[0].device}, {tokens:,} tokens through {chosen[0].cfg.model_name}, "
+            f"pack {number}: {len(chosen)} runs on {chosen[0].device}, {tokens:,} tokens through {chosen[0].cfg.model_name}, "
             f"about {display.size(packs.memory(chosen), 'B')}",
             markup=False, soft_wrap=True,
         )  # fmt: skip
@@ -286,9 +304,16 @@ def show_table(jobs: Sequence[Job], console: Console) -> None:
         console.print(text)
 
 
-def result(job: Job) -> JobReturn:
-    """What Hydra is told of a job: its objective, or why it failed; of a run that goes on elsewhere, nothing."""
+def result(job: Job, *, ended: bool) -> JobReturn:
+    """What Hydra is told of a job: its objective, or why it failed; of a run that goes on elsewhere, nothing.
+
+    ended: whether the command has waited for it; else nothing is wrong with a run that has no result yet.
+    """
     found = JobReturn(overrides=job.overrides, cfg=OmegaConf.create({}), task_name="train", status=JobStatus.COMPLETED)
+    if ended and job.error is None and job.cfg.hardware == Hardware.slurm:
+        seen = standing.read(run_dir(job.cfg))
+        if seen is not None and seen.status.state != State.done:
+            job.error = f"{seen.status.state}: {seen.status.why}"
     if job.error is not None:
         found.status, found._return_value = JobStatus.FAILED, RunFailed(f"{run_dir(job.cfg)}: {job.error}")
     elif evaluation := eval_file.read(run_dir(job.cfg)):

@@ -14,26 +14,30 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from sae_transcoder.composition import CONF, explain, override_faults, refuse, register, split_arguments
-from sae_transcoder.config import ConfigError, run_dir, typed
+from sae_transcoder.config import ConfigError, Hardware, run_dir, typed
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF.resolve()), config_name="config")
 def run(composed: DictConfig) -> float | None:
-    """Trains the one run that `composed` describes; its objective, which Hydra hands to sweepers that search."""
-    from sae_transcoder import engine, eval_file, preflight
+    """Trains the one run that `composed` describes, or submits it; its objective, where it was trained here."""
+    cfg = typed(composed)
+    if cfg.hardware == Hardware.slurm:
+        from rich.console import Console
+
+        from sae_transcoder import slurm_wait
+
+        slurm_wait.single(cfg, Console(highlight=False))
+        return None
+    from sae_transcoder import engine, eval_file
     from sae_transcoder.checkpoint import DiskError
     from sae_transcoder.member import Diverged, Taken
 
-    cfg = typed(composed)
-    if note := preflight.nothing_to_do(cfg):  # a job of a sweep, of which the callback knows nothing
+    try:
+        engine.train([cfg])
+    except Taken as note:
         print(note)
-    else:
-        try:
-            engine.train([cfg])
-        except Taken as note:
-            print(note)
-        except (DiskError, Diverged) as error:  # told here, or Hydra would add to it
-            refuse([str(error)])
+    except (DiskError, Diverged) as error:  # told here, or Hydra would add to it
+        refuse([str(error)])
     evaluation = eval_file.read(run_dir(cfg))
     return evaluation.mean().get(cfg.objective) if evaluation else None
 

@@ -16,12 +16,11 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import Timeout
 from rich.console import Console
 
-from sae_transcoder import status
-from sae_transcoder.config import Config, Resume, run_dir, run_name, signature, sweep_dir
-from sae_transcoder.status import State, Status
+from sae_transcoder import standing, status
+from sae_transcoder.config import Config, Hardware, Resume, run_dir, run_name, sweep_dir
+from sae_transcoder.status import State
 from sae_transcoder.stop_signal import SIGNALS, Stopped, StopSignal, held_back
 
 if TYPE_CHECKING:
@@ -34,9 +33,11 @@ Errors = dict[Path, str | None]  # {directory of a run: why it failed; None wher
 
 
 def worker_count(plan: Plan) -> int:
-    """Processes to use: as set, else one for each GPU that `device` leaves open, on a CPU one."""
+    """Processes to use: as set, else one for each GPU that `device` leaves open, on a CPU one; in a job of a cluster it is one."""
     if plan.cfg.workers is not None:
         return plan.cfg.workers
+    if plan.cfg.hardware == Hardware.slurm:
+        return 1
     if plan.device.type == "cuda" and plan.device.index is None:
         import torch
 
@@ -49,7 +50,7 @@ def run(packs: Sequence[Pack], count: int, device: torch.device, console: Consol
     errors: Errors = {}
     with StopSignal() as stop:
         if min(len(packs), count) > 1:
-            return spread(list(packs), min(len(packs), count), gpus(device), stop, console)
+            return spread(list(packs), min(len(packs), count), gpus(device), stop, console, sweep_dir(packs[0][0]))
         for pack in packs:
             stop.obey()
             errors |= train(pack, stop)
@@ -76,7 +77,7 @@ def train(pack: Pack, stop: StopSignal) -> Errors:
     except Exception as error:  # of the whole pack, such as a model that cannot be loaded
         why = engine.why(error)
         for cfg in pack:
-            mark_failed(cfg, why)
+            standing.mark(run_dir(cfg), State.failed, why)
         return {run_dir(cfg): why for cfg in pack}
     finally:
         engine.free_memory()
@@ -88,23 +89,10 @@ def train(pack: Pack, stop: StopSignal) -> Errors:
     return errors
 
 
-def mark_failed(cfg: Config, why: str) -> None:
-    """Says in status.json that a run failed whose process can no longer say it; not of one that is done or goes on."""
-    directory = run_dir(cfg)
-    try:
-        with status.lock(directory).acquire(timeout=status.LOOKING):
-            found = status.read(directory) or Status(State.queued, signature(cfg))
-            if found.state in (State.running, State.queued, State.interrupted):
-                found.state, found.why = State.failed, why
-                status.write(directory, found)
-    except Timeout:
-        pass
-
-
 class Worker:
     """A process that trains packs which it is sent, with a GPU of its own where there are several."""
 
-    def __init__(self, number: int, gpu: str | None, log: Path):
+    def __init__(self, number: int, gpu: str | None, log: Path | None):
         self.number, self.gpu, self.log = number, gpu, log
         self.pack: Pack | None = None
         self.start()
@@ -132,16 +120,16 @@ class Worker:
             os.kill(self.process.pid, number)
 
 
-def serve(pipe: Connection, gpu: str | None, log: Path) -> None:
+def serve(pipe: Connection, gpu: str | None, log: Path | None) -> None:
     """A worker's process: trains each pack that comes, until none comes any more, a signal ends it, or its parent is gone."""
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    # What several processes print at once is no use on a terminal.
-    out = log.open("a", buffering=1)
-    os.dup2(out.fileno(), 1)
-    os.dup2(out.fileno(), 2)
-    sys.stdout = sys.stderr = out
-    logging.basicConfig(level=logging.INFO, stream=out, force=True)
+    if log is not None:  # what several processes print at once is no use on a terminal
+        out = log.open("a", buffering=1)
+        os.dup2(out.fileno(), 1)
+        os.dup2(out.fileno(), 2)
+        sys.stdout = sys.stderr = out
+    logging.basicConfig(level=logging.INFO, stream=sys.stdout, force=True)
     logging.getLogger().handlers[0].setLevel(logging.WARNING)  # the rest is in each run's train.log
     threading.Thread(target=end_with_parent, daemon=True).start()
     # Patient: the parent hands on a Ctrl-C that the terminal has sent here as well.
@@ -165,12 +153,17 @@ def end_with_parent() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def spread(packs: list[Pack], count: int, gpus: Sequence[str], stop: StopSignal, console: Console) -> Errors:
-    """Trains the packs in `count` processes; a pack whose process dies is split, a run whose process dies alone has failed."""
-    folder = sweep_dir(packs[0][0])
+def spread(packs: list[Pack], count: int, gpus: Sequence[str], stop: StopSignal, console: Console, logs: Path | None) -> Errors:
+    """Trains the packs in `count` processes; a pack whose process dies is split, a run whose process keeps dying alone has failed.
+
+    logs: folder for what each process prints; None: it is printed here.
+    """
     errors: Errors = {}
+    deaths: Deaths = {}
     waiting = list(packs)
-    workers = [Worker(i, gpus[i % len(gpus)] if gpus else None, folder / f"worker{i}.log") for i in range(count)]
+    workers = [
+        Worker(i, gpus[i % len(gpus)] if gpus else None, None if logs is None else logs / f"worker{i}.log") for i in range(count)
+    ]
     try:
         while waiting or any(worker.pack for worker in workers):
             if stop.number is not None:
@@ -185,12 +178,13 @@ def spread(packs: list[Pack], count: int, gpus: Sequence[str], stop: StopSignal,
                     pack = waiting.pop(0)
                     worker.send(pack)
                     names = ", ".join(run_name(cfg) for cfg in pack)
-                    console.print(f"worker {worker.number}: {names} (output: {worker.log})", markup=False, soft_wrap=True)
+                    where = f" (output: {worker.log})" if worker.log else ""
+                    console.print(f"worker {worker.number}: {names}{where}", markup=False, soft_wrap=True)
             busy = [worker for worker in workers if worker.pack]
             ready = wait([w.pipe for w in busy] + [w.process.sentinel for w in busy], timeout=0.2)
             for worker in busy:
                 if worker.pipe in ready or worker.process.sentinel in ready:
-                    finish(worker, errors, waiting, console)
+                    finish(worker, errors, deaths, waiting, console)
     finally:
         for worker in workers:
             worker.pipe.close()
@@ -200,7 +194,13 @@ def spread(packs: list[Pack], count: int, gpus: Sequence[str], stop: StopSignal,
     return errors
 
 
-def finish(worker: Worker, errors: Errors, waiting: list[Pack], console: Console) -> None:
+Deaths = dict[Path, tuple[int, float]]
+"""{directory of a run: how often its process died in a row without a save of its state, and when that was written last}."""
+
+TRIES = 3  # times that a run alone may lose its process without having been saved in between
+
+
+def finish(worker: Worker, errors: Errors, deaths: Deaths, waiting: list[Pack], console: Console) -> None:
     """Takes up what became of a worker's pack."""
     pack, worker.pack = worker.pack or [], None
     try:
@@ -211,15 +211,24 @@ def finish(worker: Worker, errors: Errors, waiting: list[Pack], console: Console
         pass
     worker.process.join()
     code = worker.process.exitcode or 0
-    why = f"its process ended with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}; see {worker.log}"
+    why = f"its process ended with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}"
+    why += f"; see {worker.log}" if worker.log else ""
     console.print(f"worker {worker.number}: {why}", markup=False, soft_wrap=True)
     states = {run_dir(cfg): status.read(run_dir(cfg)) for cfg in pack}
     done = [directory for directory, found in states.items() if found is not None and found.state == State.done]
     errors |= dict.fromkeys(done)
     # With resume=never a run that was begun is refused; here it is the same attempt that goes on.
     rest = [replace(cfg, resume=Resume.auto) for cfg in pack if run_dir(cfg) not in done]
-    if len(rest) == 1:
-        mark_failed(rest[0], why)
-        errors[run_dir(rest[0])] = why
-    elif rest:
+    if len(rest) > 1:
         waiting[:0] = [rest[: len(rest) // 2], rest[len(rest) // 2 :]]
+    elif rest:
+        directory = run_dir(rest[0])
+        state = status.state_path(directory)
+        saved = state.stat().st_mtime if state.exists() else 0.0
+        count, before = deaths.get(directory, (0, saved))
+        deaths[directory] = (count + 1 if saved == before else 1, saved)
+        if deaths[directory][0] < TRIES:
+            waiting.insert(0, rest)
+        else:
+            standing.mark(directory, State.failed, f"{why}, {TRIES} times without coming further")
+            errors[directory] = why

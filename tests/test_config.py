@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from sae_transcoder import composition, config, train
 from sae_transcoder.checks import AT_LEAST, faults
 from sae_transcoder.composition import CONF
-from sae_transcoder.config import FIELDS, GROUPS, Config, SweepConfig, run_name, signature
+from sae_transcoder.config import FIELDS, GROUPS, Config, HardwareConfig, SlurmConfig, SweepConfig, run_name, signature
 
 CHOICES = {group: sorted(p.stem for p in (CONF / group).glob("*.yaml")) for group in GROUPS}
 
@@ -61,8 +61,7 @@ def test_defaults_are_the_dataclasses_but_for_what_the_default_groups_choose() -
 def test_every_choice_of_every_group_composes_and_passes_the_checks(group: str, choice: str) -> None:
     needed = ["dataset_name=x"] if group == "dataset" and choice in ("hub", "local_text", "pretokenized", "memmap") else []
     cfg = composed(*([] if group in ("experiment", "model_type") else ["model_type=sae"]), f"{group}={choice}", *needed)
-    not_yet = ["hardware"] if (group, choice) == ("hardware", "slurm") else []
-    assert [fault.split("=")[0] for fault in faults(cfg)] == not_yet
+    assert faults(cfg) == []
 
 
 def test_no_field_is_owned_by_two_groups() -> None:
@@ -106,6 +105,7 @@ def test_the_full_preset_names_every_field_that_groups_do_not_choose() -> None:
         "device",
     }
     elsewhere = {"run_name", "cache_dir", "tracker_mode", "tokens_column", "tokens_dtype"} | {f.name for f in fields(SweepConfig)}
+    elsewhere |= {f.name for f in fields(SlurmConfig)} - {f.name for f in fields(HardwareConfig)}
     assert set(FIELDS) - written == by_groups | elsewhere
 
 
@@ -190,7 +190,17 @@ def test_the_default_run_name_is_readable_and_differs_with_any_setting() -> None
         (["model_type=sae", "tracker=trackio", "tracker_mode=online"], ["set entity"]),
         (["model_type=sae", "loss_fn=ce", "micro_acc_steps=2"], ["micro_acc_steps=2 with loss_fn=ce", "grad_acc_steps"]),
         (["model_type=sae", "distribute_modules=true"], ["distribute_modules=True: not yet available"]),
-        (["model_type=sae", "hardware=slurm"], ["hardware=slurm: not yet available"]),
+        (["model_type=sae", "partition=gpu"], ["partition=gpu with hardware=auto", "set hardware=slurm"]),
+        (["model_type=sae", "wait=true"], ["wait=True with hardware=auto"]),
+        (["model_type=sae", "hardware=slurm", "time=soon"], ["time=soon", "4:00:00"]),
+        (["model_type=sae", "hardware=slurm", "time=1"], ["signal_delay=120 with time=1"]),
+        (["model_type=sae", "hardware=slurm", "memory=lots"], ["memory=lots", "32G"]),
+        (["model_type=sae", "hardware=slurm", "gres=null"], ["gres=null with device=cuda", "set gres=gpu:1"]),
+        (["model_type=sae", "hardware=slurm", "tasks_per_node=2"], ["gres=gpu:1 with tasks_per_node=2", "gres=gpu:2"]),
+        (["model_type=sae", "hardware=slurm", "workers=2"], ["workers=2 with hardware=slurm", "runs_per_pack"]),
+        (["model_type=sae", "hardware=slurm", 'sbatch=["exclusive"]'], ["sbatch=exclusive", "--name=value"]),
+        (["model_type=sae", "hardware=slurm", 'sbatch=["--time=3"]'], ["sbatch=--time=3", "set time instead"]),
+        (["model_type=sae", "hardware=slurm", 'sbatch=["--no-requeue"]'], ["sbatch=--no-requeue", "leave it out"]),
         (["model_type=sae", "hardware=gpu", "device=cpu"], ["device=cpu with hardware=gpu"]),
     ],
     ids=lambda v: " ".join(v) if isinstance(v, list) else None,

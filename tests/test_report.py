@@ -18,7 +18,18 @@ import pytest
 from made_up_runs import config, evaluation, grid, metrics, write_run
 from rich.console import Console
 
-from sae_transcoder import eval_file, report, report_points, report_select, report_table, run_files, run_records, status
+from sae_transcoder import (
+    eval_file,
+    report,
+    report_points,
+    report_select,
+    report_table,
+    report_watch,
+    run_files,
+    run_records,
+    standing,
+    status,
+)
 from sae_transcoder.config import FIELDS
 from sae_transcoder.report_files import KINDS
 from sae_transcoder.status import State, Status
@@ -44,7 +55,7 @@ def sweep(tmp_path: Path) -> Path:
 
 def record_of(directory: Path) -> run_records.Record:
     faults: list[str] = []
-    found = run_records.read(directory, directory.name, faults.append)
+    found = next(iter(run_records.read_all([directory], faults.append)), None)
     assert found is not None
     assert faults == []
     return found
@@ -85,7 +96,7 @@ def test_a_run_says_running_only_while_it_lives(tmp_path: Path) -> None:
     elsewhere = Status(State.running, "1a2b3c4d", 10, 20, 2048, 100.0, host="elsewhere")
     status.write(directory, elsewhere)
     assert record_of(directory).status.state == State.running
-    status.write(directory, Status(State.running, "1a2b3c4d", heartbeat=time.time() - 10 * status.STALE_AFTER, host="elsewhere"))
+    status.write(directory, Status(State.running, "1a2b3c4d", heartbeat=time.time() - 10 * standing.STALE_AFTER, host="elsewhere"))
     assert record_of(directory).status.state == State.interrupted
 
 
@@ -127,7 +138,7 @@ def test_differing_fields_are_in_the_order_of_the_config_and_without_names(tmp_p
 
 
 def test_durations() -> None:
-    assert [run_files.duration(s) for s in (3, 65, 3 * 3600 + 720, 90_000)] == ["3 s", "1 min 05 s", "3 h 12 min", "1 d 01 h"]
+    assert [standing.duration(s) for s in (3, 65, 3 * 3600 + 720, 90_000)] == ["3 s", "1 min 05 s", "3 h 12 min", "1 d 01 h"]
 
 
 # Faults
@@ -333,7 +344,7 @@ def test_watch_ends_when_no_run_is_left(
         naps.append(seconds)
         write_run(directory, config(), State.done)
 
-    monkeypatch.setattr(report.time, "sleep", sleep)
+    monkeypatch.setattr(report_watch.time, "sleep", sleep)
     code, out, err = call(capsys, "--watch", tmp_path)
     assert (code, err, naps) == (0, "", [report.WATCH_EVERY])
     assert "1 queued" in out
@@ -348,7 +359,7 @@ def test_ctrl_c_ends_watch_without_complaint(
     def interrupted(seconds: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(report.time, "sleep", interrupted)
+    monkeypatch.setattr(report_watch.time, "sleep", interrupted)
     code, out, err = call(capsys, tmp_path, "--watch", "2")
     assert (code, err) == (0, "")
     assert "queued" in out
@@ -602,7 +613,6 @@ def test_an_evaluation_of_other_types_is_named(odd: dict[str, object], tmp_path:
     kept["eval_result_unstructured"]["coders"][0] |= odd
     path.write_text(json.dumps(kept))
     faults: list[str] = []
-    record = run_records.read(path.parent, "run", faults.append)
-    assert record is not None
+    (record,) = run_records.read_all([path.parent], faults.append)
     assert record.evaluation is None
     assert [fault.split(":")[0] for fault in faults] == [str(path)]

@@ -229,9 +229,9 @@ def test_a_run_that_lives_or_that_another_command_took_is_left_to_it(cache: Path
     status.write(alive, found)
     real = engine.preflight.plan
 
-    def late(*arguments: object) -> object:  # the other command starts it once this one has begun
+    def late(*arguments: object, **options: object) -> object:  # the other command starts it once this one has begun
         lock.acquire()
-        return real(*arguments)
+        return real(*arguments, **options)
 
     lock = status.lock(alive)
     with patch.object(engine.preflight, "plan", late):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -102,10 +103,11 @@ def test_packs_are_of_runs_that_share_batches_and_spread_over_workers(
         packs.check_shared([plans[i].cfg for i in pack])
 
 
-def test_packs_are_no_larger_than_memory(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packs_are_no_larger_than_memory(cache: Path, tmp_path: Path) -> None:
     plans = [plan(short(cache, tmp_path, f"k={k}")) for k in range(1, 6)]
-    monkeypatch.setattr(packs, "device_memory", lambda _: packs.memory(plans[:2]) / packs.USABLE + 1)
-    assert packs.packs(plans, 1) == [[0, 1], [2, 3], [4]]
+    two = int(packs.memory(plans[:2]) / packs.USABLE + 1)
+    assert packs.packs([replace(each, available=two) for each in plans], 1) == [[0, 1], [2, 3], [4]]
+    assert packs.packs([replace(each, available=None) for each in plans], 1) == [[0, 1, 2, 3, 4]], "a cluster's, not known"
 
 
 def test_a_run_that_diverges_or_breaks_fails_alone_with_its_reason(

@@ -1,0 +1,61 @@
+"""What runs inside a SLURM job: the pack of runs that was shipped to it, with the configs as they were composed."""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import submitit
+from rich.console import Console
+
+from sae_transcoder import code_version, slurm, slurm_record, standing, workers
+from sae_transcoder.config import Config, Resume, run_dir
+from sae_transcoder.status import State
+from sae_transcoder.stop_signal import Stopped, StopSignal
+
+
+@dataclass
+class Pack:
+    """Runs that train side by side in one job; submitit pickles it and calls it in every task. `digest`: of the code that it was
+    submitted with."""
+
+    cfgs: list[Config]
+    digest: str
+
+    def __call__(self) -> None:
+        """Trains the runs; ends the process with exit code 1 where one failed, 128 + n after signal n, the states saved."""
+        folder, number = Path(os.environ["SUBMITIT_FOLDER"]), slurm.here() or ""
+        # A restart goes on with runs that resume=never has begun: it is the same attempt.
+        cfgs = [replace(cfg, resume=Resume.auto) if cfg.resume == Resume.never else cfg for cfg in self.cfgs]
+        if code_version.current().digest != self.digest:
+            why = "the program has changed since the job was submitted; start the same command again (snapshot=true keeps a copy)"
+            for cfg in cfgs:
+                standing.mark(run_dir(cfg), State.failed, why)
+            sys.exit(why)
+        # Patient: SLURM repeats its signals.
+        with StopSignal(patient=True) as stop:
+            try:
+                errors = self.train(cfgs, slurm_record.read(folder, number).pieces, stop)
+            except Stopped as stopped:
+                if (job := slurm.state_of(number)) and job.state == "CANCELLED":
+                    for cfg in cfgs:
+                        standing.mark(run_dir(cfg), State.cancelled, f"SLURM job {number} was cancelled")
+                sys.exit(128 + stopped.number)
+        if any(errors.values()):
+            sys.exit(1)
+
+    @staticmethod
+    def train(cfgs: Sequence[Config], pieces: int, stop: StopSignal) -> workers.Errors:
+        """Trains the runs on this node's GPU in a process of its own, or, where the job has several tasks, as one of the ranks."""
+        if submitit.JobEnvironment().num_tasks > 1:
+            # Which GPU is whose is decided by the local rank.
+            submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+            return workers.train(list(cfgs), stop)
+        size = -(-len(cfgs) // pieces)
+        packs = [list(cfgs[start : start + size]) for start in range(0, len(cfgs), size)]
+        return workers.spread(packs, 1, [], stop, Console(highlight=False), logs=None)
+
+    def checkpoint(self) -> "submitit.helpers.DelayedSubmission":
+        """What goes on after a signal that comes before or after the training: the same."""
+        return submitit.helpers.DelayedSubmission(self)

@@ -1,0 +1,56 @@
+"""What a command says of the jobs that it has submitted, and how it waits for them."""
+
+import sys
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from sae_transcoder import report_table, report_watch, run_records, slurm_submit
+from sae_transcoder.config import Config, run_dir, sweep_dir
+from sae_transcoder.run_records import Record
+from sae_transcoder.status import State
+
+EVERY = 10.0  # seconds between two looks; each asks slurmctld once
+
+
+def tell(numbers: Sequence[str], folder: Path, console: Console) -> None:
+    """Which jobs were submitted, how to watch them and how to cancel them."""
+    arrays = list(dict.fromkeys(number.partition("_")[0] for number in numbers))
+    kind = "job" if len(numbers) == 1 else "array" if len(arrays) == 1 else "arrays"
+    console.print(
+        f"submitted {len(numbers)} job{'s' * (len(numbers) > 1)}: {kind} {', '.join(arrays)}\n"
+        f"watch: sae-report {folder} --watch\n"
+        f"cancel: scancel {' '.join(arrays)}",
+        markup=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+def follow(folder: Path, runs: Collection[Path], console: Console) -> Sequence[Record]:
+    """Shows the runs below `folder` until none of them goes on; after Ctrl-C, says that the jobs do, and ends with exit code 130."""
+    here = {directory.resolve() for directory in runs}
+
+    def look() -> Sequence[Record]:
+        return [record for record in run_records.read_all([folder], lambda _: None) if record.directory.resolve() in here]
+
+    try:
+        return report_watch.watch(look, lambda records: report_table.table(records, console, counts_first=True), console, EVERY)
+    except KeyboardInterrupt:
+        numbers = {record.status.slurm_job.partition("_")[0] for record in look() if record.goes_on and record.status.slurm_job}
+        console.print(
+            f"the jobs go on; watch them: sae-report {folder} --watch; cancel them: scancel {' '.join(sorted(numbers, key=int))}",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
+        sys.exit(130)
+
+
+def single(cfg: Config, console: Console) -> None:
+    """Submits one run; with `wait`, stays until it has ended, with exit code 1 where it is not done then. Raises ConfigError."""
+    directory = run_dir(cfg)
+    tell(slurm_submit.submit([[cfg]]), directory, console)
+    if cfg.wait:
+        records = follow(sweep_dir(cfg), [directory], console)
+        for text in report_table.stopped(records):
+            console.print(text)
+        if any(record.status.state != State.done for record in records):
+            sys.exit(1)

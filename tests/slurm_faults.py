@@ -1,0 +1,37 @@
+"""Faults for the runs inside SLURM jobs, which import this package from a copy: a sitecustomize.py on PYTHONPATH plants them."""
+
+import textwrap
+from pathlib import Path
+
+PLANT = """
+import importlib.machinery, importlib.util, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name != "sae_transcoder.member":
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        load = spec.loader.exec_module
+        def exec_module(module):
+            load(module)
+            real = module.Member.after_step
+            def after_step(member, *arguments):
+                fault(member.cfg, member.run.step)
+                real(member, *arguments)
+            module.Member.after_step = after_step
+        spec.loader.exec_module = exec_module
+        return spec
+
+sys.meta_path.insert(0, Finder())
+
+def fault(cfg, step):
+    import os, signal, time
+"""
+
+
+def plant(folder: Path, body: str) -> dict[str, str]:
+    """What the environment must hold so that `body`, lines of Python, runs in each job after every optimizer step of a run: it sees `cfg`
+    and `step`."""
+    folder.mkdir(exist_ok=True)
+    (folder / "sitecustomize.py").write_text(PLANT + textwrap.indent(textwrap.dedent(body).strip() + "\n", "    "))
+    return {"PYTHONPATH": str(folder)}
