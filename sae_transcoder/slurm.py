@@ -44,8 +44,10 @@ def ask(*command: str) -> str:
     """What a command of SLURM's prints. Raises SlurmError with what it complains of."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise SlurmError(f"{command[0]}: {error}") from error
+    except subprocess.TimeoutExpired as error:
+        raise SlurmError(f"no answer to {command[0]} within {PATIENCE:g} s") from error
+    except OSError as error:
+        raise SlurmError(f"{command[0]}: {error.strerror}") from error
     if done.returncode:
         raise SlurmError((done.stderr.strip() or done.stdout.strip()).removeprefix(f"{command[0]}: "))
     return done.stdout.strip()

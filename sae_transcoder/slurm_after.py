@@ -26,7 +26,6 @@ TRIES = 3  # times that a job may die without having saved in between
 # What slurmstepd, srun or the kernel say of a job that had too little memory.
 NO_MEMORY = re.compile(r"oom[-_ ]kill|out of memory|exceeded (job )?memory limit", re.IGNORECASE)
 DEATHS = re.compile(r"^srun: error: (.*: tasks? .*: (?!Exited with exit code).*)$", re.MULTILINE)
-STARTED = "Starting with JobEnvironment"  # submitit's first line of each start
 
 
 @dataclass(frozen=True)
@@ -84,8 +83,6 @@ def settle(folder: Path, number: str, code: int) -> int:
     left = {directory: found for directory, found in seen.items() if found is not None and found.state in OPEN}
     if left:
         remaining = slurm.seconds_left(number)
-        log = slurm_record.log(folder, number)
-        said = log.read_text(errors="replace").rpartition(STARTED)[2] if log.exists() else ""
         states = {str(directory): status.state_path(directory) for directory in left}
         verdict = judge(
             record,
@@ -94,7 +91,7 @@ def settle(folder: Path, number: str, code: int) -> int:
             sum(found.step for found in seen.values() if found is not None),
             code,
             remaining is not None and remaining <= record.signal_delay + EARLY,
-            said,
+            slurm_record.said(folder, number),
         )
         slurm_record.write(folder, number, verdict.record)
         for directory, why in verdict.failed.items():

@@ -1,6 +1,7 @@
 """What runs inside a SLURM job: the pack of runs that was shipped to it, with the configs as they were composed."""
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,9 @@ from sae_transcoder import code_version, slurm, slurm_record, standing, workers
 from sae_transcoder.config import Config, Resume, run_dir
 from sae_transcoder.status import State
 from sae_transcoder.stop_signal import Stopped, StopSignal
+
+# What slurmstepd writes for scancel; it adds the reason where a job is taken away to be requeued. (squeue says COMPLETING of both.)
+CANCELLED = re.compile(r"\*\*\* JOB \S+ ON \S+ CANCELLED AT \S+ \*\*\*")
 
 
 @dataclass
@@ -38,7 +42,7 @@ class Pack:
             try:
                 errors = self.train(cfgs, slurm_record.read(folder, number).pieces, stop)
             except Stopped as stopped:
-                if (job := slurm.state_of(number)) and job.state == "CANCELLED":
+                if CANCELLED.search(slurm_record.said(folder, number)):
                     for cfg in cfgs:
                         standing.mark(run_dir(cfg), State.cancelled, f"SLURM job {number} was cancelled")
                 sys.exit(128 + stopped.number)

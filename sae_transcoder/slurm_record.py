@@ -45,6 +45,15 @@ def log(folder: Path, number: str, task: int = 0) -> Path:
     return folder / f"{number}_{task}_log.out"
 
 
+STARTED = "Starting with JobEnvironment"  # submitit's first line of each start
+
+
+def said(folder: Path, number: str) -> str:
+    """What was printed since the job started last."""
+    file = log(folder, number)
+    return file.read_text(errors="replace").rpartition(STARTED)[2] if file.exists() else ""
+
+
 def write(folder: Path, number: str, record: Record) -> None:
     """Keeps the record of a job."""
     replace_text(path(folder, number), json.dumps(asdict(record), indent=2) + "\n")

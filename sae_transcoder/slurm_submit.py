@@ -87,7 +87,7 @@ def explain(cfg: Config, said: str) -> str:
     said = " ".join(
         line.removeprefix("sbatch: ").removeprefix("error: ").removeprefix("allocation failure: ") for line in said.splitlines()
     )
-    if "controller" in said or "configuration source" in said:
+    if any(part in said for part in ("no answer", "controller", "configuration source")):
         return f"hardware=slurm: SLURM does not answer ({said}); run the command on a login node of the cluster, or try again later"
     names = next((names for part, names in COMPLAINTS.items() if part in said.lower()), ("partition", "account", "qos", "gres"))
     values = ", ".join(f"{name}={getattr(cfg, name)}" for name in names if getattr(cfg, name) not in (None, []))

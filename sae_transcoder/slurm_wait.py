@@ -7,9 +7,10 @@ from pathlib import Path
 from rich.console import Console
 
 from sae_transcoder import report_table, report_watch, run_records, slurm_submit
-from sae_transcoder.config import Config, run_dir, sweep_dir
+from sae_transcoder.config import Config, run_dir
 from sae_transcoder.run_records import Record
 from sae_transcoder.status import State
+from sae_transcoder.stop_signal import held_back
 
 EVERY = 10.0  # seconds between two looks; each asks slurmctld once
 
@@ -26,15 +27,22 @@ def tell(numbers: Sequence[str], folder: Path, console: Console) -> None:
     )  # fmt: skip
 
 
-def follow(folder: Path, runs: Collection[Path], console: Console) -> Sequence[Record]:
-    """Shows the runs below `folder` until none of them goes on; after Ctrl-C, says that the jobs do, and ends with exit code 130."""
+def run(packs: Sequence[Sequence[Config]], runs: Collection[Path], folder: Path, console: Console, *, wait: bool) -> None:
+    """Submits a job for each pack and, with `wait`, shows the `runs` below `folder` until none of them goes on.
+
+    After Ctrl-C it says that the jobs do go on, and ends with exit code 130. Raises ConfigError where SLURM refuses.
+    """
     here = {directory.resolve() for directory in runs}
 
     def look() -> Sequence[Record]:
         return [record for record in run_records.read_all([folder], lambda _: None) if record.directory.resolve() in here]
 
     try:
-        return report_watch.watch(look, lambda records: report_table.table(records, console, counts_first=True), console, EVERY)
+        if packs:
+            with held_back():  # what is submitted is also noted
+                tell(slurm_submit.submit(packs), folder, console)
+        if wait:
+            report_watch.watch(look, lambda records: report_table.table(records, console, counts_first=True), console, EVERY)
     except KeyboardInterrupt:
         numbers = {record.status.slurm_job.partition("_")[0] for record in look() if record.goes_on and record.status.slurm_job}
         console.print(
@@ -47,9 +55,9 @@ def follow(folder: Path, runs: Collection[Path], console: Console) -> Sequence[R
 def single(cfg: Config, console: Console) -> None:
     """Submits one run; with `wait`, stays until it has ended, with exit code 1 where it is not done then. Raises ConfigError."""
     directory = run_dir(cfg)
-    tell(slurm_submit.submit([[cfg]]), directory, console)
+    run([[cfg]], [directory], directory, console, wait=cfg.wait)
     if cfg.wait:
-        records = follow(sweep_dir(cfg), [directory], console)
+        records = run_records.read_all([directory], lambda _: None)
         for text in report_table.stopped(records):
             console.print(text)
         if any(record.status.state != State.done for record in records):

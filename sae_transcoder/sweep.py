@@ -92,21 +92,18 @@ def launch(loader: ConfigLoader, master: DictConfig, job_overrides: Sequence[Seq
     queue(master, jobs)
     if on_slurm:
         try:
-            if todo:
-                cfgs = [[plan.cfg for plan in pack] for pack in packs_of(todo, plans)]
-                slurm_wait.tell(slurm_submit.submit(cfgs), sweep_dir(lead), console)
+            packed = [[plan.cfg for plan in pack] for pack in packs_of(todo, plans)] if todo else []
+            slurm_wait.run(packed, [run_dir(job.cfg) for job in jobs], sweep_dir(lead), console, wait=lead.wait)
         except ConfigError as error:
             refuse(error.faults)
-        if lead.wait:
-            slurm_wait.follow(sweep_dir(lead), [run_dir(job.cfg) for job in jobs], console)
-        elif any(job.todo != "done" for job in jobs):
+        if not lead.wait and any(job.todo != "done" for job in jobs):
             return [result(job, ended=False) for job in jobs]
     elif todo:
         from sae_transcoder import workers
 
-        packed = packs_of(todo, plans)
-        device = packed[0][0].device
-        errors = workers.run([[plan.cfg for plan in pack] for pack in packed], workers.worker_count(packed[0][0]), device, console)
+        planned = packs_of(todo, plans)
+        one = planned[0][0]
+        errors = workers.run([[p.cfg for p in pack] for pack in planned], workers.worker_count(one), one.device, console)
         for job in jobs:
             job.error = job.error or errors.get(run_dir(job.cfg))
     show_table(jobs, console)

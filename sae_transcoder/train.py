@@ -60,7 +60,7 @@ def main() -> None:
     except SystemExit:
         raise
     except KeyboardInterrupt:  # before training began: afterwards it saves first
-        print("stopped before the first batch; what was tokenised is kept", file=sys.stderr)
+        print("stopped before anything was trained; what was tokenised is kept", file=sys.stderr)
         sys.exit(130)
     except BaseException as error:
         # torch is imported by now: a message of our own kinds ends here, anything else is a bug and keeps its traceback.
