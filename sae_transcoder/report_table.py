@@ -159,3 +159,12 @@ def stopped(records: Sequence[Record]) -> list[Text]:
             heading = Text(f"{record.name}: ").append(str(status.state), COLOURS[status.state])
             found.append(heading.append(f" at step {status.step:,} of {status.total:,}{job}").append(end))
     return found
+
+
+def tell(records: Sequence[Record], console: Console) -> None:
+    """Prints the runs as they are, and why some ended before their time."""
+    if not console.is_terminal:
+        console = Console(highlight=False, width=100_000)  # nothing is cut off in a file or pipe
+    console.print(table(records, console), soft_wrap=not console.is_terminal)
+    for text in stopped(records):
+        console.print(text)

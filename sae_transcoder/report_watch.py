@@ -16,14 +16,17 @@ def going_on(record: Record) -> bool:
 
 
 def watch(
-    look: Callable[[], Sequence[Record]], draw: Callable[[Sequence[Record]], RenderableType], console: Console, every: float
-) -> Sequence[Record]:
-    """Draws the runs again and again, every so many seconds, until none goes on; returns them as they are then.
-
-    Where there is no terminal, they are printed when a state has changed.
-    """
+    look: Callable[[], Sequence[Record]],
+    draw: Callable[[Sequence[Record]], RenderableType],
+    console: Console,
+    every: float,
+    *,
+    transient: bool = False,
+) -> None:
+    """Draws the runs again and again, every so many seconds, until none goes on. Where there is no terminal, they are printed when a
+    state has changed. transient: nothing stays on a terminal at the end."""
     before: list[State] = []
-    with Live(console=console, auto_refresh=False) as live:
+    with Live(console=console, auto_refresh=False, transient=transient) as live:
         while True:
             records = look()
             states = [record.status.state for record in records]
@@ -33,5 +36,5 @@ def watch(
                 console.print(draw(records))
             before = states
             if not any(map(going_on, records)):
-                return records
+                return
             time.sleep(every)

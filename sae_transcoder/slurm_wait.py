@@ -4,7 +4,7 @@ import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from sae_transcoder import report_table, report_watch, run_records, slurm_submit
 from sae_transcoder.config import Config, run_dir
@@ -37,12 +37,15 @@ def run(packs: Sequence[Sequence[Config]], runs: Collection[Path], folder: Path,
     def look() -> Sequence[Record]:
         return [record for record in run_records.read_all([folder], lambda _: None) if record.directory.resolve() in here]
 
+    def draw(records: Sequence[Record]) -> RenderableType:
+        return report_table.table(records, console, counts_first=True) if console.is_terminal else report_table.counts(records)
+
     try:
         if packs:
             with held_back():  # what is submitted is also noted
                 tell(slurm_submit.submit(packs), folder, console)
         if wait:
-            report_watch.watch(look, lambda records: report_table.table(records, console, counts_first=True), console, EVERY)
+            report_watch.watch(look, draw, console, EVERY, transient=True)
     except KeyboardInterrupt:
         numbers = {record.status.slurm_job.partition("_")[0] for record in look() if record.goes_on and record.status.slurm_job}
         console.print(
@@ -58,7 +61,6 @@ def single(cfg: Config, console: Console) -> None:
     run([[cfg]], [directory], directory, console, wait=cfg.wait)
     if cfg.wait:
         records = run_records.read_all([directory], lambda _: None)
-        for text in report_table.stopped(records):
-            console.print(text)
+        report_table.tell(records, console)
         if any(record.status.state != State.done for record in records):
             sys.exit(1)

@@ -62,12 +62,13 @@ def in_slurm(directory: Path, found: Status, job: Job | None) -> Standing:
         return Standing(found, True)  # its end is a moment away
     if found.state == State.interrupted:
         return Standing(found, False)
-    state, why = ENDS.get(job.state if job else "", (State.interrupted, "SLURM job {job} has ended"))
+    usual = "SLURM job {job} has ended" if job else "SLURM does not know job {job} any more"
+    state, why = ENDS.get(job.state if job else "", (State.interrupted, usual))
     why = why.format(job=found.slurm_job) + (f" ({job.state})" if job and job.state not in ENDS else "")
     if found.state == State.queued:
-        return Standing(
-            replace(found, state=State.cancelled if state == State.cancelled else State.failed, why=f"never started: {why}"), False
-        )
+        # A job that fails leaves its word in status.json, or SLURM's; of one that was cancelled while it waited nobody may know.
+        state = State.cancelled if job is None or state == State.cancelled else State.failed
+        return Standing(replace(found, state=state, why=f"never started: {why}"), False)
     if state == State.interrupted and found.why:  # what the run said itself is more
         why = found.why
     return Standing(replace(found, state=state, why=why), False)

@@ -291,14 +291,10 @@ def show_table(jobs: Sequence[Job], console: Console) -> None:
     """The runs of the sweep as sae-report shows them, and why some failed."""
     from sae_transcoder import report_table, run_records
 
-    if not console.is_terminal:
-        console = Console(highlight=False, width=100_000)  # nothing is cut off in a file or pipe
     complaints: list[str] = []
     here = {run_dir(job.cfg).resolve() for job in jobs}
     records = [r for r in run_records.read_all([sweep_dir(jobs[0].cfg)], complaints.append) if r.directory.resolve() in here]
-    console.print(report_table.table(records, console), soft_wrap=not console.is_terminal)
-    for text in report_table.stopped(records):
-        console.print(text)
+    report_table.tell(records, console)
 
 
 def result(job: Job, *, ended: bool) -> JobReturn:
