@@ -36,11 +36,15 @@ def faults(cfg: Config) -> list[str]:
         if (value := getattr(cfg, name)) is not None and value > most
     ]
     for name, value, fix in [
-        ("distribute_modules", cfg.distribute_modules, "leave it out"),
         ("hardware", cfg.hardware == Hardware.slurm, "use hardware=auto, cpu or gpu"),
     ]:
         if value:
             found.append(f"{name}={getattr(cfg, name)}: not yet available; {fix}")
+    if cfg.loss_fn != LossFn.fvu and cfg.distribute_modules:
+        found.append(
+            f"distribute_modules=True with loss_fn={cfg.loss_fn}: the forward passes through all coders, which must lie on one rank; "
+            "leave distribute_modules out, and the ranks share each batch"
+        )
     if cfg.loss_fn != LossFn.fvu and cfg.micro_acc_steps > 1:
         found.append(
             f"micro_acc_steps={cfg.micro_acc_steps} with loss_fn={cfg.loss_fn}: the forward passes through the coder whole; "

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from sae_transcoder import checks, coder_names, config, status
+from sae_transcoder import checks, coder_names, config, ranks, status
 from sae_transcoder.composition import refuse
 from sae_transcoder.config import (
     Activation,
@@ -57,6 +57,7 @@ class Plan:
     memory: dict[str, int]  # bytes, by what holds them
     warnings: list[str]
     start_from: dict[str, Path]  # {coder: folder of the weights to start from}
+    ranks: int = 1  # processes that train it together
 
     @property
     def latents(self) -> dict[str, int]:
@@ -83,12 +84,15 @@ Known = dict[Any, Any]
 """What runs of one sweep or pack need not find out each for itself: the model's outline, widths, tokens."""
 
 
-def plan(cfg: Config, known: Known | None = None) -> Plan:
+def plan(cfg: Config, known: Known | None = None, processes: int | None = None) -> Plan:
     """Checks the settings, then the machine, the model's outline and the data, and says what the run will be.
 
-    known: what was found out for other runs, added to. Raises ConfigError with all faults of the first of these that has any.
+    known: what was found out for other runs, added to. processes: the ranks that will train it together; None: as the environment says.
+    Raises ConfigError with all faults of the first of these that has any.
     """
     known = {} if known is None else known
+    processes = processes or ranks.count()
+    sharing = 1 if cfg.distribute_modules else processes  # ranks that share each batch
 
     def once(make: Callable[[], Any], *key: Any) -> Any:
         if key not in known:
@@ -111,26 +115,28 @@ def plan(cfg: Config, known: Known | None = None) -> Plan:
     points = hookpoints.find(cfg, outline)
     widths = once(lambda: hookpoints.widths(cfg, outline, points), "widths", model, cfg.model_type, tuple(points))
     faults = loss_faults(cfg, outline.config) + width_faults(cfg, widths) + token_faults(cfg, outline.config)
-    bound = data.needed_samples(cfg)
+    faults += share_faults(cfg, widths, processes)
+    bound = data.needed_samples(cfg, sharing)
     if bound is not None:
-        faults += length_faults(cfg, length(cfg, bound), bound)
+        faults += length_faults(cfg, length(cfg, bound, sharing), bound)
     if faults:
         raise ConfigError(*faults)
     sizes = {point: latents(cfg, width) for point, width in widths.items()}
     start_from = finetune.find(cfg, [name for point in widths for name in coder_names.names(point, cfg.init_seeds)], widths, sizes)
     dtype = language_model.resolve_dtype(cfg, device)
     parameters = sum(p.numel() for p in outline.parameters())
-    memory = memory_estimate(cfg, widths, parameters * dtype.itemsize, dtype.itemsize, outline.config.vocab_size)
+    memory = memory_estimate(cfg, widths, parameters * dtype.itemsize, dtype.itemsize, outline.config.vocab_size, processes)
     if faults := memory_faults(cfg, memory, device):
         raise ConfigError(*faults)
     source = str({f.name: getattr(cfg, f.name) for f in fields(DatasetConfig) if f.name != "max_samples"})
     tokens = once(
-        lambda: data.prepare(cfg, lambda: language_model.tokenizer(cfg), outline.config.vocab_size), "tokens", model, source, bound
+        lambda: data.prepare(cfg, lambda: language_model.tokenizer(cfg), outline.config.vocab_size, sharing),
+        *("tokens", model, source, bound),
     )
-    planned = length(cfg, len(tokens.train))
+    planned = length(cfg, len(tokens.train), sharing)
     if faults := length_faults(cfg, planned, len(tokens.train)):
         raise ConfigError(*faults)
-    return Plan(cfg, device, widths, tokens, planned, parameters, memory, warnings(cfg, planned), start_from)
+    return Plan(cfg, device, widths, tokens, planned, parameters, memory, warnings(cfg, planned), start_from, processes)
 
 
 def check_settings(cfg: Config) -> None:
@@ -192,12 +198,26 @@ def find_device(cfg: Config) -> torch.device:
         raise ConfigError(f"{asked}: torch knows no such device; use cpu, cuda or cuda:N") from error
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if ranks.count() > 1:
+            device = own_device(device, count, asked)
         if (device.index or 0) >= count:
             have = f"cuda:0 to cuda:{count - 1}" if count else "no GPU"
             raise ConfigError(f"{asked}: not present; this machine has {have}; choose one of these, or hardware=cpu")
     elif device.type != "cpu":
         raise ConfigError(f"{asked}: sparsify runs on cpu and cuda only; choose one of these")
     return device
+
+
+def own_device(device: torch.device, count: int, asked: str) -> torch.device:
+    """The GPU of this rank where several train together. Raises ConfigError for one GPU for all, or fewer GPUs than ranks."""
+    import torch
+
+    if device.index is not None:
+        raise ConfigError(f"{asked} with {ranks.count()} ranks: each has a GPU of its own; write device=cuda")
+    index = 0 if count == 1 else ranks.local_number()  # a launcher may let each rank see its own only
+    if 0 < count <= index:
+        raise ConfigError(f"{asked}: this machine has {count} GPUs for more ranks; start as many ranks as there are GPUs")
+    return torch.device("cuda", index)
 
 
 def loss_faults(cfg: Config, model_config: Any) -> list[str]:
@@ -227,6 +247,16 @@ def width_faults(cfg: Config, widths: dict[str, int]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def share_faults(cfg: Config, widths: dict[str, int], processes: int) -> list[str]:
+    """Ranks without a hookpoint of their own."""
+    if not cfg.distribute_modules or processes <= len(widths):
+        return []
+    return [
+        f"distribute_modules=True on {processes} ranks with {len(widths)} hookpoints: each rank trains whole ones; "
+        f"start at most {len(widths)} ranks, or choose more hookpoints"
+    ]
+
+
 def token_faults(cfg: Config, model_config: Any) -> list[str]:
     """Sequences longer than the model's positions, and excluded ids that it does not have."""
     found = []
@@ -243,12 +273,15 @@ def token_faults(cfg: Config, model_config: Any) -> list[str]:
 
 def length_faults(cfg: Config, planned: Length, samples: int) -> list[str]:
     """Batches, warmup and k decay that do not fit into a run on `samples` sequences."""
-    if cfg.batch_size > samples:
+    size = f"batch_size={cfg.batch_size}" + (
+        f" on {planned.batch // cfg.batch_size} ranks" if planned.batch > cfg.batch_size else ""
+    )
+    if planned.batch > samples:
         limit = f"max_samples={cfg.max_samples}" if samples == cfg.max_samples else f"the data gives {samples} training samples"
-        return [f"batch_size={cfg.batch_size} with {limit}: not one full batch; lower batch_size or give more samples"]
+        return [f"{size} with {limit}: not one full batch; lower batch_size or give more samples"]
     if planned.steps < 1:
         return [
-            f"grad_acc_steps={cfg.grad_acc_steps} with {planned.samples // cfg.batch_size} batches: not one optimizer step; "
+            f"grad_acc_steps={cfg.grad_acc_steps} with {planned.samples // planned.batch} batches: not one optimizer step; "
             "lower it or give more samples"
         ]
     found = []
@@ -258,7 +291,7 @@ def length_faults(cfg: Config, planned: Length, samples: int) -> list[str]:
             f"max_steps={cfg.max_steps}: {limit} gives {samples} samples, which make {planned.steps} optimizer steps; "
             "raise max_samples (null: all) or lower max_steps"
         )
-    how = f"{planned.samples} samples / (batch_size {cfg.batch_size} x grad_acc_steps {cfg.grad_acc_steps})"
+    how = f"{planned.samples} samples / ({size.replace('=', ' ')} x grad_acc_steps {cfg.grad_acc_steps})"
     for name, fix in [("lr_warmup_steps", "lower it, or leave it out for a twentieth of the run"), ("k_decay_steps", "lower it")]:
         value = getattr(cfg, name)
         if value and value >= planned.steps:
@@ -270,20 +303,27 @@ def length_faults(cfg: Config, planned: Length, samples: int) -> list[str]:
 OPTIMIZER_STATES = {Optimizer.adam: 2, Optimizer.muon: 1, Optimizer.signum: 1}
 
 
-def memory_estimate(cfg: Config, widths: dict[str, int], model_bytes: int, itemsize: int, vocabulary: int) -> dict[str, int]:
-    """Bytes that the run needs on its device, by what holds them; temporary tensors of the largest coder counted once."""
+def memory_estimate(
+    cfg: Config, widths: dict[str, int], model_bytes: int, itemsize: int, vocabulary: int, processes: int = 1
+) -> dict[str, int]:
+    """Bytes that the run needs on its device, or on that of each rank at most, by what holds them; temporary tensors of the largest coder
+    counted once."""
     tokens = cfg.batch_size * cfg.max_seq_length
-    parameters = sum(coder_parameters(cfg, d) for d in widths.values()) * len(cfg.init_seeds)
+    every = {point: coder_parameters(cfg, d) * len(cfg.init_seeds) for point, d in widths.items()}
+    own = max(ranks.shares(every, processes), key=lambda s: sum(every[p] for p in s)) if cfg.distribute_modules else list(widths)
+    parameters, copied = sum(every[point] for point in own), sum(every.values())  # the first rank evaluates all
     sides = 2 if cfg.model_type == "transcoder" else 1
-    captured = sum(tokens * d * sides * (itemsize + 4 * (itemsize != 4)) for d in widths.values())
+    captured = sum(tokens * widths[p] * sides * (itemsize + 4 * (itemsize != 4)) for p in own)
     # Pre-activations, with AuxK a second time; input, output, error and their gradients.
     step = max(tokens // cfg.micro_acc_steps * ((1 + (cfg.auxk_alpha > 0)) * latents(cfg, d) + 6 * d) * 4 for d in widths.values())
     held = {
         "language model": model_bytes,
         "coders": parameters * 4 * (2 + OPTIMIZER_STATES[cfg.optimizer]),
-        "their copy at a save": parameters * 4 * (2 if cfg.optimizer == Optimizer.signum else 1),
+        "their copy at a save": copied * 4 * (2 if cfg.optimizer == Optimizer.signum else 1),
         "activations": captured + step,
     }
+    if processes > 1 and not cfg.distribute_modules:
+        held["gradients exchanged"] = max(coder_parameters(cfg, d) for d in widths.values()) * 4
     if cfg.loss_fn != LossFn.fvu:  # logits, their softmax, its logarithm and a gradient, float32
         held["logits"] = tokens * vocabulary * 4 * (4 if cfg.loss_fn == LossFn.kl else 2)
     elif cfg.eval_end_to_end:  # those of the model as it is and with coders; one sequence's in float64, for the divergence
@@ -333,7 +373,10 @@ class BeforeTheRun(Callback):
     """Hydra's hook before it writes the run's directory: a refused run leaves nothing there."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Refuses launchers under which the jobs would be neither checked together nor trained side by side."""
+        """Refuses several ranks, and launchers under which the jobs would be neither checked together nor trained side by side."""
+        if ranks.count() > 1:
+            fault = f"-m on {ranks.count()} ranks (torchrun): ranks train one run together; start each run of the sweep by its own command"
+            refuse([fault] if ranks.number() == 0 else [])
         if not str(config.hydra.launcher._target_).startswith("hydra_plugins.sae_transcoder"):
             chosen = config.hydra.runtime.choices["hydra/launcher"]
             refuse(
@@ -343,7 +386,19 @@ class BeforeTheRun(Callback):
             )
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Ends the program with exit code 1 if the run must be refused, 0 if there is nothing left to do."""
+        """Ends the program with exit code 1 if the run must be refused, 0 if there is nothing left to do; of several ranks the first one
+        decides and speaks for all."""
+        together, code = ranks.meet(), None
+        if together.leads:
+            try:
+                self.decide(config)
+            except SystemExit as end:
+                code = end.code
+        if (code := together.from_first(code)) is not None:
+            sys.exit(code)
+
+    def decide(self, config: DictConfig) -> None:
+        """Ends the program where the run is not to be started."""
         # Exceptions of callbacks are only warnings to Hydra.
         try:
             cfg = typed(config)

@@ -6,6 +6,8 @@ Everything slow to import is imported after the config is known to be valid.
 import errno
 import os
 import sys
+from collections.abc import Sequence
+from typing import NoReturn
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -13,7 +15,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from sae_transcoder.composition import CONF, explain, override_faults, refuse, register, split_arguments
+from sae_transcoder import ranks
+from sae_transcoder.composition import CONF, explain, override_faults, register, split_arguments
+from sae_transcoder.composition import refuse as say_and_refuse
 from sae_transcoder.config import ConfigError, run_dir, typed
 
 
@@ -25,22 +29,31 @@ def run(composed: DictConfig) -> float | None:
     from sae_transcoder.member import Diverged, Taken
 
     cfg = typed(composed)
-    if note := preflight.nothing_to_do(cfg):  # a job of a sweep, of which the callback knows nothing
+    # A job of a sweep, of which the callback knows nothing. Ranks train no sweep; one of them may see that another has begun.
+    if ranks.count() == 1 and (note := preflight.nothing_to_do(cfg)):
         print(note)
     else:
         try:
             engine.train([cfg])
-        except Taken as note:
-            print(note)
+        except Taken as taken:
+            print(taken)
         except (DiskError, Diverged) as error:  # told here, or Hydra would add to it
             refuse([str(error)])
     evaluation = eval_file.read(run_dir(cfg))
     return evaluation.mean().get(cfg.objective) if evaluation else None
 
 
+def refuse(faults: Sequence[str]) -> NoReturn:
+    """Ends with exit code 1; of several ranks the first one says why."""
+    say_and_refuse(faults if ranks.number() == 0 else [])
+
+
 def main() -> None:
     """The command line; exit code 0: done, 1: refused or failed, 128 + n: stopped by signal n, the state saved."""
     register()
+    if ranks.number() > 0:  # the first rank writes .hydra and speaks
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        sys.argv.append("hydra.output_subdir=null")
     overrides, folders = split_arguments(sys.argv[1:])
     completing = "-sc" in sys.argv or "--shell-completion" in sys.argv
     if not completing and (faults := override_faults(overrides, folders)):
@@ -63,10 +76,11 @@ def main() -> None:
         from sae_transcoder.stop_signal import Stopped
         from sae_transcoder.sweep import RunFailed
 
-        if isinstance(error, RunFailed):
+        if isinstance(error, RunFailed | ranks.PeerFailed):
             refuse([str(error)])
         if isinstance(error, Stopped):
-            print(f"{error}; the same command goes on from here", file=sys.stderr)
+            if ranks.number() == 0:
+                print(f"{error}; the same command goes on from here", file=sys.stderr)
             sys.exit(128 + error.number)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             refuse([f"{error.filename or 'the disk'}: {error.strerror}; free space and start the same command again"])
