@@ -388,7 +388,10 @@ class BeforeTheRun(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Ends the program with exit code 1 if the run must be refused, 0 if there is nothing left to do; of several ranks the first one
         decides and speaks for all."""
-        together, code = ranks.meet(), None
+        try:
+            together, code = ranks.meet(), None
+        except ConfigError as error:
+            refuse(error.faults)
         if together.leads:
             try:
                 self.decide(config)

@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from sae_transcoder.config import ConfigError
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -81,13 +83,20 @@ class Ranks:
         self.data: Any = None
 
     def meet(self) -> None:
-        """Finds the other ranks. Raises torch's DistStoreError where some have not come in time."""
+        """Finds the other ranks. Raises ConfigError where some have not come in time."""
         import torch.distributed as dist
         from torch.distributed.rendezvous import rendezvous
 
-        self.store, _, _ = next(rendezvous("env://", timeout=MEETING))
-        self.store.set(f"here{self.rank}", "")
-        self.store.wait([f"here{rank}" for rank in range(self.size)], MEETING)
+        try:
+            self.store, _, _ = next(rendezvous("env://", timeout=MEETING))
+            self.store.set(f"here{self.rank}", "")
+            self.store.wait([f"here{rank}" for rank in range(self.size)], MEETING)
+        except RuntimeError as error:
+            where = f"MASTER_ADDR={os.environ['MASTER_ADDR']}, MASTER_PORT={os.environ['MASTER_PORT']}"
+            raise ConfigError(
+                f"WORLD_SIZE={self.size}: not all ranks met at {where} within {MEETING} ({str(error).splitlines()[0]}); "
+                "start that many processes that reach it, or unset WORLD_SIZE to train in one"
+            ) from error
         dist.init_process_group("gloo", store=self.store, rank=self.rank, world_size=self.size, timeout=WAITING)
         self.control = dist.new_group(backend="gloo", timeout=WAITING)
         atexit.register(self.part_ways)

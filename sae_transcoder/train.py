@@ -51,10 +51,11 @@ def refuse(faults: Sequence[str]) -> NoReturn:
 def main() -> None:
     """The command line; exit code 0: done, 1: refused or failed, 128 + n: stopped by signal n, the state saved."""
     register()
+    overrides, folders = split_arguments(sys.argv[1:])
     if ranks.number() > 0:  # the first rank writes .hydra and speaks
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-        sys.argv.append("hydra.output_subdir=null")
-    overrides, folders = split_arguments(sys.argv[1:])
+        place = sys.argv.index(overrides[0]) if overrides else len(sys.argv)  # Hydra wants them together
+        sys.argv.insert(place, "hydra.output_subdir=null")
     completing = "-sc" in sys.argv or "--shell-completion" in sys.argv
     if not completing and (faults := override_faults(overrides, folders)):
         refuse(faults)
@@ -69,7 +70,8 @@ def main() -> None:
     except SystemExit:
         raise
     except KeyboardInterrupt:  # before training began: afterwards it saves first
-        print("stopped before the first batch; what was tokenised is kept", file=sys.stderr)
+        if ranks.number() == 0:
+            print("stopped before the first batch; what was tokenised is kept", file=sys.stderr)
         sys.exit(130)
     except BaseException as error:
         # torch is imported by now: a message of our own kinds ends here, anything else is a bug and keeps its traceback.
