@@ -8,44 +8,28 @@ import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from rich.console import Console
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sae_transcoder import checkpoint, coder_names, config, display, eval_file, language_model, preflight, ranks
+from sae_transcoder import display, language_model, preflight, ranks
 from sae_transcoder.config import Config, ConfigError, LossFn
-from sae_transcoder.eval_file import Evaluation
+from sae_transcoder.failure import fail, fail_together, tell, why
 from sae_transcoder.language_model import Activations
-from sae_transcoder.member import Diverged, Member, Taken
+from sae_transcoder.member import Member
+from sae_transcoder.opening import begin
+from sae_transcoder.outcome import Outcome, Result
 from sae_transcoder.packs import check_shared
 from sae_transcoder.preflight import Plan
-from sae_transcoder.ranks import PeerFailed, Ranks
-from sae_transcoder.run_log import concerning
-from sae_transcoder.shortage import forget, free_memory, is_out_of_memory, make_room
+from sae_transcoder.ranks import Ranks
+from sae_transcoder.shortage import free_memory, is_out_of_memory, make_room
 from sae_transcoder.status import State
 from sae_transcoder.step_end import after_step, attempt
 from sae_transcoder.stop_signal import Stopped, StopSignal
-from sae_transcoder.upstream import SparseCoder
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Result:
-    """A finished run: its directory and the held-out metrics of its coders."""
-
-    directory: Path
-    evaluation: Evaluation
-
-    @property
-    def coders(self) -> dict[str, SparseCoder]:
-        """{coder: as exported}, read anew: a pack that is done holds no coders."""
-        folders = {c.coder: self.directory / "coders" / coder_names.folder(c.coder) for c in self.evaluation.coders}
-        return {name: SparseCoder.load_from_disk(folder) for name, folder in folders.items()}
 
 
 def configure(cfg: Config, device: torch.device) -> None:
@@ -61,9 +45,6 @@ def configure(cfg: Config, device: torch.device) -> None:
     if cfg.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-
-
-Outcome = Result | Exception
 
 
 def train(cfgs: Sequence[Config]) -> list[Result]:
@@ -173,78 +154,6 @@ def train_plans(
     return outcomes
 
 
-def fail_together(members: Sequence[Member], error: BaseException, ours: Ranks) -> None:
-    """Closes all runs of a pack that failed as a whole, and of several ranks tells the others why."""
-    said = ours.announce(error, why(error))
-    if isinstance(error, PeerFailed):
-        log.info("%s\n%s", error, ours.trace())
-    elif not isinstance(error, ConfigError):
-        log.exception("%s", error)
-    for member in members:
-        member.close(State.failed, why(error), speaks=ours.leads or not said)
-    ours.told()
-
-
-def begin(
-    plans: Mapping[int, Plan], members: dict[int, Member], outcomes: dict[int, Outcome], console: Console, ours: Ranks
-) -> None:
-    """Adds each run, opened, to `members`, and shows what will be trained. Those for which memory does not suffice are left out, those
-    that cannot go on from their state, or that another process has taken, have an outcome at once."""
-
-    def made(plan: Plan) -> Member | Exception:
-        try:
-            return Member(plan, language_model.resolve_dtype(plan.cfg, plan.device), ours)
-        except Exception as error:
-            return error
-
-    # The first rank takes the directory before the others read what lies there.
-    found = ours.first_then_others(lambda: {i: made(plan) for i, plan in plans.items()})
-    refused: dict[int, Exception] = {}
-    for own in ours.gather({i: portable(f) for i, f in found.items() if isinstance(f, Exception)} if ours.size > 1 else {}):
-        refused = own | refused
-    refused |= {i: f for i, f in found.items() if isinstance(f, Exception)}
-    for i, member in found.items():
-        if isinstance(member, Member) and i in refused:
-            member.leave()
-        elif isinstance(member, Member):
-            try:
-                member.open()
-                members[i] = member
-            except Exception as fault:
-                if ours.size > 1:
-                    raise
-                refused[i] = fault
-    for i, error in refused.items():
-        directory = config.run_dir(plans[i].cfg)
-        if isinstance(error, Taken):
-            evaluation = eval_file.read(directory) if error.done else None
-            outcomes[i] = Result(directory, evaluation) if evaluation else error
-            continue
-        if not is_out_of_memory(error) or len(plans) == 1 or ours.size > 1:
-            outcomes[i] = error
-            tell(directory, error, len(plans), console)
-        forget(error)
-    if members:
-        display.header([m.plan for m in members.values()], console)
-    notes: dict[str, list[str]] = {}
-    for member in members.values():
-        with concerning(member.directory):
-            log.info("%s", display.facts(member.plan))
-        goes_on = f"continues after step {member.run.step:,}" if member.run.batch else None
-        where = member.logbook.where if member.logbook else None
-        for note in filter(None, (goes_on, member.warning, where)):
-            notes.setdefault(note, []).append(member.directory.name)
-    for note, names in notes.items():
-        concerns = "" if len(names) == len(members) else f"{', '.join(names)}: "
-        console.print(concerns + note, markup=False, soft_wrap=True)
-
-
-def tell(directory: Path, error: Exception, runs: int, console: Console) -> None:
-    """Says that one of several runs failed; of a single one the caller says it."""
-    if runs > 1:
-        console.print(f"{directory}: failed: {why(error)}", markup=False, soft_wrap=True)
-
-
 def run_pack(
     model: PreTrainedModel, members: Sequence[Member], stop: StopSignal, console: Console, ours: Ranks
 ) -> dict[Member, Exception]:
@@ -317,26 +226,6 @@ def activations(model: PreTrainedModel, turn: Sequence[Member], tokens: Tensor) 
     widths = {point: width for m in turn for point, width in m.plan.widths.items()}
     nothing = {p: torch.empty(0, tokens.shape[1], widths[p], device=tokens.device) for p in points}
     return {p: Activations(none, none) for p, none in nothing.items()}
-
-
-def fail(member: Member, error: Exception) -> Exception:
-    """Closes a run that failed, with its reason in its log and status; returns the error without what it held in memory."""
-    with concerning(member.directory):
-        known = isinstance(error, ConfigError | checkpoint.DiskError | Diverged)
-        log.log(logging.INFO if known else logging.ERROR, "%s", error, exc_info=None if known else error)
-    member.close(State.failed, why(error))
-    forget(error)
-    return error
-
-
-def why(error: BaseException) -> str:
-    """An error in one line for status.json."""
-    return str(error) if isinstance(error, Diverged | ConfigError | PeerFailed) else f"{type(error).__name__}: {error}"
-
-
-def portable(error: Exception) -> Exception:
-    """An error as another rank can be given it."""
-    return error if isinstance(error, ConfigError) else PeerFailed(why(error))
 
 
 def interrupt(members: Sequence[Member], number: int, ours: Ranks) -> None:

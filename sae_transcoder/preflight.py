@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from sae_transcoder import checks, coder_names, config, ranks, status
-from sae_transcoder.composition import refuse
+from sae_transcoder import checks, coder_names, composition, config, ranks, status
 from sae_transcoder.config import (
     Activation,
     Config,
@@ -32,6 +31,7 @@ from sae_transcoder.config import (
     evaluation_batch,
     typed,
 )
+from sae_transcoder.ranks import refuse
 
 if TYPE_CHECKING:
     import torch
@@ -376,7 +376,7 @@ class BeforeTheRun(Callback):
         """Refuses several ranks, and launchers under which the jobs would be neither checked together nor trained side by side."""
         if ranks.count() > 1:
             fault = f"-m on {ranks.count()} ranks (torchrun): ranks train one run together; start each run of the sweep by its own command"
-            refuse([fault] if ranks.number() == 0 else [])
+            refuse([fault])
         if not str(config.hydra.launcher._target_).startswith("hydra_plugins.sae_transcoder"):
             chosen = config.hydra.runtime.choices["hydra/launcher"]
             refuse(
@@ -391,7 +391,7 @@ class BeforeTheRun(Callback):
         try:
             together, code = ranks.meet(), None
         except ConfigError as error:
-            refuse(error.faults)
+            composition.refuse(error.faults)  # each rank for itself
         if together.leads:
             try:
                 self.decide(config)

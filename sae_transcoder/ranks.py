@@ -11,12 +11,15 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from sae_transcoder import composition
 from sae_transcoder.config import ConfigError
 
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ T = TypeVar("T")
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 MEETING = timedelta(minutes=10)  # until which all ranks must have come
 WAITING = timedelta(days=30)  # a rank may evaluate for hours while the others wait
+SPOKEN = 5.0  # seconds in which the first rank says why a run is refused
 TOLD = timedelta(seconds=10)  # in which the first rank says why another one failed
 
 
@@ -48,6 +52,14 @@ def number() -> int:
 def local_number() -> int:
     """This process's place among the ranks of its machine."""
     return int(os.environ["LOCAL_RANK"]) if count() > 1 else 0
+
+
+def refuse(faults: Sequence[str]) -> NoReturn:
+    """Ends with exit code 1; of several ranks the first one says why. torchrun ends all ranks once one has ended, so the others wait."""
+    if number() > 0:
+        time.sleep(SPOKEN)
+        sys.exit(1)
+    composition.refuse(faults)
 
 
 def part(start: int, end: int, rank: int, size: int) -> slice:

@@ -6,8 +6,6 @@ Everything slow to import is imported after the config is known to be valid.
 import errno
 import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -17,8 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sae_transcoder import ranks
 from sae_transcoder.composition import CONF, explain, override_faults, register, split_arguments
-from sae_transcoder.composition import refuse as say_and_refuse
 from sae_transcoder.config import ConfigError, run_dir, typed
+from sae_transcoder.ranks import refuse
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF.resolve()), config_name="config")
@@ -41,11 +39,6 @@ def run(composed: DictConfig) -> float | None:
             refuse([str(error)])
     evaluation = eval_file.read(run_dir(cfg))
     return evaluation.mean().get(cfg.objective) if evaluation else None
-
-
-def refuse(faults: Sequence[str]) -> NoReturn:
-    """Ends with exit code 1; of several ranks the first one says why."""
-    say_and_refuse(faults if ranks.number() == 0 else [])
 
 
 def main() -> None:
