@@ -18,6 +18,7 @@ import torch
 
 from sae_transcoder import engine, ranks
 from sae_transcoder.composition import composed
+from sae_transcoder.config import ConfigError
 from sae_transcoder.run import Run
 from sae_transcoder.stop_signal import Stopped
 
@@ -61,8 +62,8 @@ def main(path: Path) -> None:
         try:
             outcomes = engine.train_pack([composed(overrides) for overrides in pack["runs"]])
             texts = [type(o).__name__ + (f": {o}" if isinstance(o, Exception) else "") for o in outcomes]
-        except Stopped as stopped:
-            texts = [f"Stopped: {stopped}"]
+        except (Stopped, ConfigError) as ended:
+            texts = [f"{type(ended).__name__}: {ended}"]
         said[-1]["outcomes"] = texts
         (path.parent / f"rank{ranks.number()}.json").write_text(json.dumps(said))
 

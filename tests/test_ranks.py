@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from sweeps import assert_equal
+from sweeps import assert_equal, here
 from test_engine import lines, weights
 
 from sae_transcoder import checkpoint, engine, eval_file, preflight, ranks, status
@@ -112,7 +112,6 @@ class Trained:
             "left": (1, 3, "SIGINT"),
             "raises": (1, 5, "ValueError"),
         }
-        del packs["unlike"]
         given = [{"runs": runs, "fault": faults.get(name)} for name, runs in packs.items()]
         self.start = time.monotonic()
         self.code, said, self.printed = on_ranks(folder / "launch", given)
@@ -212,7 +211,7 @@ def test_runs_of_a_pack_on_ranks_are_identical_to_themselves_alone_there(trained
 def test_a_signal_to_one_rank_saves_both_and_they_go_on_bit_for_bit(trained: Trained, how: str, number: str) -> None:
     assert [own["outcomes"] for own in trained.said[f"stopped{how}"]] == [[f"Stopped: stopped by {number}"]] * 2
     assert [own["outcomes"] for own in trained.said[f"again{how}"]] == [["Result"]] * 2
-    assert f"continues after step {1}" in trained.printed
+    assert "continues after step 1" in trained.printed
     suffix = how.replace(" ", "-")
     assert_equal(trained.two(f"stopped{suffix}"), trained.two(f"undisturbed{suffix}"))
     assert not (trained.two(f"stopped{suffix}") / "resume").exists()
@@ -232,6 +231,10 @@ def test_more_ranks_than_hookpoints_are_refused_on_all(trained: Trained) -> None
     fault = "ConfigError: distribute_modules=True on 2 ranks with 1 hookpoints: each rank trains whole ones; start at most 1 ranks"
     assert [own["outcomes"][0].startswith(fault) for own in trained.said["few"]] == [True, True]
     assert not trained.two("few").exists()
+    unlike = [
+        "ConfigError: distribute_modules=True, False: ranks read the same batches for one, their own for the other; train them apart"
+    ]
+    assert [own["outcomes"] for own in trained.said["unlike"]] == [unlike, unlike]
 
 
 def test_an_exception_on_one_rank_ends_both_with_its_message(trained: Trained) -> None:
@@ -312,17 +315,23 @@ def command(trained: Trained, name: str, *own: str) -> list[str]:
     return torchrun("-m", "sae_transcoder.train", *trained.on_two(name, *own))
 
 
-def test_the_command_line_trains_once_and_refuses_once(trained: Trained) -> None:
-    """A wrong setting, a sweep, a dry run, the run stopped by a signal to torchrun, gone on with, and repeated."""
-    own = ["max_samples=2000", "save_every=10"]
-    for wrong, fault in [
-        ([*trained.on_two("cli"), "k=100000"], "error: k=100000 with expansion_factor=2"),
-        (["-m", *trained.on_two("cli"), "lr=0.1,0.2"], "error: -m on 2 ranks (torchrun): ranks train one run together"),
-    ]:
-        done = subprocess.run(
-            torchrun("-m", "sae_transcoder.train", *wrong), capture_output=True, text=True, env=environment(), timeout=60
-        )
-        assert (done.returncode, done.stderr.count(fault)) == (1, 1), done.stderr
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_sweep_on_ranks_is_refused_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
+    for name, value in zip(ranks.VARIABLES, (rank, 2, rank, "localhost", 1), strict=True):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(ranks, "SPOKEN", 0.0)
+    code, printed, complaint = here("-m", *SHAPE, f"save_dir={tmp_path / 'runs'}", "lr=0.1,0.2")
+    assert (code, printed) == (1, "")
+    fault = "error: -m on 2 ranks (torchrun): ranks train one run together; start each run of the sweep by its own command\n"
+    assert complaint == (fault if rank == 0 else "")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_command_line_trains_once_and_speaks_once(trained: Trained) -> None:
+    """A wrong setting; a run stopped by a signal to torchrun, gone on with, and repeated."""
+    own = ["max_samples=1200", "save_every=10"]
+    done = subprocess.run(command(trained, "cli", "k=100000"), capture_output=True, text=True, env=environment(), timeout=60)
+    assert (done.returncode, done.stderr.count("error: k=100000 with expansion_factor=2")) == (1, 1), done.stderr
     assert not trained.two("cli").exists()
 
     process = subprocess.Popen(
