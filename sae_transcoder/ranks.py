@@ -126,7 +126,9 @@ class Ranks:
         if self.fault is None:
             import torch.distributed as dist
 
+            self.control = self.data = None  # what holds threads must not wait for the end of the interpreter
             dist.destroy_process_group()
+            del self.store
 
     @contextmanager
     def talking(self) -> Iterator[None]:
