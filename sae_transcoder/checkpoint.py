@@ -2,6 +2,8 @@
 
 What is written stands beside its place first, is forced to the disk and then takes its place. The state is at all times the old
 one or the new one. A coder's folder needs two renames: a process that dies between them leaves it out, until the run goes on.
+
+Of several ranks each writes what only it knows to a file of its own, named by the batch; state.pt, written last, says which batch counts.
 """
 
 import os
@@ -59,7 +61,27 @@ def export(coders: Mapping[str, SparseCoder], folder: Path) -> None:
 
 def save_state(directory: Path, signature: str, state: Mapping[str, Any]) -> None:
     """Replaces the run's training state at once. Raises DiskError where the disk takes no more; the old state then stays."""
-    place = state_path(directory)
+    _replace(state_path(directory), signature, state)
+
+
+def save_rank_state(directory: Path, signature: str, rank: int, batch: int, state: Mapping[str, Any]) -> None:
+    """Writes what only this rank knows after so many batches, beside what is there. Raises DiskError like `save_state`."""
+    _replace(rank_path(directory, rank, batch), signature, state)
+
+
+def rank_path(directory: Path, rank: int, batch: int) -> Path:
+    """The file of a rank's own part of the training state."""
+    return state_path(directory).with_name(f"rank{rank}-{batch}.pt")
+
+
+def drop_other_rank_states(directory: Path, batch: int) -> None:
+    """Removes ranks' parts of the training state of other batches than this one."""
+    for path in state_path(directory).parent.glob("rank*.pt"):
+        if not path.stem.endswith(f"-{batch}"):
+            path.unlink()
+
+
+def _replace(place: Path, signature: str, state: Mapping[str, Any]) -> None:
     beside = place.with_name(f".{place.name}.new")
     try:
         place.parent.mkdir(exist_ok=True)
@@ -86,8 +108,18 @@ def load_state(directory: Path, signature: str) -> dict[str, Any] | None:
     Raises ConfigError for a file that is truncated, of other settings or of another version.
     """
     path = state_path(directory)
+    return _load(path, signature) if path.exists() else None
+
+
+def load_rank_state(directory: Path, signature: str, rank: int, batch: int) -> dict[str, Any]:
+    """A rank's own part of the training state. Raises ConfigError like `load_state`, and where there is none."""
+    path = rank_path(directory, rank, batch)
     if not path.exists():
-        return None
+        raise ConfigError(f"{path}: missing, without which the run cannot go on; remove {path.parent} to train it from its start")
+    return _load(path, signature)
+
+
+def _load(path: Path, signature: str) -> dict[str, Any]:
     fix = f"remove {path.parent} to train this run from its start"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)

@@ -49,11 +49,11 @@ def faults(cfg: Config) -> list[str]:
         for name, most in AT_MOST.items()
         if (value := getattr(cfg, name)) is not None and value > most
     ]
-    for name, value, fix in [
-        ("distribute_modules", cfg.distribute_modules, "leave it out"),
-    ]:
-        if value:
-            found.append(f"{name}={getattr(cfg, name)}: not yet available; {fix}")
+    if cfg.loss_fn != LossFn.fvu and cfg.distribute_modules:
+        found.append(
+            f"distribute_modules=True with loss_fn={cfg.loss_fn}: the forward passes through all coders, which must lie on one rank; "
+            "leave distribute_modules out, and the ranks share each batch"
+        )
     if cfg.loss_fn != LossFn.fvu and cfg.micro_acc_steps > 1:
         found.append(
             f"micro_acc_steps={cfg.micro_acc_steps} with loss_fn={cfg.loss_fn}: the forward passes through the coder whole; "

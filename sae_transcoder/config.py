@@ -215,7 +215,7 @@ class TrainingConfig:
     """Batches, losses and length of a run."""
 
     batch_size: int = 2
-    """Sequences per batch."""
+    """Sequences per batch; where several ranks train one run with distribute_modules=false, of each rank."""
     grad_acc_steps: int = 8
     """Batches per optimizer step."""
     micro_acc_steps: int = 1
@@ -272,7 +272,8 @@ class HardwareConfig:
     deterministic: bool = no_result(False)
     """Deterministic algorithms only, for runs that are bit-identical on the same GPU; slower. On a CPU they are without it."""
     distribute_modules: bool = False
-    """Each rank trains its share of the hookpoints; not yet available."""
+    """Where several ranks train one run (torchrun). true: each trains its share of the hookpoints on every batch, as one process would.
+    false: each trains all coders on `batch_size` sequences of its own (data parallel), as one process with ranks x batch_size would."""
 
 
 @dataclass

@@ -25,19 +25,20 @@ class TokenSets:
     heldout: Sequences
 
 
-def needed_samples(cfg: Config) -> int | None:
-    """Training sequences that the run reads at most; None: all there are."""
-    by_steps = None if cfg.max_steps is None else cfg.max_steps * cfg.grad_acc_steps * cfg.batch_size
+def needed_samples(cfg: Config, ranks: int = 1) -> int | None:
+    """Training sequences that the run reads at most, where so many ranks share each batch; None: all there are."""
+    by_steps = None if cfg.max_steps is None else cfg.max_steps * cfg.grad_acc_steps * cfg.batch_size * ranks
     return min((n for n in (cfg.max_samples, by_steps) if n is not None), default=None)
 
 
-def prepare(cfg: Config, tokenizer: Callable[[], Any], vocabulary: int) -> TokenSets:
+def prepare(cfg: Config, tokenizer: Callable[[], Any], vocabulary: int, ranks: int = 1) -> TokenSets:
     """The run's sequences, tokenised or read as far as it needs them, kept for the next run.
 
+    ranks: how many share each batch.
     tokenizer: loads the model's tokenizer, called only where text has to be tokenised. vocabulary: how many ids the model has.
     Raises ConfigError for data that cannot be read, lacks its column, has ids beyond the vocabulary or fills no sequence.
     """
-    needed = needed_samples(cfg)
+    needed = needed_samples(cfg, ranks)
     if cfg.dataset_kind == DatasetKind.memmap:
         return from_memmap(cfg, needed, vocabulary)
     if cfg.eval_split is not None:

@@ -51,11 +51,20 @@ def facts(plan: Plan) -> dict[str, str]:
         "parameters": f"{size(plan.coder_parameters)} trained",
         "data": f"{cfg.dataset_name}, {length.samples:,} sequences of {cfg.max_seq_length}, "
         f"{length.samples * cfg.max_seq_length:,} tokens; {len(plan.tokens.heldout):,} held out",
-        "steps": f"{length.steps:,} of {cfg.grad_acc_steps} x {cfg.batch_size} sequences",
+        "steps": f"{length.steps:,} of {cfg.grad_acc_steps} x {length.batch} sequences",
+        **ranks(plan),
         "optimizer": f"{cfg.optimizer}, lr {rate}{warmup}",
         "memory": f"about {size(sum(plan.memory.values()), 'B')} ({parts})",
         "directory": str(run_dir(cfg)),
     }
+
+
+def ranks(plan: Plan) -> dict[str, str]:
+    """How several ranks train together; nothing of a process alone."""
+    if plan.ranks == 1:
+        return {}
+    how = "each trains its hookpoints" if plan.cfg.distribute_modules else f"each reads {plan.cfg.batch_size} sequences of a batch"
+    return {"ranks": f"{plan.ranks}: {how}"}
 
 
 def header(plans: Sequence[Plan], console: Console) -> None:

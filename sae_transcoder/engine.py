@@ -1,49 +1,35 @@
 """A pack: one stream of batches, one forward of the language model, many runs; and what happens between two batches."""
 
-import gc
 import logging
 import math
 import os
 import resource
 import signal
 import time
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import contextmanager, nullcontext, redirect_stdout
 
 import torch
 from rich.console import Console
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from sae_transcoder import checkpoint, coder_names, config, display, eval_file, heldout, language_model, preflight
+from sae_transcoder import display, language_model, preflight, ranks
 from sae_transcoder.config import Config, ConfigError, LossFn
-from sae_transcoder.eval_file import Evaluation
-from sae_transcoder.heldout import Measured, Subject
-from sae_transcoder.member import Diverged, Member, Taken
+from sae_transcoder.failure import fail, fail_together, tell, why
+from sae_transcoder.language_model import Activations
+from sae_transcoder.member import Member
+from sae_transcoder.opening import begin
+from sae_transcoder.outcome import Outcome, Result
 from sae_transcoder.packs import check_shared
 from sae_transcoder.preflight import Plan
-from sae_transcoder.run_log import concerning
+from sae_transcoder.ranks import Ranks
+from sae_transcoder.shortage import free_memory, is_out_of_memory, make_room
 from sae_transcoder.status import State
+from sae_transcoder.step_end import after_step, attempt
 from sae_transcoder.stop_signal import Stopped, StopSignal
-from sae_transcoder.upstream import SparseCoder
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Result:
-    """A finished run: its directory and the held-out metrics of its coders."""
-
-    directory: Path
-    evaluation: Evaluation
-
-    @property
-    def coders(self) -> dict[str, SparseCoder]:
-        """{coder: as exported}, read anew: a pack that is done holds no coders."""
-        folders = {c.coder: self.directory / "coders" / coder_names.folder(c.coder) for c in self.evaluation.coders}
-        return {name: SparseCoder.load_from_disk(folder) for name, folder in folders.items()}
 
 
 def configure(cfg: Config, device: torch.device) -> None:
@@ -59,9 +45,6 @@ def configure(cfg: Config, device: torch.device) -> None:
     if cfg.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-
-
-Outcome = Result | Exception
 
 
 def train(cfgs: Sequence[Config]) -> list[Result]:
@@ -83,48 +66,81 @@ def train_pack(cfgs: Sequence[Config], stop: StopSignal | None = None) -> list[O
     stop: what notes signals; None: a new one, open until the pack is done.
     """
     check_shared(cfgs)
-    known: preflight.Known = {}
-    plans: dict[int, Plan] = {}
-    outcomes: dict[int, Outcome] = {}
-    for i, cfg in enumerate(cfgs):
+    ours = ranks.meet()
+    if ours.size > 1 and len({cfg.distribute_modules for cfg in cfgs}) > 1:
+        raise ConfigError(
+            "distribute_modules=True, False: ranks read the same batches for one, their own for the other; train them apart"
+        )
+    with silence() if not ours.leads else nullcontext():
         try:
-            plans[i] = preflight.plan(cfg, known)
-        except ConfigError as error:
-            outcomes[i] = error
-    if plans:
-        first = next(iter(plans.values()))
-        configure(first.cfg, first.device)
-        with nullcontext(stop) if stop else StopSignal() as noted:
-            outcomes |= train_plans(plans, None, noted, Console(highlight=False))
+            outcomes, plans = planned(cfgs, ours)
+            if plans:
+                first = next(iter(plans.values()))
+                configure(first.cfg, first.device)
+                ours.connect(first.device)
+                # Patient: torchrun hands on a signal that may have reached its processes already.
+                with nullcontext(stop) if stop else StopSignal(patient=ours.size > 1) as noted:
+                    outcomes |= train_plans(plans, None, noted, Console(highlight=False), ours)
+        except Stopped:
+            raise
+        except BaseException as error:
+            ours.announce(error, why(error))
+            raise
     return [outcomes[i] for i in range(len(cfgs))]
 
 
-def train_plans(plans: Mapping[int, Plan], model: PreTrainedModel | None, stop: StopSignal, console: Console) -> dict[int, Outcome]:
-    """Trains a pack; where memory does not suffice, its halves one after the other, from where the runs have come."""
+@contextmanager
+def silence() -> Iterator[None]:
+    """While it is open, nothing is printed: one rank speaks for all."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        yield
+
+
+def planned(cfgs: Sequence[Config], ours: Ranks) -> tuple[dict[int, Outcome], dict[int, Plan]]:
+    """What was refused, on any rank, and the plans of the other runs."""
+    known: preflight.Known = {}
+
+    def plan(cfg: Config) -> Plan | ConfigError:
+        try:
+            return preflight.plan(cfg, known)
+        except ConfigError as error:
+            return error
+
+    found = ours.first_then_others(lambda: [plan(cfg) for cfg in cfgs])
+    refused: dict[int, Outcome] = {}
+    for own in ours.gather({i: f for i, f in enumerate(found) if isinstance(f, ConfigError)}):
+        refused = own | refused
+    return refused, {i: f for i, f in enumerate(found) if isinstance(f, Plan) and i not in refused}
+
+
+def train_plans(
+    plans: Mapping[int, Plan], model: PreTrainedModel | None, stop: StopSignal, console: Console, ours: Ranks
+) -> dict[int, Outcome]:
+    """Trains a pack; where memory does not suffice, its halves one after the other, from where the runs have come. Of several ranks all
+    fail with the first that does: raises what that one raises, on the others PeerFailed."""
     members: dict[int, Member] = {}
     outcomes: dict[int, Outcome] = {}
     failed: dict[Member, Exception] = {}
     try:
-        begin(plans, members, outcomes, console)
+        begin(plans, members, outcomes, console, ours)
         if model is None and members:
             lead = max(plans.values(), key=lambda plan: plan.cfg.eval_end_to_end)  # which needs the head
             model = language_model.load(lead.cfg, lead.device)
         if model and members:
-            failed = run_pack(model, list(members.values()), stop, console)
-    except BaseException as error:  # nothing of one run alone: a stop, or a model that cannot be loaded
-        if isinstance(error, Exception) and is_out_of_memory(error) and len(members) > 1:
+            failed = run_pack(model, list(members.values()), stop, console, ours)
+    except Stopped:
+        raise
+    except BaseException as error:  # nothing of one run alone, such as a model that cannot be loaded
+        if ours.size == 1 and isinstance(error, Exception) and is_out_of_memory(error) and len(members) > 1:
             make_room(list(members.values()), [error])
         else:
-            if not isinstance(error, Stopped | ConfigError):
-                log.exception("%s", error)
-            for member in members.values():
-                member.close(State.failed, why(error))
+            fail_together(list(members.values()), error, ours)
             raise
     for i, member in members.items():
         if member in failed:
             outcomes[i] = failed[member]
-        elif member.finished:
-            outcomes[i] = Result(member.directory, member.evaluation)
+        elif member.finished and (evaluation := ours.from_first(member.evaluation)):
+            outcomes[i] = Result(member.directory, evaluation)
     rest = {i: plan for i, plan in plans.items() if i not in outcomes}
     if rest:
         log.warning("out of memory with %d runs side by side: they go on in two packs", len(plans))
@@ -134,47 +150,13 @@ def train_plans(plans: Mapping[int, Plan], model: PreTrainedModel | None, stop: 
         middle = math.ceil(len(order) / 2)
         for half in (order[:middle], order[middle:]):
             if half:
-                outcomes |= train_plans({i: rest[i] for i in half}, model, stop, console)
+                outcomes |= train_plans({i: rest[i] for i in half}, model, stop, console, ours)
     return outcomes
 
 
-def begin(plans: Mapping[int, Plan], members: dict[int, Member], outcomes: dict[int, Outcome], console: Console) -> None:
-    """Adds each run, opened, to `members`, and shows what will be trained. Those for which memory does not suffice are left out, those
-    that cannot go on from their state, or that another process has taken, have an outcome at once."""
-    for i, plan in plans.items():
-        try:
-            member = Member(plan, language_model.resolve_dtype(plan.cfg, plan.device))
-            member.open()
-            members[i] = member
-        except Taken as error:
-            evaluation = eval_file.read(config.run_dir(plan.cfg)) if error.done else None
-            outcomes[i] = Result(config.run_dir(plan.cfg), evaluation) if evaluation else error
-        except Exception as error:
-            if not is_out_of_memory(error) or len(plans) == 1:
-                outcomes[i] = error
-                tell(config.run_dir(plan.cfg), error, len(plans), console)
-            forget(error)
-    if members:
-        display.header([m.plan for m in members.values()], console)
-    notes: dict[str, list[str]] = {}
-    for member in members.values():
-        with concerning(member.directory):
-            log.info("%s", display.facts(member.plan))
-        goes_on = f"continues after step {member.run.step:,}" if member.run.batch else None
-        for note in filter(None, (goes_on, member.warning, member.logbook.where)):
-            notes.setdefault(note, []).append(member.directory.name)
-    for note, names in notes.items():
-        concerns = "" if len(names) == len(members) else f"{', '.join(names)}: "
-        console.print(concerns + note, markup=False, soft_wrap=True)
-
-
-def tell(directory: Path, error: Exception, runs: int, console: Console) -> None:
-    """Says that one of several runs failed; of a single one the caller says it."""
-    if runs > 1:
-        console.print(f"{directory}: failed: {why(error)}", markup=False, soft_wrap=True)
-
-
-def run_pack(model: PreTrainedModel, members: Sequence[Member], stop: StopSignal, console: Console) -> dict[Member, Exception]:
+def run_pack(
+    model: PreTrainedModel, members: Sequence[Member], stop: StopSignal, console: Console, ours: Ranks
+) -> dict[Member, Exception]:
     """The loop: batch after batch until every run is done or has failed; returns what failed. Raises Stopped after a signal.
 
     Where memory does not suffice for all, it saves the runs that are consistent and returns with unfinished runs closed.
@@ -196,10 +178,11 @@ def run_pack(model: PreTrainedModel, members: Sequence[Member], stop: StopSignal
                 tell(member.directory, error, len(members), console)
             for member in active:
                 member.heartbeat(bar)
-            if stop.number is not None and not all(m.closed for m in members):
-                interrupt(members, stop.number)
+            number = ours.largest(stop.number or 0)  # a signal reaches ranks at different times
+            if number and not all(m.closed for m in members):
+                interrupt(members, number, ours)
     for member in members:
-        if member.finished:
+        if member.finished and member.evaluation:
             display.closing(member.directory, member.run.step, time.monotonic() - start, member.evaluation, console)
     return failed
 
@@ -209,20 +192,18 @@ def batch(model: PreTrainedModel, active: Sequence[Member], bar: display.Bar) ->
     index = min(m.run.batch for m in active)  # resumed runs may be ahead of others
     turn = [m for m in active if m.run.batch == index]
     lead = max(turn, key=lambda m: m.run.length.samples)
-    size = lead.cfg.batch_size
-
-    def end(member: Member) -> int:
-        return min((index + 1) * size, member.run.length.samples)
-
-    turn = [m for m in turn if end(m) == end(lead)]  # a run whose last batch is not full has it to itself
+    start, end = lead.run.length.rows(index)
+    turn = [m for m in turn if m.run.length.rows(index)[1] == end]  # a run whose last batch is not full has it to itself
     failed: dict[Member, Exception] = {}
     end_to_end = lead.cfg.loss_fn != LossFn.fvu  # then the run is alone
     try:
-        rows = lead.plan.tokens.train[index * size : end(lead)]
+        sharing = lead.run.ranks
+        rows = lead.plan.tokens.train[ranks.part(start, end, sharing.rank, sharing.size)]
         tokens = torch.from_numpy(rows).to(lead.plan.device)
-        points = list(dict.fromkeys(point for m in turn for point in m.plan.widths))
-        seen = {} if end_to_end else language_model.capture(model, points, tokens)
+        seen = {} if end_to_end else activations(model, turn, tokens)
     except Exception as error:
+        if lead.ranks.size > 1:
+            raise
         return dict.fromkeys(turn, error)
     stepped = []
     for member in turn:
@@ -237,120 +218,17 @@ def batch(model: PreTrainedModel, active: Sequence[Member], bar: display.Bar) ->
     return failed
 
 
-def after_step(model: PreTrainedModel, stepped: Sequence[Member], bar: display.Bar, failed: dict[Member, Exception]) -> None:
-    """What the step just made makes due: evaluation, metrics, exports, saves; one run after the other where memory does not suffice for
-    copies of all coders at once."""
-    subjects: dict[Member, Subject] = {}
-    for member in stepped:
-        if member.saving or member.evaluating:
-            with attempt(member, failed):
-                subjects[member] = member.subject()
-    with bar.paused():
-        measured = evaluated(model, subjects, failed)
-    short = [member for member in stepped if member in failed and is_out_of_memory(failed[member])]
-    if short and len(stepped) > 1:
-        subjects.clear()
-        for member in short:
-            forget(failed.pop(member))
-        free_memory()
-        for member in stepped:
-            if member not in failed:
-                after_step(model, [member], bar, failed)
-        return
-    for member in stepped:
-        if member not in failed:
-            with attempt(member, failed):
-                member.after_step(bar, subjects.get(member), measured.get(member))
+def activations(model: PreTrainedModel, turn: Sequence[Member], tokens: Tensor) -> dict[str, Activations]:
+    """What the runs' hookpoints see of `tokens` [sequence, position]; a rank may have no sequence of a short batch."""
+    points = list(dict.fromkeys(point for m in turn for point in m.run.points))
+    if len(tokens):
+        return language_model.capture(model, points, tokens)
+    widths = {point: width for m in turn for point, width in m.plan.widths.items()}
+    nothing = {p: torch.empty(0, tokens.shape[1], widths[p], device=tokens.device) for p in points}
+    return {p: Activations(none, none) for p, none in nothing.items()}
 
 
-@contextmanager
-def attempt(member: Member, failed: dict[Member, Exception]) -> Iterator[None]:
-    """What fails while it is open is the failure of that run."""
-    try:
-        with concerning(member.directory):
-            yield
-    except Exception as error:
-        failed[member] = error
-
-
-def evaluated(
-    model: PreTrainedModel, subjects: Mapping[Member, Subject], failed: dict[Member, Exception]
-) -> dict[Member, Measured]:
-    """Held-out metrics of the members that evaluate now, and of those that keep their best; each kind shares its forwards."""
-    whole = [m for m in subjects if m.evaluating]
-    best = [m for m in subjects if not m.evaluating and m.cfg.save_best]
-    found: dict[Member, Measured] = {}
-
-    def measure(due: Sequence[Member], *, whole: bool) -> None:
-        tokens = due[0].plan.tokens.heldout
-        try:
-            found.update(zip(due, heldout.measure(model, [subjects[m] for m in due], tokens, whole=whole), strict=True))
-        except Exception as error:
-            if len(due) == 1:
-                failed[due[0]] = error
-            for member in due if len(due) > 1 else ():  # whose fault it is shows when each is measured alone
-                measure([member], whole=whole)
-
-    if whole:
-        measure(whole, whole=True)
-    if best:
-        measure(best, whole=False)
-    return found
-
-
-# What torch's allocator on a CPU and cuBLAS say without an exception of their own.
-NO_MEMORY = ("t allocate memory", "bad_alloc", "CUBLAS_STATUS_ALLOC_FAILED")
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether a device or the CPU had no more memory to give."""
-    said = isinstance(error, RuntimeError) and any(text in str(error) for text in NO_MEMORY)
-    return said or isinstance(error, torch.OutOfMemoryError | MemoryError)
-
-
-def make_room(active: Sequence[Member], faults: Sequence[Exception]) -> None:
-    """Closes the runs of a pack that is too large; those amid a batch go on from their last save, the others from here."""
-    for error in faults:
-        forget(error)
-    for member in active:
-        if not (member.amid_batch or member.closed):
-            try:
-                member.save_state()
-            except Exception as error:  # there may be no memory for this either: it goes on from its last save
-                log.warning("%s: its state could not be saved (%s)", member.directory, error)
-        member.close(State.interrupted, "out of memory; goes on in a smaller pack")
-
-
-def fail(member: Member, error: Exception) -> Exception:
-    """Closes a run that failed, with its reason in its log and status; returns the error without what it held in memory."""
-    with concerning(member.directory):
-        known = isinstance(error, ConfigError | checkpoint.DiskError | Diverged)
-        log.log(logging.INFO if known else logging.ERROR, "%s", error, exc_info=None if known else error)
-    member.close(State.failed, why(error))
-    forget(error)
-    return error
-
-
-def why(error: BaseException) -> str:
-    """An error in one line for status.json."""
-    return str(error) if isinstance(error, Diverged | ConfigError) else f"{type(error).__name__}: {error}"
-
-
-def forget(error: BaseException | None) -> None:
-    """Drops the variables of the functions that an error, and what caused it, passed through: they hold tensors."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
-
-
-def free_memory() -> None:
-    """Gives back what runs that were closed held."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def interrupt(members: Sequence[Member], number: int) -> None:
+def interrupt(members: Sequence[Member], number: int, ours: Ranks) -> None:
     """Saves every unfinished run's state and raises Stopped."""
     state = State.preempted if number != signal.SIGINT and "SLURM_JOB_ID" in os.environ else State.interrupted
     stopped = Stopped(number)
@@ -359,6 +237,9 @@ def interrupt(members: Sequence[Member], number: int) -> None:
             try:
                 member.save_state()
             except Exception as error:  # a full disk: the others are saved yet
+                if ours.size > 1:
+                    raise
                 fail(member, error)
             member.close(state, str(stopped))
+    ours.gather(None)  # none leaves before the first rank has written the state
     raise stopped

@@ -5,19 +5,22 @@ import logging
 import math
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import Timeout
 
-from sae_transcoder import checkpoint, eval_file, status
+from sae_transcoder import checkpoint, coder_names, eval_file, status
 from sae_transcoder.config import ConfigError, run_dir, signature
 from sae_transcoder.display import Bar
 from sae_transcoder.eval_file import Evaluation
 from sae_transcoder.files import sync
 from sae_transcoder.heldout import Measured, Subject
+from sae_transcoder.memory import coder_parameters
 from sae_transcoder.preflight import Plan
+from sae_transcoder.ranks import ALONE, Ranks, shares
 from sae_transcoder.run import Run
 from sae_transcoder.run_log import RunLog
 from sae_transcoder.status import State, Status
@@ -34,7 +37,10 @@ class Taken(ConfigError):
     def __init__(self, directory: Path, *, done: bool):
         how = "done by now" if done else "another process has just started this run"
         super().__init__(f"{directory}: {how}; not started again")
-        self.done = done
+        self.directory, self.done = directory, done
+
+    def __reduce__(self) -> tuple[Any, ...]:  # ranks tell each other
+        return partial(Taken, self.directory, done=self.done), ()
 
 
 class Diverged(Exception):
@@ -53,18 +59,29 @@ def refuse_diverged(step: int, values: Mapping[str, float]) -> None:
 
 
 class Member:
-    """A run of the pack with its directory: what it logs, saves and reports of itself."""
+    """A run of the pack with its directory: what it logs, saves and reports of itself. Of several ranks only the first one does so; the
+    others hold the run and their part of its training state."""
 
-    def __init__(self, plan: Plan, dtype: torch.dtype):
+    def __init__(self, plan: Plan, dtype: torch.dtype, ranks: Ranks = ALONE):
         """Takes the directory, and continues from its training state where there is one.
 
         Raises ConfigError where that does not fit, Taken where another process has taken the directory.
         """
-        self.plan, self.cfg, self.directory = plan, plan.cfg, run_dir(plan.cfg)
-        self.settings = {"dtype": str(dtype), "threads": torch.get_num_threads(), "data": fingerprint(plan)}
+        self.plan, self.cfg, self.directory, self.ranks = plan, plan.cfg, run_dir(plan.cfg), ranks
+        self.settings = {
+            "dtype": str(dtype),
+            "threads": torch.get_num_threads(),
+            "data": fingerprint(plan),
+            "ranks": ranks.size,
+        }
         self.closed = self.finished = self.amid_batch = False
-        self.directory.mkdir(parents=True, exist_ok=True)
+        self.log: RunLog | None = None
+        self.logbook: Logbook | None = None
         self.lock = status.lock(self.directory)
+        if not ranks.leads:
+            self._prepare()
+            return
+        self.directory.mkdir(parents=True, exist_ok=True)
         try:
             self.lock.acquire(timeout=status.LOOKING)
         except Timeout:
@@ -81,26 +98,37 @@ class Member:
         if found is not None and found.state == State.done:
             raise Taken(self.directory, done=True)
         state = checkpoint.load_state(self.directory, signature(self.cfg))
-        self.run = Run(plan.cfg, plan.widths, len(plan.tokens.train), plan.device, plan.start_from)
-        self.best = dict.fromkeys(self.run.coders, float("inf"))
-        self.evaluation: Evaluation  # once the run is done
+        together = ALONE if self.cfg.distribute_modules else self.ranks
+        sizes = {point: coder_parameters(plan.cfg, width) for point, width in plan.widths.items()}
+        self.shares = shares(sizes, self.ranks.size) if self.cfg.distribute_modules else [list(sizes)]
+        share = self.shares[self.ranks.rank] if self.cfg.distribute_modules else None
+        self.run = Run(plan.cfg, plan.widths, len(plan.tokens.train), plan.device, plan.start_from, together, share)
+        self.best = dict.fromkeys(self.run.names, float("inf"))
+        self.evaluation: Evaluation | None = None  # on the first rank, once the run is done
         self.warning: str | None = None
         if state is not None:
             self._restore(state)
 
     def open(self) -> None:
         """Says that the run goes on, and opens its log and its tracker."""
+        if not self.ranks.leads:
+            return
         self.log = RunLog(self.directory)
         try:
             self.report(State.running)  # first: a folder of files without it is taken for somebody else's
             self.logbook = Logbook(self.cfg, self.directory, self.run.step)
         except BaseException as error:  # a tracker that cannot be opened, a full disk
             self.try_report(State.failed, f"{type(error).__name__}: {error}")
-            self._leave()
+            self.leave()
             raise
 
     def _restore(self, state: dict[str, Any]) -> None:
         kept = state["settings"]
+        if kept.get("ranks", 1) != self.ranks.size:
+            raise ConfigError(
+                f"{self.directory} was begun on {kept.get('ranks', 1)} ranks, here are {self.ranks.size}: start it with as many "
+                f"(torchrun --nproc-per-node, tasks), or remove {self.directory / 'resume'} to train it from its start"
+            )
         if kept["dtype"] != self.settings["dtype"]:
             raise ConfigError(
                 f"dtype={self.cfg.dtype}: {self.directory} was begun with {kept['dtype']} on another device, "
@@ -116,9 +144,13 @@ class Member:
                 f"threads={self.settings['threads']}, the run was begun with {kept['threads']}: "
                 "it goes on, but not bit for bit as if it had never stopped"
             )
-        self.run.restore(state["run"])
+        run, rng = state["run"], state["rng"]
+        if not self.ranks.leads:
+            own = checkpoint.load_rank_state(self.directory, signature(self.cfg), self.ranks.rank, run["counts"][0])
+            run, rng = run | own["run"], own["rng"]
+        self.run.restore(run)
         self.best = state["best"]
-        torch.set_rng_state(state["rng"].cpu())
+        torch.set_rng_state(rng.cpu())
 
     def report(self, state: State, why: str | None = None, tokens_per_s: float = 0.0) -> None:
         """Writes status.json."""
@@ -145,26 +177,47 @@ class Member:
         every = self.cfg.eval_every
         return self.run.done or (every is not None and self.run.step % every == 0)
 
-    def subject(self) -> Subject:
-        """The coders as they would be published now."""
-        return Subject(self.cfg, self.run.exported())
+    @property
+    def keeping(self) -> bool:
+        """Whether the step just made is one whose coders are kept for good."""
+        return self.cfg.keep_every is not None and self.run.step % self.cfg.keep_every == 0
+
+    def subject(self) -> Subject | None:
+        """The coders of all ranks as they would be published now; on the first rank, None on others."""
+        if not self.cfg.distribute_modules:
+            return Subject(self.cfg, self.run.exported()) if self.ranks.leads else None
+        own, found = self.run.exported(), {}
+        for name in self.run.names:
+            rank = next(r for r, share in enumerate(self.shares) if coder_names.hookpoint(name) in share)
+            coder = self.ranks.to_first(own[name].cpu() if rank == self.ranks.rank > 0 else own.get(name), rank)
+            if coder is not None:
+                found[name] = coder.to(self.plan.device)
+        return Subject(self.cfg, found) if self.ranks.leads else None
+
+    def _metrics(self) -> dict[str, float]:
+        """Training losses and dead fractions of all coders, in the order of a process alone."""
+        if not self.cfg.distribute_modules:
+            return self.run.metrics()
+        every = {name: value for part in self.ranks.gather(self.run.metrics()) for name, value in part.items()}
+        order = {name: i for i, name in enumerate(self.run.names)}
+        return dict(sorted(every.items(), key=lambda m: (m[0].startswith("dead_fraction"), order[m[0].partition("/")[2]])))
 
     def after_step(self, bar: Bar, subject: Subject | None, measured: Measured | None) -> None:
         """What an optimizer step makes due: a line of metrics, exports, eval.json, a save of the training state.
 
-        subject: the coders, where the run saves or evaluates now; measured: their held-out metrics, where they were taken.
+        subject: the coders, where the run saves, keeps or evaluates them now and this is the first rank; measured: their held-out
+        metrics, where they were taken.
         """
         run, cfg = self.run, self.cfg
         values: dict[str, float] = {}
         if run.step % cfg.log_every == 0 or run.done:
-            values |= {"lr": run.lr_used, "k": run.k_used} | run.metrics()
+            values |= {"lr": run.lr_used, "k": run.k_used} | self._metrics()
             bar.note([value for name, value in values.items() if name.startswith("fvu/")])
         if subject and self.saving:
             checkpoint.export(subject.coders, self.directory / "coders")
             run.train_config.save_json(self.directory / "coders" / "config.json")  # as sparsify's checkpoints have it
-        if cfg.keep_every and run.step % cfg.keep_every == 0:
-            coders = subject.coders if subject else run.exported()
-            checkpoint.export(coders, self.directory / "snapshots" / f"step{run.step}_tokens{run.tokens}")
+        if subject and self.keeping:
+            checkpoint.export(subject.coders, self.directory / "snapshots" / f"step{run.step}_tokens{run.tokens}")
         if subject and measured:
             if cfg.save_best and self.saving:
                 self.keep_best(subject, measured)
@@ -172,7 +225,7 @@ class Member:
                 self.evaluation = measured.evaluation(subject, run.step, run.tokens)
                 eval_file.write(self.directory, self.evaluation)
             values |= measured.values()
-        if values:
+        if values and self.logbook:
             self.logbook.log(run.step, {"tokens": run.tokens} | values)
             refuse_diverged(run.step, values)
         if run.done:
@@ -188,31 +241,48 @@ class Member:
 
     def heartbeat(self, bar: Bar) -> None:
         """Says now and then that the run goes on."""
-        if not self.closed and time.monotonic() - self.reported > HEARTBEAT_EVERY:
+        if self.ranks.leads and not self.closed and time.monotonic() - self.reported > HEARTBEAT_EVERY:
             self.try_report(State.running, tokens_per_s=bar.tokens_per_s)
 
     def save_state(self) -> None:
         """Keeps all that the rest of the run depends on, after the lines of metrics that led to it."""
+        run, ranks = self.run, self.ranks
+        if not ranks.leads:
+            own = {"run": run.state() if self.cfg.distribute_modules else run.own_state(), "rng": torch.get_rng_state()}
+            checkpoint.save_rank_state(self.directory, signature(self.cfg), ranks.rank, run.batch, own)
+        ranks.gather(None)  # every rank's part is there before state.pt counts on it
+        if not ranks.leads:
+            return
         if (self.directory / "metrics.jsonl").exists():
             sync(self.directory / "metrics.jsonl")
-        state = {"run": self.run.state(), "best": self.best, "rng": torch.get_rng_state()}
+        state = {"run": run.state(), "best": self.best, "rng": torch.get_rng_state()}
         checkpoint.save_state(self.directory, signature(self.cfg), state | {"settings": self.settings})
+        if ranks.size > 1:
+            checkpoint.drop_other_rank_states(self.directory, run.batch)
 
-    def close(self, state: State, why: str | None = None, tokens_per_s: float = 0.0) -> None:
-        """Ends the tracker's run, says in status.json how it ended, gives back its memory and leaves the directory; once."""
+    def close(self, state: State, why: str | None = None, tokens_per_s: float = 0.0, *, speaks: bool | None = None) -> None:
+        """Ends the tracker's run, says in status.json how it ended, gives back its memory and leaves the directory; once.
+
+        speaks: whether this rank says so, None: the first one.
+        """
         if self.closed:
             return
-        self.logbook.finish(0 if state == State.done else 1)
-        self.try_report(state, why, tokens_per_s)
+        if self.logbook:
+            self.logbook.finish(0 if state == State.done else 1)
+        if self.ranks.leads if speaks is None else speaks:
+            self.try_report(state, why, tokens_per_s)
         if state == State.done:
             self.finished = True
-            checkpoint.drop_state(self.directory)
-        self._leave()
+            if self.ranks.leads:
+                checkpoint.drop_state(self.directory)
+        self.leave()
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """Gives back the memory and the directory."""
         self.closed = True
         self.run.release()
-        self.log.close()
+        if self.log:
+            self.log.close()
         self.lock.release()
 
 

@@ -6,6 +6,7 @@ import os
 import re
 from typing import TYPE_CHECKING
 
+from sae_transcoder import ranks
 from sae_transcoder.config import Config, LossFn, Optimizer, evaluation_batch
 
 if TYPE_CHECKING:
@@ -26,20 +27,27 @@ def coder_parameters(cfg: Config, width: int) -> int:
 OPTIMIZER_STATES = {Optimizer.adam: 2, Optimizer.muon: 1, Optimizer.signum: 1}
 
 
-def memory_estimate(cfg: Config, widths: dict[str, int], model_bytes: int, itemsize: int, vocabulary: int) -> dict[str, int]:
-    """Bytes that the run needs on its device, by what holds them; temporary tensors of the largest coder counted once."""
+def memory_estimate(
+    cfg: Config, widths: dict[str, int], model_bytes: int, itemsize: int, vocabulary: int, processes: int = 1
+) -> dict[str, int]:
+    """Bytes that the run needs on its device, or on that of each rank at most, by what holds them; temporary tensors of the largest coder
+    counted once."""
     tokens = cfg.batch_size * cfg.max_seq_length
-    parameters = sum(coder_parameters(cfg, d) for d in widths.values()) * len(cfg.init_seeds)
+    every = {point: coder_parameters(cfg, d) * len(cfg.init_seeds) for point, d in widths.items()}
+    own = max(ranks.shares(every, processes), key=lambda s: sum(every[p] for p in s)) if cfg.distribute_modules else list(widths)
+    parameters, copied = sum(every[point] for point in own), sum(every.values())  # the first rank evaluates all
     sides = 2 if cfg.model_type == "transcoder" else 1
-    captured = sum(tokens * d * sides * (itemsize + 4 * (itemsize != 4)) for d in widths.values())
+    captured = sum(tokens * widths[p] * sides * (itemsize + 4 * (itemsize != 4)) for p in own)
     # Pre-activations, with AuxK a second time; input, output, error and their gradients.
     step = max(tokens // cfg.micro_acc_steps * ((1 + (cfg.auxk_alpha > 0)) * latents(cfg, d) + 6 * d) * 4 for d in widths.values())
     held = {
         "language model": model_bytes,
         "coders": parameters * 4 * (2 + OPTIMIZER_STATES[cfg.optimizer]),
-        "their copy at a save": parameters * 4 * (2 if cfg.optimizer == Optimizer.signum else 1),
+        "their copy at a save": copied * 4 * (2 if cfg.optimizer == Optimizer.signum else 1),
         "activations": captured + step,
     }
+    if processes > 1 and not cfg.distribute_modules:
+        held["gradients exchanged"] = max(coder_parameters(cfg, d) for d in widths.values()) * 4
     if cfg.loss_fn != LossFn.fvu:  # logits, their softmax, its logarithm and a gradient, float32
         held["logits"] = tokens * vocabulary * 4 * (4 if cfg.loss_fn == LossFn.kl else 2)
     elif cfg.eval_end_to_end:  # those of the model as it is and with coders; one sequence's in float64, for the divergence

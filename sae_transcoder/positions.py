@@ -1,9 +1,11 @@
 """Which positions of a batch count, and what a coder is given and asked for at them."""
 
+import torch
 from torch import Tensor, isin, tensor
 
 from sae_transcoder.config import Config, ModelType
 from sae_transcoder.language_model import Activations
+from sae_transcoder.ranks import ALONE, Ranks
 
 
 def counted(cfg: Config, tokens: Tensor) -> Tensor | None:
@@ -15,13 +17,22 @@ def counted(cfg: Config, tokens: Tensor) -> Tensor | None:
     return mask.flatten()
 
 
-def kept(cfg: Config, seen: Activations, mask: Tensor | None) -> Tensor | None:
-    """Which positions count at a hookpoint, [batch * position]: those of `mask` whose norm is not an outlier; None: all."""
+def kept(cfg: Config, seen: Activations, mask: Tensor | None, ranks: Ranks = ALONE) -> Tensor | None:
+    """Which positions count at a hookpoint, [batch * position]: those of `mask` whose norm is not an outlier; None: all.
+
+    ranks: those that share the batch, of whose norms the median is taken.
+    """
     if cfg.max_norm_multiple is None:
         return mask
     given = seen.input if cfg.model_type == ModelType.transcoder else seen.output
     norms = given.detach().flatten(0, 1).float().norm(dim=-1)
-    median = norms.median() if mask is None else norms[mask].median()
+    counting = norms if mask is None else norms[mask]
+    if ranks.size == 1:
+        median = counting.median()
+    else:  # ranks may have different numbers of them
+        padded = counting.new_full((cfg.batch_size * cfg.max_seq_length,), torch.nan)
+        padded[: len(counting)] = counting
+        median = ranks.concatenated(padded).nanmedian()
     usual = norms <= cfg.max_norm_multiple * median
     return usual if mask is None else mask & usual
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_transcoder import checks, coder_names, config, memory, slurm, slurm_record, status
+from sae_transcoder import checks, coder_names, config, memory, ranks, slurm, slurm_record, status
 from sae_transcoder.config import (
     Activation,
     Config,
@@ -51,6 +51,7 @@ class Plan:
     available: int | None  # bytes of the device; None where it is a cluster's, and not known
     warnings: list[str]
     start_from: dict[str, Path]  # {coder: folder of the weights to start from}
+    ranks: int = 1  # processes that train it together
 
     @property
     def latents(self) -> dict[str, int]:
@@ -67,13 +68,16 @@ Known = dict[Any, Any]
 """What runs of one sweep or pack need not find out each for itself: the model's outline, widths, tokens."""
 
 
-def plan(cfg: Config, known: Known | None = None, *, elsewhere: bool = False) -> Plan:
+def plan(cfg: Config, known: Known | None = None, *, elsewhere: bool = False, processes: int | None = None) -> Plan:
     """Checks the settings, then the machine, the model's outline and the data, and says what the run will be.
 
-    known: what was found out for other runs, added to. elsewhere: it will run in a job, whose device is not here. Raises ConfigError with all
-    faults of the first of these that has any.
+    known: what was found out for other runs, added to. elsewhere: it will run in a job, whose device is not here. processes: the ranks that
+    will train it together; None: as the job's settings, or here the environment, say. Raises ConfigError with all faults of the first of
+    these that has any.
     """
     known = {} if known is None else known
+    processes = processes or (cfg.nodes * cfg.tasks_per_node if elsewhere else ranks.count())
+    sharing = 1 if cfg.distribute_modules else processes  # ranks that share each batch
 
     def once(make: Callable[[], Any], *key: Any) -> Any:
         if key not in known:
@@ -96,27 +100,29 @@ def plan(cfg: Config, known: Known | None = None, *, elsewhere: bool = False) ->
     points = hookpoints.find(cfg, outline)
     widths = once(lambda: hookpoints.widths(cfg, outline, points), "widths", model, cfg.model_type, tuple(points))
     faults = loss_faults(cfg, outline.config) + width_faults(cfg, widths) + token_faults(cfg, outline.config)
-    bound = data.needed_samples(cfg)
+    faults += share_faults(cfg, widths, processes)
+    bound = data.needed_samples(cfg, sharing)
     if bound is not None:
-        faults += length_faults(cfg, length(cfg, bound), bound)
+        faults += length_faults(cfg, length(cfg, bound, sharing), bound)
     if faults:
         raise ConfigError(*faults)
     sizes = {point: memory.latents(cfg, width) for point, width in widths.items()}
     start_from = finetune.find(cfg, [name for point in widths for name in coder_names.names(point, cfg.init_seeds)], widths, sizes)
     dtype = language_model.resolve_dtype(cfg, device)
     parameters = sum(p.numel() for p in outline.parameters())
-    needed = memory.memory_estimate(cfg, widths, parameters * dtype.itemsize, dtype.itemsize, outline.config.vocab_size)
+    needed = memory.memory_estimate(cfg, widths, parameters * dtype.itemsize, dtype.itemsize, outline.config.vocab_size, processes)
     available = memory.cluster_memory(cfg, device) if elsewhere else memory.device_memory(device)
     if faults := memory.memory_faults(cfg, needed, available, device):
         raise ConfigError(*faults)
     source = str({f.name: getattr(cfg, f.name) for f in fields(DatasetConfig) if f.name != "max_samples"})
     tokens = once(
-        lambda: data.prepare(cfg, lambda: language_model.tokenizer(cfg), outline.config.vocab_size), "tokens", model, source, bound
+        lambda: data.prepare(cfg, lambda: language_model.tokenizer(cfg), outline.config.vocab_size, sharing),
+        *("tokens", model, source, bound),
     )
-    planned = length(cfg, len(tokens.train))
+    planned = length(cfg, len(tokens.train), sharing)
     if faults := length_faults(cfg, planned, len(tokens.train)):
         raise ConfigError(*faults)
-    return Plan(cfg, device, widths, tokens, planned, parameters, needed, available, warnings(cfg, planned), start_from)
+    return Plan(cfg, device, widths, tokens, planned, parameters, needed, available, warnings(cfg, planned), start_from, processes)
 
 
 def check_settings(cfg: Config) -> None:
@@ -192,6 +198,8 @@ def find_device(cfg: Config) -> torch.device:
     device = torch_device(cfg)
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if ranks.count() > 1:
+            device = own_device(device, count, asked(cfg, str(device)))
         if (device.index or 0) >= count:
             have = f"cuda:0 to cuda:{count - 1}" if count else "no GPU"
             where = "this machine"
@@ -199,6 +207,18 @@ def find_device(cfg: Config) -> torch.device:
                 where = f"{socket.gethostname()}, the node of SLURM job {job},"
             raise ConfigError(f"{asked(cfg, str(device))}: not present; {where} has {have}; choose one of these, or hardware=cpu")
     return device
+
+
+def own_device(device: torch.device, count: int, asked: str) -> torch.device:
+    """The GPU of this rank where several train together. Raises ConfigError for one GPU for all, or fewer GPUs than ranks."""
+    import torch
+
+    if device.index is not None:
+        raise ConfigError(f"{asked} with {ranks.count()} ranks: each has a GPU of its own; write device=cuda")
+    index = 0 if count == 1 else ranks.local_number()  # a launcher may let each rank see its own only
+    if 0 < count <= index:
+        raise ConfigError(f"{asked}: this machine has {count} GPUs for more ranks; start as many ranks as there are GPUs")
+    return torch.device("cuda", index)
 
 
 def loss_faults(cfg: Config, model_config: Any) -> list[str]:
@@ -228,6 +248,16 @@ def width_faults(cfg: Config, widths: dict[str, int]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def share_faults(cfg: Config, widths: dict[str, int], processes: int) -> list[str]:
+    """Ranks without a hookpoint of their own."""
+    if not cfg.distribute_modules or processes <= len(widths):
+        return []
+    return [
+        f"distribute_modules=True on {processes} ranks with {len(widths)} hookpoints: each rank trains whole ones; "
+        f"start at most {len(widths)} ranks, or choose more hookpoints"
+    ]
+
+
 def token_faults(cfg: Config, model_config: Any) -> list[str]:
     """Sequences longer than the model's positions, and excluded ids that it does not have."""
     found = []
@@ -244,12 +274,15 @@ def token_faults(cfg: Config, model_config: Any) -> list[str]:
 
 def length_faults(cfg: Config, planned: Length, samples: int) -> list[str]:
     """Batches, warmup and k decay that do not fit into a run on `samples` sequences."""
-    if cfg.batch_size > samples:
+    size = f"batch_size={cfg.batch_size}" + (
+        f" on {planned.batch // cfg.batch_size} ranks" if planned.batch > cfg.batch_size else ""
+    )
+    if planned.batch > samples:
         limit = f"max_samples={cfg.max_samples}" if samples == cfg.max_samples else f"the data gives {samples} training samples"
-        return [f"batch_size={cfg.batch_size} with {limit}: not one full batch; lower batch_size or give more samples"]
+        return [f"{size} with {limit}: not one full batch; lower batch_size or give more samples"]
     if planned.steps < 1:
         return [
-            f"grad_acc_steps={cfg.grad_acc_steps} with {planned.samples // cfg.batch_size} batches: not one optimizer step; "
+            f"grad_acc_steps={cfg.grad_acc_steps} with {planned.samples // planned.batch} batches: not one optimizer step; "
             "lower it or give more samples"
         ]
     found = []
@@ -259,7 +292,7 @@ def length_faults(cfg: Config, planned: Length, samples: int) -> list[str]:
             f"max_steps={cfg.max_steps}: {limit} gives {samples} samples, which make {planned.steps} optimizer steps; "
             "raise max_samples (null: all) or lower max_steps"
         )
-    how = f"{planned.samples} samples / (batch_size {cfg.batch_size} x grad_acc_steps {cfg.grad_acc_steps})"
+    how = f"{planned.samples} samples / ({size.replace('=', ' ')} x grad_acc_steps {cfg.grad_acc_steps})"
     for name, fix in [("lr_warmup_steps", "lower it, or leave it out for a twentieth of the run"), ("k_decay_steps", "lower it")]:
         value = getattr(cfg, name)
         if value and value >= planned.steps:

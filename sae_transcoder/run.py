@@ -2,8 +2,9 @@
 
 import copy
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 from sae_transcoder import coder_names, positions
 from sae_transcoder.config import Config
 from sae_transcoder.language_model import Activations, end_to_end_loss, spliced_output
+from sae_transcoder.ranks import ALONE, Ranks
 from sae_transcoder.sparsify_config import length, optimizers, sparsify_configs
 from sae_transcoder.upstream import CorrectedCoder, ForwardOutput, SparseCoder
 
@@ -28,7 +30,11 @@ def fitting_k(coder: SparseCoder, k: int) -> int:
 
 
 class Run:
-    """One run of a pack. Between two calls of `train_on` everything in it is consistent."""
+    """One run of a pack. Between two calls of `train_on` everything in it is consistent.
+
+    Where ranks share each batch, each holds all of it and is handed its own sequences; coders, optimizers, counters and what `metrics`
+    returns are the same on all of them, gradients, losses and `fired` are a rank's own until they are added up.
+    """
 
     def __init__(
         self,
@@ -36,30 +42,37 @@ class Run:
         widths: Mapping[str, int],
         samples: int,
         device: torch.device,
-        start_from: Mapping[str, Path] | None = None,
+        start_from: Mapping[str, Path] = MappingProxyType({}),
+        ranks: Ranks = ALONE,
+        share: Collection[str] | None = None,
     ):
-        """widths: {hookpoint: d}; samples: sequences there are to train on; start_from: {coder: folder of its weights}."""
-        self.cfg, self.device = cfg, device
-        self.length = length(cfg, samples)
+        """widths: {hookpoint: d}; samples: sequences there are to train on; start_from: {coder: folder of its weights};
+        ranks: those that share each batch; share: the hookpoints whose coders are trained here, None: all."""
+        self.cfg, self.device, self.ranks = cfg, device, ranks
+        self.length = length(cfg, samples, ranks.size)
         self.coder_config, self.train_config = sparsify_configs(cfg, list(widths), self.length.steps)
         kind = CorrectedCoder if cfg.corrections else SparseCoder
+        self.names = [name for point in widths for name in coder_names.names(point, cfg.init_seeds)]  # on all ranks
+        self.points = [point for point in widths if share is None or point in share]
         self.coders: dict[str, SparseCoder] = {}
-        for point, width in widths.items():
+        for point in self.points:
             for seed, name in zip(cfg.init_seeds, coder_names.names(point, cfg.init_seeds), strict=True):
                 torch.manual_seed(seed)
                 # Each has a config of its own, since k changes in it.
-                self.coders[name] = kind(width, copy.copy(self.coder_config), device, dtype=torch.float32)
-        self.first_k = min(next(iter(self.coders.values())).num_latents, round(next(iter(widths.values())) * 10))
+                self.coders[name] = kind(widths[point], copy.copy(self.coder_config), device, dtype=torch.float32)
+        first = next(iter(widths.values()))
+        self.first_k = min(cfg.num_latents or first * cfg.expansion_factor, round(first * 10))
         self.optimizers, self.schedules = optimizers(cfg, list(self.coders.values()), self.length)
         self.batch = self.step = self.tokens = 0
         self.biases_set: set[str] = set()  # coders whose biases were set from data
-        for name, folder in (start_from or {}).items():
-            load_model(self.coders[name], folder / "sae.safetensors", device=str(device))
+        for name in self.coders.keys() & start_from.keys():
+            load_model(self.coders[name], start_from[name] / "sae.safetensors", device=str(device))
             self.biases_set.add(name)
         self.tokens_since_fired = {n: torch.zeros(c.num_latents, dtype=torch.long, device=device) for n, c in self.coders.items()}
         # One place more than there are latents: chosen latents that are not above zero write there.
         self.fired = {n: torch.zeros(c.num_latents + 1, dtype=torch.bool, device=device) for n, c in self.coders.items()}
         self.tokens_in_step: dict[str, Tensor | int] = dict.fromkeys(self.coders, 0)  # in the current step
+        self.losses = ["fvu", *(["auxk"] if cfg.auxk_alpha > 0 else []), *(["multi_topk_fvu"] if cfg.multi_topk else [])]
         # Since the last line of metrics: {"fvu/<coder>": ...}, and over how many batches, {"<coder>": ...}.
         self.sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=device))
         self.summed: dict[str, int] = defaultdict(int)
@@ -96,32 +109,46 @@ class Run:
     def train_on(self, tokens: Tensor, seen: Mapping[str, Activations]) -> bool:
         """Trains on the batch `tokens` [batch, position] and its activations {hookpoint: ...}; true if an optimizer step was made."""
         cfg, mask = self.cfg, positions.counted(self.cfg, tokens)
-        points = dict.fromkeys(map(coder_names.hookpoint, self.coders))
-        pairs = {point: positions.pair(cfg, seen[point], positions.kept(cfg, seen[point], mask)) for point in points}
-        for name, coder in self.coders.items():
-            x, y = pairs[coder_names.hookpoint(name)]
-            if len(y):
-                self._backward(name, coder, x, y)
-        return self._end_batch(tokens)
+        pairs = {p: positions.pair(cfg, seen[p], positions.kept(cfg, seen[p], mask, self.ranks)) for p in self.points}
+        rows, *counts = self.ranks.totals([len(tokens), *(len(y) for _, y in pairs.values())])
+        for (point, (x, y)), count in zip(pairs.items(), counts, strict=True):
+            if count:
+                variance = self._variance(y, count)
+                for name in coder_names.names(point, cfg.init_seeds):
+                    self._backward(name, x, y, count, variance)
+        return self._end_batch(rows * tokens.shape[1])
 
-    def _backward(self, name: str, coder: SparseCoder, x: Tensor, y: Tensor) -> None:
-        cfg, pieces = self.cfg, self.cfg.micro_acc_steps
-        dead = self._ready(name, coder, x, y)
-        total_variance = (y - y.mean(0)).pow(2).sum()
+    def _mean(self, values: Tensor, count: int) -> Tensor:
+        """The mean [d] of the `count` tokens of a batch, of which `values` [token, d] are this rank's."""
+        return values.mean(0) if self.ranks.size == 1 else self.ranks.add(values.sum(0)) / count
+
+    def _variance(self, y: Tensor, count: int) -> Tensor:
+        """What squared errors are divided by: the total variance of all tokens of the batch; sparsify takes a rank's own."""
+        if not self.cfg.corrections:
+            return (y - y.mean(0)).pow(2).sum()
+        return self.ranks.add((y - self._mean(y, count)).pow(2).sum())
+
+    def _backward(self, name: str, x: Tensor, y: Tensor, count: int, variance: Tensor) -> None:
+        """x, y: this rank's inputs and targets, each [token, d]; count: tokens of all ranks."""
+        cfg, pieces, coder = self.cfg, self.cfg.micro_acc_steps, self.coders[name]
+        dead = self._ready(name, coder, x, y, count)
         # sparsify divides by the pieces once more, though each is a share of the batch's loss already.
         divisor = self.batches_in_step * (1 if cfg.corrections else pieces)
-        for x_piece, y_piece in zip(x.chunk(pieces), y.chunk(pieces), strict=True):
-            out = coder(x=x_piece, y=y_piece, dead_mask=dead, total_variance=total_variance)
+        for x_piece, y_piece in zip(x.chunk(pieces), y.chunk(pieces), strict=True) if len(y) else ():
+            out = coder(x=x_piece, y=y_piece, dead_mask=dead, total_variance=variance)
             loss = out.fvu + cfg.auxk_alpha * out.auxk_loss + out.multi_topk_fvu / 8
             loss.div(divisor).backward()
             self._count(name, coder, out)
-        self.tokens_in_step[name] += len(y)
-        self.summed[name] += 1
 
     def train_end_to_end(self, model: PreTrainedModel, tokens: Tensor) -> bool:
         """Trains on the batch `tokens` [batch, position] by the loss of `model` with the coders' outputs in place of the modules';
         each seed in a forward of its own. True if an optimizer step was made."""
-        cfg, mask = self.cfg, positions.counted(self.cfg, tokens)
+        cfg, (rows,) = self.cfg, self.ranks.totals([len(tokens)])
+        share = len(tokens) / rows if cfg.corrections else 1.0  # of the batch's loss
+        if not len(tokens):  # the other ranks wait in the forward: one sequence, of which nothing counts
+            tokens, mask = tokens.new_zeros(1, tokens.shape[1]), tokens.new_zeros(tokens.shape[1], dtype=torch.bool)
+        else:
+            mask = positions.counted(self.cfg, tokens)  # type: ignore[assignment]
         for names in coder_names.by_seed(self.coders):
             own_losses: list[Tensor] = []  # losses of the coders themselves
 
@@ -129,15 +156,17 @@ class Run:
                 point: str, seen: Activations, names: dict[str, str] = names, own_losses: list[Tensor] = own_losses
             ) -> Tensor:
                 name, coder = names[point], self.coders[names[point]]
-                kept = positions.kept(cfg, seen, mask)
+                kept = positions.kept(cfg, seen, mask, self.ranks)
                 x, y = positions.pair(cfg, seen, kept)
                 y = y.detach()
+                (count,) = self.ranks.totals([len(y)])
+                if not count:
+                    return seen.output
+                variance, dead = self._variance(y, count), self._ready(name, coder, x.detach(), y, count)
                 if not len(y):
                     return seen.output
-                out = coder(x=x, y=y, dead_mask=self._ready(name, coder, x.detach(), y))
+                out = coder(x=x, y=y, dead_mask=dead, total_variance=variance)
                 self._count(name, coder, out)
-                self.tokens_in_step[name] += len(y)
-                self.summed[name] += 1
                 if cfg.corrections:  # sparsify leaves them out
                     own_losses.append(cfg.auxk_alpha * out.auxk_loss + out.multi_topk_fvu / 8)
                 # sparsify cuts the gradient that reaches earlier coders through positions left out.
@@ -146,16 +175,20 @@ class Run:
 
             loss = end_to_end_loss(model, tokens, list(names), replace, cfg.loss_fn)
             if loss.requires_grad:  # else every token of the batch was excluded
-                (loss + sum(own_losses)).div(self.batches_in_step).backward()
+                (loss * share + sum(own_losses)).div(self.batches_in_step).backward()
             seed = coder_names.seed(next(iter(names.values())))
-            self.sums["/".join([cfg.loss_fn, *filter(None, [seed])])] += loss.detach()
+            self.sums["/".join([cfg.loss_fn, *filter(None, [seed])])] += loss.detach() * share
             self.summed[seed] += 1
-        return self._end_batch(tokens)
+        return self._end_batch(rows * tokens.shape[1])
 
-    def _ready(self, name: str, coder: SparseCoder, x: Tensor, y: Tensor) -> Tensor | None:
-        """Makes the coder ready for a batch; the latents that AuxK may use, None for no AuxK."""
+    def _ready(self, name: str, coder: SparseCoder, x: Tensor, y: Tensor, count: int) -> Tensor | None:
+        """Makes the coder ready for a batch and counts it; the latents that AuxK may use, None for no AuxK."""
         if name not in self.biases_set:
-            self._start(name, coder, x, y)
+            self._start(name, coder, x, y, count)
+        self.tokens_in_step[name] += count
+        self.summed[name] += 1
+        for loss in self.losses:
+            _ = self.sums[f"{loss}/{name}"]  # there also where no token is this rank's
         if self.coder_config.normalize_decoder:
             coder.set_decoder_norm_to_unit_norm()
         if self.cfg.auxk_alpha == 0 or self.tokens <= self.cfg.dead_feature_threshold:  # none can be dead yet
@@ -168,28 +201,41 @@ class Run:
         if self.cfg.corrections:
             chosen = torch.where(out.latent_acts > 0, chosen, coder.num_latents)
         self.fired[name][chosen.flatten()] = True
-        self.sums[f"fvu/{name}"] += out.fvu.detach()
-        if self.cfg.auxk_alpha > 0:
-            self.sums[f"auxk/{name}"] += out.auxk_loss.detach()
-        if self.cfg.multi_topk:
-            self.sums[f"multi_topk_fvu/{name}"] += out.multi_topk_fvu.detach()
+        values = {"fvu": out.fvu, "auxk": out.auxk_loss, "multi_topk_fvu": out.multi_topk_fvu}
+        for loss in self.losses:
+            self.sums[f"{loss}/{name}"] += values[loss].detach()
 
-    def _end_batch(self, tokens: Tensor) -> bool:
-        self.tokens += tokens.numel()
+    def _end_batch(self, tokens: int) -> bool:
+        self.tokens += tokens
         self.batch += 1
         if self.batch % self.cfg.grad_acc_steps == 0 or (self.cfg.corrections and self.done):
             self._optimizer_step()
             return True
         return False
 
-    def _start(self, name: str, coder: SparseCoder, x: Tensor, y: Tensor) -> None:
+    def _start(self, name: str, coder: SparseCoder, x: Tensor, y: Tensor, count: int) -> None:
         """Sets the biases from the first tokens, so that pre-activations are centred (trainer.py:423)."""
         self.biases_set.add(name)
         if self.coder_config.transcode:
-            coder.encoder.bias.data = -x.mean(0) @ coder.encoder.weight.data.T
-        coder.b_dec.data = y.mean(0)
+            coder.encoder.bias.data = -self._mean(x, count) @ coder.encoder.weight.data.T
+        coder.b_dec.data = self._mean(y, count)
+
+    def _add_up(self) -> None:
+        """Makes gradients and `fired` of the current step, so far a rank's own, those of all ranks."""
+        for name, coder in self.coders.items():
+            if self.ranks.size == 1 or not self.tokens_in_step[name]:
+                continue
+            params = list(coder.parameters())
+            flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in params])
+            self.ranks.add(flat)
+            if not self.cfg.corrections:
+                flat /= self.ranks.size
+            for param, gradient in zip(params, flat.split([p.numel() for p in params]), strict=True):
+                param.grad = gradient.view_as(param)
+            self.fired[name] = self.ranks.add(self.fired[name].int()).bool()
 
     def _optimizer_step(self) -> None:
+        self._add_up()
         for coder in self.coders.values():
             if self.coder_config.normalize_decoder and coder.W_dec.grad is not None:
                 coder.remove_gradient_parallel_to_decoder_directions()
@@ -210,10 +256,13 @@ class Run:
         self._set_k()
 
     def metrics(self) -> dict[str, float]:
-        """Losses averaged over the batches since the last call, and dead fractions now; reads from the device once."""
-        names = list(self.sums)
+        """Losses averaged over the batches since the last call, and dead fractions now; reads from the device once. Of its own coders only,
+        where each rank trains a share of them."""
+        names, sums = list(self.sums), [*self.sums.values()]
+        if self.ranks.size > 1 and sums:
+            sums = [*self.ranks.add(torch.stack(sums)) / (1 if self.cfg.corrections else self.ranks.size)]
         dead = [(idle > self.cfg.dead_feature_threshold).float().mean() for idle in self.tokens_since_fired.values()]
-        values = torch.stack([*self.sums.values(), *dead]).tolist()
+        values = torch.stack([*sums, *dead]).tolist()
         averaged = {name: value / self.summed[name.partition("/")[2]] for name, value in zip(names, values, strict=False)}
         averaged |= {f"dead_fraction/{n}": v for n, v in zip(self.tokens_since_fired, values[len(names) :], strict=True)}
         self.sums.clear()
@@ -235,6 +284,10 @@ class Run:
             "sums": dict(self.sums),
             "summed": dict(self.summed),
         }
+
+    def own_state(self) -> dict[str, Any]:
+        """The part of `state()` in which ranks that share each batch differ."""
+        return {name: value for name, value in self.state().items() if name in ("gradients", "fired", "sums")}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continues from what `state()` returned in an equal run; its tensors may lie on another device."""

@@ -55,6 +55,7 @@ class Pack:
         if submitit.JobEnvironment().num_tasks > 1:
             # Which GPU is whose is decided by the local rank.
             submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+            workers.log_warnings()
             return workers.train(list(cfgs), stop)
         size = -(-len(cfgs) // pieces)
         packs = [list(cfgs[start : start + size]) for start in range(0, len(cfgs), size)]

@@ -15,7 +15,7 @@ import submitit
 from filelock import Timeout
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from sae_transcoder import code_version, slurm, slurm_record, status
+from sae_transcoder import code_version, ranks, slurm, slurm_record, status
 from sae_transcoder.config import Config, ConfigError, run_dir, signature, sweep_dir
 from sae_transcoder.slurm import SlurmError
 from sae_transcoder.slurm_job import Pack
@@ -56,6 +56,10 @@ def check(cfg: Config, *, searches: bool = False) -> None:
     the results."""
     if searches and not cfg.wait:
         raise ConfigError("wait=false with a sweeper that searches: its next proposals depend on results; set wait=true")
+    if ranks.count() > 1:
+        raise ConfigError(
+            f"hardware=slurm on {ranks.count()} ranks (torchrun): one process submits; start the command without torchrun, and set tasks_per_node"
+        )
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         raise ConfigError(
             "hardware=slurm: there is no sbatch on this machine; run the command on a login node of the cluster, or use hardware=auto"

@@ -22,25 +22,31 @@ with redirect_stdout(StringIO()):  # it prints that Triton is missing, on every 
 
 @dataclass(frozen=True)
 class Length:
-    """How long a run is: batches read, optimizer steps made of them, samples in all."""
+    """How long a run is: batches read, optimizer steps made of them, samples in all, and in one batch over all ranks."""
 
     batches: int
     steps: int
     samples: int
+    batch: int
+
+    def rows(self, index: int) -> tuple[int, int]:
+        """First sequence of a batch, and the one after its last; the last batch may be short."""
+        return index * self.batch, min((index + 1) * self.batch, self.samples)
 
 
-def length(cfg: Config, samples: int) -> Length:
-    """The length of a run that has `samples` sequences to read, before `max_steps` ends it.
+def length(cfg: Config, samples: int, ranks: int = 1) -> Length:
+    """The length of a run that has `samples` sequences to read, before `max_steps` ends it; ranks: how many share each batch.
 
     A last batch that is not full, and a last step of fewer batches, count; sparsify drops the latter.
     """
+    size = cfg.batch_size * ranks
     if cfg.max_steps is not None:
-        samples = min(samples, cfg.max_steps * cfg.grad_acc_steps * cfg.batch_size)
-    batches = math.ceil(samples / cfg.batch_size)
+        samples = min(samples, cfg.max_steps * cfg.grad_acc_steps * size)
+    batches = math.ceil(samples / size)
     if cfg.corrections:
-        return Length(batches, math.ceil(batches / cfg.grad_acc_steps), samples)
+        return Length(batches, math.ceil(batches / cfg.grad_acc_steps), samples, size)
     steps = batches // cfg.grad_acc_steps  # sparsify reads on, to no end
-    return Length(steps * cfg.grad_acc_steps, steps, samples)
+    return Length(steps * cfg.grad_acc_steps, steps, samples, size)
 
 
 def sparsify_configs(cfg: Config, hookpoints: list[str], steps: int) -> tuple[SparseCoderConfig, TrainConfig]:
@@ -97,7 +103,7 @@ def optimizers(cfg: Config, coders: Sequence[SparseCoder], length: Length) -> tu
     rates = [cfg.lr or automatic_lr(cfg.optimizer, c.num_latents) for c in coders]
     groups = [dict(params=list(c.parameters()), lr=lr) for c, lr in zip(coders, rates, strict=True)]
     # sparsify's schedule spans batches and moves once per optimizer step.
-    span = length.steps if cfg.corrections else length.samples // cfg.batch_size
+    span = length.steps if cfg.corrections else length.samples // length.batch
     warmup = warmup_steps(cfg, length.steps)
     if cfg.optimizer == Optimizer.signum:
         averaged = ScheduleFreeWrapper(SignSGD(groups), momentum=0.95)

@@ -13,8 +13,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from sae_transcoder.composition import CONF, explain, override_faults, refuse, register, split_arguments
+from sae_transcoder import ranks
+from sae_transcoder.composition import CONF, explain, override_faults, register, split_arguments
 from sae_transcoder.config import ConfigError, Hardware, run_dir, typed
+from sae_transcoder.ranks import refuse
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF.resolve()), config_name="config")
@@ -46,6 +48,10 @@ def main() -> None:
     """The command line; exit code 0: done, 1: refused or failed, 128 + n: stopped by signal n, the state saved."""
     register()
     overrides, folders = split_arguments(sys.argv[1:])
+    if ranks.number() > 0:  # the first rank writes .hydra and speaks
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        place = sys.argv.index(overrides[0]) if overrides else len(sys.argv)  # Hydra wants them together
+        sys.argv.insert(place, "hydra.output_subdir=null")
     completing = "-sc" in sys.argv or "--shell-completion" in sys.argv
     if not completing and (faults := override_faults(overrides, folders)):
         refuse(faults)
@@ -60,17 +66,19 @@ def main() -> None:
     except SystemExit:
         raise
     except KeyboardInterrupt:  # before training began: afterwards it saves first
-        print("stopped before anything was trained; what was tokenised is kept", file=sys.stderr)
+        if ranks.number() == 0:
+            print("stopped before anything was trained; what was tokenised is kept", file=sys.stderr)
         sys.exit(130)
     except BaseException as error:
         # torch is imported by now: a message of our own kinds ends here, anything else is a bug and keeps its traceback.
         from sae_transcoder.stop_signal import Stopped
         from sae_transcoder.sweep import RunFailed
 
-        if isinstance(error, RunFailed):
+        if isinstance(error, RunFailed | ranks.PeerFailed):
             refuse([str(error)])
         if isinstance(error, Stopped):
-            print(f"{error}; the same command goes on from here", file=sys.stderr)
+            if ranks.number() == 0:
+                print(f"{error}; the same command goes on from here", file=sys.stderr)
             sys.exit(128 + error.number)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             refuse([f"{error.filename or 'the disk'}: {error.strerror}; free space and start the same command again"])

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from sae_transcoder import standing, status
 from sae_transcoder.config import Config, Hardware, Resume, run_dir, run_name, sweep_dir
+from sae_transcoder.ranks import PeerFailed
 from sae_transcoder.status import State
 from sae_transcoder.stop_signal import SIGNALS, Stopped, StopSignal, held_back
 
@@ -69,23 +70,24 @@ def gpus(device: torch.device) -> list[str]:
 
 def train(pack: Pack, stop: StopSignal) -> Errors:
     """Trains one pack in this process."""
-    from sae_transcoder import engine
+    from sae_transcoder import engine, failure, shortage
     from sae_transcoder.member import Taken
 
     try:
         outcomes = engine.train_pack(pack, stop)
     except Exception as error:  # of the whole pack, such as a model that cannot be loaded
-        why = engine.why(error)
-        for cfg in pack:
-            standing.mark(run_dir(cfg), State.failed, why)
+        why = failure.why(error)
+        if not (isinstance(error, PeerFailed) and error.lost):  # then the runs are only interrupted
+            for cfg in pack:
+                standing.mark(run_dir(cfg), State.failed, why)
         return {run_dir(cfg): why for cfg in pack}
     finally:
-        engine.free_memory()
+        shortage.free_memory()
     errors: Errors = {}
     for cfg, outcome in zip(pack, outcomes, strict=True):
         if isinstance(outcome, Taken):
             print(outcome, flush=True)
-        errors[run_dir(cfg)] = engine.why(outcome) if isinstance(outcome, Exception) and not isinstance(outcome, Taken) else None
+        errors[run_dir(cfg)] = failure.why(outcome) if isinstance(outcome, Exception) and not isinstance(outcome, Taken) else None
     return errors
 
 
@@ -129,8 +131,7 @@ def serve(pipe: Connection, gpu: str | None, log: Path | None) -> None:
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)
         sys.stdout = sys.stderr = out
-    logging.basicConfig(level=logging.INFO, stream=sys.stdout, force=True)
-    logging.getLogger().handlers[0].setLevel(logging.WARNING)  # the rest is in each run's train.log
+    log_warnings()
     threading.Thread(target=end_with_parent, daemon=True).start()
     # Patient: the parent hands on a Ctrl-C that the terminal has sent here as well.
     with StopSignal(patient=True) as stop:
@@ -143,6 +144,12 @@ def serve(pipe: Connection, gpu: str | None, log: Path | None) -> None:
                 return
             except Stopped as stopped:
                 sys.exit(128 + stopped.number)
+
+
+def log_warnings() -> None:
+    """Prints what is logged from warnings on; the rest is in each run's train.log."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stdout, force=True)
+    logging.getLogger().handlers[0].setLevel(logging.WARNING)
 
 
 def end_with_parent() -> None:

@@ -189,7 +189,6 @@ def test_the_default_run_name_is_readable_and_differs_with_any_setting() -> None
         (["model_type=sae", "tracker=trackio", "entity=me"], ["entity=me with tracker=trackio", "tracker_mode=online"]),
         (["model_type=sae", "tracker=trackio", "tracker_mode=online"], ["set entity"]),
         (["model_type=sae", "loss_fn=ce", "micro_acc_steps=2"], ["micro_acc_steps=2 with loss_fn=ce", "grad_acc_steps"]),
-        (["model_type=sae", "distribute_modules=true"], ["distribute_modules=True: not yet available"]),
         (["model_type=sae", "partition=gpu"], ["partition=gpu with hardware=auto", "set hardware=slurm"]),
         (["model_type=sae", "wait=true"], ["wait=True with hardware=auto"]),
         (["model_type=sae", "hardware=slurm", "time=soon"], ["time=soon", "4:00:00"]),
@@ -201,6 +200,10 @@ def test_the_default_run_name_is_readable_and_differs_with_any_setting() -> None
         (["model_type=sae", "hardware=slurm", 'sbatch=["exclusive"]'], ["sbatch=exclusive", "--name=value"]),
         (["model_type=sae", "hardware=slurm", 'sbatch=["--time=3"]'], ["sbatch=--time=3", "set time instead"]),
         (["model_type=sae", "hardware=slurm", 'sbatch=["--no-requeue"]'], ["sbatch=--no-requeue", "leave it out"]),
+        (
+            ["model_type=sae", "loss_fn=kl", "distribute_modules=true"],
+            ["distribute_modules=True with loss_fn=kl", "leave distribute_modules out"],
+        ),
         (["model_type=sae", "hardware=gpu", "device=cpu"], ["device=cpu with hardware=gpu"]),
     ],
     ids=lambda v: " ".join(v) if isinstance(v, list) else None,

@@ -78,7 +78,7 @@ def test_logged_numbers_equal_an_independent_computation(model_type, grad_acc_st
         y = seen[point].output[:, 1:].flatten(0, 1).float()
         x = seen[point].input[:, 1:].flatten(0, 1).float() if model_type == "transcoder" else y
         if run.batch == 0:  # what the run will set before it trains
-            run._start(point, coder, x, y)
+            run._start(point, coder, x, y, len(y))
         if model_type == "sae":
             coder.set_decoder_norm_to_unit_norm()
         dead = idle > cfg.dead_feature_threshold

@@ -14,6 +14,7 @@ import slurm_cluster
 from slurm_cluster import Cluster
 from slurm_faults import plant
 from sweeps import SHAPE, assert_all_equal, assert_equal, by, command, config, here, run, runs, start
+from test_engine import lines
 
 from sae_transcoder import run_records, slurm, slurm_record, status, train
 from sae_transcoder.composition import CONF
@@ -311,5 +312,51 @@ def test_a_preempted_run_comes_back_from_its_grace_time_and_a_cancelled_one_does
     assert report(tmp_path / "slurm") == {"done": 1, "cancelled": 1}
     on_cluster.wait(lambda: status.read(found[5]).state == State.cancelled)
     assert subprocess.run([*arguments, "wait=true"]).returncode == 0
+    assert here(*sweep, f"save_dir={tmp_path}/local")[0] == 0
+    assert_all_equal(tmp_path / "local", tmp_path / "slurm")
+
+
+TWO_RANKS = [*ON_SLURM, "tasks_per_node=2", "gres=gpu:2"]
+
+
+def losses(folder: Path) -> dict[int, float]:
+    """{step: training FVU} of the one run below a folder."""
+    (directory,) = runs(folder).values()
+    return {row["step"]: row["fvu/layers.2"] for row in lines(directory) if "fvu/layers.2" in row}
+
+
+def test_two_tasks_of_a_job_train_one_run_together_as_one_process_with_twice_the_batch(
+    on_cluster: Cluster, cache: Path, tmp_path: Path
+) -> None:
+    one = [*RUN, "max_samples=90", "k=4", f"cache_dir={cache}"]
+    done = run(*one, *TWO_RANKS, f"save_dir={tmp_path}/slurm", "batch_size=4", "wait=true")
+    assert done.returncode == 0, done.stdout + done.stderr + logs(tmp_path / "slurm")
+    assert here(*one, f"save_dir={tmp_path}/local", "batch_size=8")[0] == 0
+    together, alone = losses(tmp_path / "slurm"), losses(tmp_path / "local")
+    assert together.keys() == alone.keys()
+    assert all(abs(together[step] - alone[step]) < 1e-4 for step in alone)
+    printed = sorted((tmp_path / "slurm" / slurm_record.FOLDER).glob("*_log.out"))
+    assert len(printed) == 2, "a log for each task"
+
+
+def test_two_tasks_share_the_hookpoints_of_a_sweeps_runs_and_come_back_when_one_is_killed(
+    on_cluster: Cluster, cache: Path, tmp_path: Path
+) -> None:
+    sweep = ["-m", *RUN, "max_samples=90", "k=4,5", "layers=[1,3]", "distribute_modules=true", "sweep_name=s", f"cache_dir={cache}"]
+    client = subprocess.Popen(
+        command(*sweep, *TWO_RANKS, "runs_per_pack=2", f"save_dir={tmp_path}/slurm", "wait=true"),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | plant(tmp_path / "plant", "time.sleep(0.1)"),
+    )  # fmt: skip
+    folder = tmp_path / "slurm" / "s"
+    on_cluster.wait(lambda: any((directory / "resume" / "state.pt").exists() for directory in runs(folder).values()))
+    first = status.read(next(iter(runs(folder).values()))).pid
+    tasks = Path(f"/proc/{Path(f'/proc/{first}/stat').read_text().split()[3]}/task").glob("*/children")
+    others = {int(pid) for children in tasks for pid in children.read_text().split()} - {first}
+    assert len(others) == 1
+    os.kill(others.pop(), signal.SIGKILL)
+    on_cluster.wait(lambda: client.poll() is not None)
+    printed, errors = client.communicate()
+    assert client.returncode == 0, printed + errors + logs(folder)
+    assert "the job died" in logs(folder)
     assert here(*sweep, f"save_dir={tmp_path}/local")[0] == 0
     assert_all_equal(tmp_path / "local", tmp_path / "slurm")

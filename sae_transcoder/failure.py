@@ -1,0 +1,56 @@
+"""What is said and done of runs that fail: in their logs and status files, on the terminal, to other ranks."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from sae_transcoder.checkpoint import DiskError
+from sae_transcoder.config import ConfigError
+from sae_transcoder.member import Diverged, Member
+from sae_transcoder.ranks import PeerFailed, Ranks
+from sae_transcoder.run_log import concerning
+from sae_transcoder.shortage import forget
+from sae_transcoder.status import State
+
+log = logging.getLogger(__name__)
+
+
+def fail(member: Member, error: Exception) -> Exception:
+    """Closes a run that failed, with its reason in its log and status; returns the error without what it held in memory."""
+    with concerning(member.directory):
+        known = isinstance(error, ConfigError | DiskError | Diverged)
+        log.log(logging.INFO if known else logging.ERROR, "%s", error, exc_info=None if known else error)
+    member.close(State.failed, why(error))
+    forget(error)
+    return error
+
+
+def why(error: BaseException) -> str:
+    """An error in one line for status.json."""
+    return str(error) if isinstance(error, Diverged | ConfigError | PeerFailed) else f"{type(error).__name__}: {error}"
+
+
+def portable(error: Exception) -> Exception:
+    """An error as another rank can be given it."""
+    return error if isinstance(error, ConfigError) else PeerFailed(why(error))
+
+
+def fail_together(members: Sequence[Member], error: BaseException, ours: Ranks) -> None:
+    """Closes all runs of a pack that failed as a whole, and of several ranks tells the others why."""
+    said = ours.announce(error, why(error))
+    if isinstance(error, PeerFailed):
+        log.info("%s\n%s", error, ours.trace())
+    elif not isinstance(error, ConfigError):
+        log.exception("%s", error)
+    state = State.interrupted if isinstance(error, PeerFailed) and error.lost else State.failed
+    for member in members:
+        member.close(state, why(error), speaks=ours.leads or not said)
+    ours.told()
+
+
+def tell(directory: Path, error: Exception, runs: int, console: Console) -> None:
+    """Says that one of several runs failed; of a single one the caller says it."""
+    if runs > 1:
+        console.print(f"{directory}: failed: {why(error)}", markup=False, soft_wrap=True)

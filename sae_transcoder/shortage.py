@@ -1,0 +1,49 @@
+"""What is done where memory does not suffice: how that shows, and how room is made."""
+
+import gc
+import logging
+import traceback
+from collections.abc import Sequence
+
+import torch
+
+from sae_transcoder.member import Member
+from sae_transcoder.status import State
+
+log = logging.getLogger(__name__)
+
+# What torch's allocator on a CPU and cuBLAS say without an exception of their own.
+NO_MEMORY = ("t allocate memory", "bad_alloc", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a device or the CPU had no more memory to give."""
+    said = isinstance(error, RuntimeError) and any(text in str(error) for text in NO_MEMORY)
+    return said or isinstance(error, torch.OutOfMemoryError | MemoryError)
+
+
+def make_room(active: Sequence[Member], faults: Sequence[Exception]) -> None:
+    """Closes the runs of a pack that is too large; those amid a batch go on from their last save, the others from here."""
+    for error in faults:
+        forget(error)
+    for member in active:
+        if not (member.amid_batch or member.closed):
+            try:
+                member.save_state()
+            except Exception as error:  # there may be no memory for this either: it goes on from its last save
+                log.warning("%s: its state could not be saved (%s)", member.directory, error)
+        member.close(State.interrupted, "out of memory; goes on in a smaller pack")
+
+
+def forget(error: BaseException | None) -> None:
+    """Drops the variables of the functions that an error, and what caused it, passed through: they hold tensors."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+def free_memory() -> None:
+    """Gives back what runs that were closed held."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

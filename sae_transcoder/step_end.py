@@ -1,0 +1,78 @@
+"""What an optimizer step makes due for the runs of a pack: evaluation, metrics, exports, saves; and whose fault it is if that fails."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from transformers import PreTrainedModel
+
+from sae_transcoder import display, heldout
+from sae_transcoder.heldout import Measured, Subject
+from sae_transcoder.member import Member
+from sae_transcoder.run_log import concerning
+from sae_transcoder.shortage import forget, free_memory, is_out_of_memory
+
+
+def after_step(model: PreTrainedModel, stepped: Sequence[Member], bar: display.Bar, failed: dict[Member, Exception]) -> None:
+    """What the step just made makes due: evaluation, metrics, exports, saves; one run after the other where memory does not suffice for
+    copies of all coders at once."""
+    subjects: dict[Member, Subject] = {}
+    for member in stepped:
+        if member.saving or member.evaluating or member.keeping:
+            with attempt(member, failed):
+                if subject := member.subject():
+                    subjects[member] = subject
+    with bar.paused():
+        measured = evaluated(model, subjects, failed)
+    short = [member for member in stepped if member in failed and is_out_of_memory(failed[member])]
+    if short and len(stepped) > 1:
+        subjects.clear()
+        for member in short:
+            forget(failed.pop(member))
+        free_memory()
+        for member in stepped:
+            if member not in failed:
+                after_step(model, [member], bar, failed)
+        return
+    for member in stepped:
+        if member not in failed:
+            with attempt(member, failed):
+                member.after_step(bar, subjects.get(member), measured.get(member))
+
+
+@contextmanager
+def attempt(member: Member, failed: dict[Member, Exception]) -> Iterator[None]:
+    """What fails while it is open is the failure of that run; of several ranks, which no longer do the same then, of all."""
+    try:
+        with concerning(member.directory):
+            yield
+    except Exception as error:
+        if member.ranks.size > 1:
+            raise
+        failed[member] = error
+
+
+def evaluated(
+    model: PreTrainedModel, subjects: Mapping[Member, Subject], failed: dict[Member, Exception]
+) -> dict[Member, Measured]:
+    """Held-out metrics of the members that evaluate now, and of those that keep their best; each kind shares its forwards."""
+    whole = [m for m in subjects if m.evaluating]
+    best = [m for m in subjects if not m.evaluating and m.saving and m.cfg.save_best]
+    found: dict[Member, Measured] = {}
+
+    def measure(due: Sequence[Member], *, whole: bool) -> None:
+        tokens = due[0].plan.tokens.heldout
+        try:
+            found.update(zip(due, heldout.measure(model, [subjects[m] for m in due], tokens, whole=whole), strict=True))
+        except Exception as error:
+            if due[0].ranks.size > 1:
+                raise
+            if len(due) == 1:
+                failed[due[0]] = error
+            for member in due if len(due) > 1 else ():  # whose fault it is shows when each is measured alone
+                measure([member], whole=whole)
+
+    if whole:
+        measure(whole, whole=True)
+    if best:
+        measure(best, whole=False)
+    return found
