@@ -24,10 +24,10 @@ class Code:
     changed: int = 0
 
     def __str__(self) -> str:
-        """One line, such as `0.1.0, commit 1a2b3c4d with 2 files changed`."""
+        """One line, such as `0.1.0, commit 1a2b3c4d, 2 files changed since`."""
         if self.commit is None:
             return self.release
-        return f"{self.release}, commit {self.commit[:8]}" + (f" with {self.changed} files changed" if self.changed else "")
+        return f"{self.release}, commit {self.commit[:8]}" + (f", {self.changed} files changed since" if self.changed else "")
 
 
 def files() -> list[Path]:

@@ -23,6 +23,8 @@ class Record:
     memory: str | None
     signal_delay: int
     max_timeouts: int | None
+    code: str
+    """Version of the program that it runs: release and commit."""
     pieces: int = 1
     """Into how many packs the runs are split, one trained after the other."""
     timeouts: int = 0

@@ -178,7 +178,9 @@ def note(folder: Path, number: str, pack: Sequence[Config]) -> None:
     """Keeps the record of a job, and says in each run's directory which job it waits for, with a link to what that prints."""
     cfg = pack[0]
     runs = [str(run_dir(cfg).absolute()) for cfg in pack]
-    slurm_record.write(folder, number, Record(runs, cfg.time, cfg.memory, cfg.signal_delay, cfg.max_timeouts))
+    slurm_record.write(
+        folder, number, Record(runs, cfg.time, cfg.memory, cfg.signal_delay, cfg.max_timeouts, str(code_version.current()))
+    )
     for cfg in pack:
         directory = run_dir(cfg)
         link = directory / slurm_record.LINK

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console, RenderableType
 
-from sae_transcoder import report_table, report_watch, run_records, slurm_submit
+from sae_transcoder import code_version, report_table, report_watch, run_records, slurm_submit
 from sae_transcoder.config import Config, run_dir
 from sae_transcoder.run_records import Record
 from sae_transcoder.status import State
@@ -16,11 +16,12 @@ EVERY = 10.0  # seconds between two looks; each asks slurmctld once
 
 
 def tell(numbers: Sequence[str], folder: Path, console: Console) -> None:
-    """Which jobs were submitted, how to watch them and how to cancel them."""
+    """Which jobs were submitted, what code they run, how to watch them and how to cancel them."""
     arrays = list(dict.fromkeys(number.partition("_")[0] for number in numbers))
     kind = "job" if len(numbers) == 1 else "array" if len(arrays) == 1 else "arrays"
     console.print(
         f"submitted {len(numbers)} job{'s' * (len(numbers) > 1)}: {kind} {', '.join(arrays)}\n"
+        f"code: {code_version.current()}\n"
         f"watch: sae-report {folder} --watch\n"
         f"cancel: scancel {' '.join(arrays)}",
         markup=False, soft_wrap=True,

@@ -16,7 +16,7 @@ from slurm_faults import plant
 from sweeps import SHAPE, assert_all_equal, assert_equal, by, command, config, here, run, runs, start
 from test_engine import lines
 
-from sae_transcoder import run_records, slurm, slurm_record, status, train
+from sae_transcoder import code_version, run_records, slurm, slurm_record, status, train
 from sae_transcoder.composition import CONF
 from sae_transcoder.status import State
 
@@ -149,6 +149,7 @@ def test_a_command_that_does_not_wait_says_which_jobs_and_the_same_command_finds
     assert code == 0
     number = re.search(r"submitted 2 jobs: array (\d+)\n", printed)[1]
     assert f"watch: sae-report {tmp_path}/s --watch\ncancel: scancel {number}\n" in printed
+    assert f"code: {code_version.current()}\n" in printed
     assert report(tmp_path) == {"queued": 2}
     code, printed, _ = here(*sweep)
     assert (code, "2 runs (2 queued)" in printed, "submitted" in printed) == (0, True, False)

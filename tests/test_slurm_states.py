@@ -75,7 +75,7 @@ def test_a_process_of_this_machine_that_holds_the_lock_runs_whatever_slurm_says(
     assert standing.observe(tmp_path, own, {}).status.state == State.interrupted
 
 
-RECORD = Record(["a", "b", "c", "d"], "4:00:00", "8G", 120, None)
+RECORD = Record(["a", "b", "c", "d"], "4:00:00", "8G", 120, None, "0.1.0")
 LEFT = {Path(run): a_status(State.running if run == "a" else State.queued) for run in "abcd"}
 USR2, KILLED = 128 + signal.SIGUSR2, 128 + signal.SIGKILL
 
