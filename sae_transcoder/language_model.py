@@ -2,11 +2,11 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakSet
 
 import torch
@@ -33,12 +33,25 @@ log = logging.getLogger(__name__)
 DEMO = Path(__file__).parent / "demo" / "model"
 
 
+T = TypeVar("T")
+
+
 @dataclass(frozen=True)
 class Activations:
-    """A module's input and output at the positions of a batch, each [batch, position, d]."""
+    """A module's input and output at the positions of a batch, each [batch, position, d].
+
+    `derived`: what runs of a pack have worked out of them, for the next one that needs the same.
+    """
 
     input: Tensor
     output: Tensor
+    derived: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` returns, called once for each key."""
+        if key not in self.derived:
+            self.derived[key] = make()
+        return self.derived[key]
 
 
 def model_path(cfg: ModelConfig) -> str:

@@ -3,6 +3,7 @@
 import copy
 from collections import defaultdict
 from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -109,11 +110,17 @@ class Run:
     def train_on(self, tokens: Tensor, seen: Mapping[str, Activations]) -> bool:
         """Trains on the batch `tokens` [batch, position] and its activations {hookpoint: ...}; true if an optimizer step was made."""
         cfg, mask = self.cfg, positions.counted(self.cfg, tokens)
-        pairs = {p: positions.pair(cfg, seen[p], positions.kept(cfg, seen[p], mask, self.ranks)) for p in self.points}
+        # Runs that take the same side of a module at the same positions share what follows from that.
+        alike = (cfg.model_type, tuple(cfg.exclude_tokens), cfg.exclude_first_tokens, cfg.max_norm_multiple)
+
+        def taken(here: Activations) -> tuple[Tensor, Tensor]:
+            return positions.pair(cfg, here, positions.kept(cfg, here, mask, self.ranks))
+
+        pairs = {p: seen[p].once(("pair", *alike), partial(taken, seen[p])) for p in self.points}
         rows, *counts = self.ranks.totals([len(tokens), *(len(y) for _, y in pairs.values())])
         for (point, (x, y)), count in zip(pairs.items(), counts, strict=True):
             if count:
-                variance = self._variance(y, count)
+                variance = seen[point].once(("variance", cfg.corrections, *alike), partial(self._variance, y, count))
                 for name in coder_names.names(point, cfg.init_seeds):
                     self._backward(name, x, y, count, variance)
         return self._end_batch(rows * tokens.shape[1])

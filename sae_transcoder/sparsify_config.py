@@ -98,7 +98,7 @@ def automatic_lr(optimizer: Optimizer, num_latents: int) -> float:
 def optimizers(cfg: Config, coders: Sequence[SparseCoder], length: Length) -> tuple[list[Any], list[Any]]:
     """sparsify's optimizers and schedules (trainer.py:128) for these coders, parameters in a fixed order.
 
-    Adam is torch's also where bitsandbytes is installed, which sparsify would take.
+    Adam is torch's also where bitsandbytes is installed, which sparsify would take; with corrections its fused one, which rounds otherwise.
     """
     rates = [cfg.lr or automatic_lr(cfg.optimizer, c.num_latents) for c in coders]
     groups = [dict(params=list(c.parameters()), lr=lr) for c, lr in zip(coders, rates, strict=True)]
@@ -113,10 +113,10 @@ def optimizers(cfg: Config, coders: Sequence[SparseCoder], length: Length) -> tu
         decay = {} if cfg.weight_decay is None else {"weight_decay": cfg.weight_decay}
         params = [p for c in coders for p in c.parameters()]
         muon = Muon([p for p in params if p.ndim >= 2], lr=rates[0], ddp=False, **decay)
-        adam = torch.optim.Adam([p for p in params if p.ndim < 2], lr=rates[0])
+        adam = torch.optim.Adam([p for p in params if p.ndim < 2], lr=rates[0], fused=cfg.corrections)
         return [muon, adam], [
             get_linear_schedule_with_warmup(muon, 0, span),
             get_linear_schedule_with_warmup(adam, warmup, span),
         ]
-    adam = torch.optim.Adam(groups, weight_decay=cfg.weight_decay or 0.0)
+    adam = torch.optim.Adam(groups, weight_decay=cfg.weight_decay or 0.0, fused=cfg.corrections)
     return [adam], [get_linear_schedule_with_warmup(adam, warmup, span)]

@@ -7,13 +7,14 @@ a test of sparsify itself that fails once the correction may go.
    Here it does neither.
 3. With `multi_topk` the returned `sae_out`, `latent_acts` and `latent_indices` are those of 4k latents (sparse_coder.py:262).
    Here they are those of k.
-4. The encoder's backward materialises a tensor of [tokens, k, d_in] (fused_encoder.py:77). Here an inverted index sums the same
-   terms: for each latent, the tokens that selected it.
+4. The encoder's backward materialises a tensor of [tokens, k, d_in] (fused_encoder.py:77), and the decoder's sorts once more. Here one
+   inverted index serves both: for each latent, the tokens that selected it.
 5. sparsify takes its Triton decoder wherever Triton is installed (utils.py:90), on a CPU too, where it crashes. Here the tensors decide.
 6. With `multi_topk` and `skip_connection` the reconstruction by 4k latents lacks the skip (sparse_coder.py:264). Here it has it.
 """
 
 from contextlib import redirect_stdout
+from functools import cached_property
 from io import StringIO
 from typing import Any
 
@@ -32,55 +33,133 @@ def decode(indices: Tensor, acts: Tensor, decoder: Tensor) -> Tensor:
 
     Triton's kernel needs a GPU and a multiple of 8 latents, and adds up in an order that changes from run to run.
     """
-    fast = decoder.is_cuda and decoder.shape[1] % 8 == 0 and not torch.are_deterministic_algorithms_enabled() and TRITON
-    return (utils.triton_decode if fast else utils.eager_decode)(indices, acts, decoder)
+    return (utils.triton_decode if by_triton(decoder) else utils.eager_decode)(indices, acts, decoder)
+
+
+def by_triton(decoder: Tensor) -> bool:
+    """Whether Triton's kernel decodes with this decoder [d, latent]."""
+    return decoder.is_cuda and decoder.shape[1] % 8 == 0 and not torch.are_deterministic_algorithms_enabled() and TRITON
 
 
 TRITON = utils.decoder_impl is utils.triton_decode
 sparse_coder.decoder_impl = decode
 
 
+class Chosen:
+    """The latents chosen for each token, `indices` [token, k] of so many `latents`; and which tokens chose each latent, for backward
+    passes: sums over tokens then are sums over rows, in an order that does not change."""
+
+    def __init__(self, indices: Tensor, latents: int):
+        self.indices, self.latents = indices, latents
+
+    @cached_property
+    def by_latent(self) -> tuple[Tensor, Tensor]:
+        """An inverted index: the entries of `indices`, counted row by row, sorted by latent [token * k], and where each latent's begin."""
+        flat = self.indices.flatten()
+        order = flat.argsort(stable=True)
+        return order, torch.searchsorted(flat[order], torch.arange(self.latents, device=flat.device))
+
+    def sum_of_rows(self, rows: Tensor, weights: Tensor) -> Tensor:
+        """For each latent the sum of `rows` [token, d] of the tokens that chose it, weighted by `weights` [token, k]: [latent, d]."""
+        order, starts = self.by_latent
+        return F.embedding_bag(
+            order // self.indices.shape[1], rows, starts, mode="sum", per_sample_weights=weights.flatten()[order]
+        )
+
+    def sums(self, weights: Tensor) -> Tensor:
+        """For each latent the sum of `weights` [token, k] where it was chosen: [latent]."""
+        order, starts = self.by_latent
+        return F.embedding_bag(order, weights.reshape(-1, 1), starts, mode="sum")[:, 0]
+
+
 class SelectedLatents(torch.autograd.Function):
     """ReLU of chosen pre-activations, with a backward that costs what was chosen and not all latents."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, preacts: Tensor, indices: Tensor) -> Tensor:
-        """x: [token, d_in], weight: [latent, d_in], bias: [latent], preacts: x @ weight.T + bias [token, latent],
-        indices: the chosen latents [token, chosen]. Returns their activations [token, chosen]."""
-        acts = F.relu(preacts.gather(1, indices))
-        ctx.save_for_backward(x, weight, acts, indices)
+    def forward(
+        ctx: Any, x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, given: Tensor, preacts: Tensor, chosen: Chosen
+    ) -> Tensor:
+        """x: [token, d_in]; shift: what was taken from it [d_in], None for nothing; weight: [latent, d_in], bias: [latent];
+        given: x - shift; preacts: given @ weight.T + bias [token, latent]. Returns the activations of the chosen latents [token, k]."""
+        acts = F.relu(preacts.gather(1, chosen.indices))
+        ctx.save_for_backward(given, weight, acts)
+        ctx.chosen = chosen
         return acts
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
-        x, weight, acts, indices = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        given, weight, acts = ctx.saved_tensors
+        chosen, needed = ctx.chosen, ctx.needs_input_grad
         grad = (grads[0] * (acts > 0)).to(weight.dtype)
-        grad_x = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            grad_x = F.embedding_bag(indices, weight, mode="sum", per_sample_weights=grad)
-        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            flat = indices.flatten()
-            order = flat.argsort(stable=True)  # the entries sorted by latent: an inverted index
-            starts = torch.searchsorted(flat[order], torch.arange(len(weight), device=flat.device))
-            sorted_grad = grad.flatten()[order]
-            grad_weight = F.embedding_bag(
-                order // indices.shape[1], x.to(weight.dtype), starts, mode="sum", per_sample_weights=sorted_grad
-            )
-            entries = torch.arange(len(order), device=order.device)
-            grad_bias = F.embedding_bag(entries, sorted_grad[:, None], starts, mode="sum")[:, 0]
-        return grad_x, grad_weight, grad_bias, None, None
+        grad_x = grad_shift = grad_weight = grad_bias = None
+        if needed[0]:
+            grad_x = F.embedding_bag(chosen.indices, weight, mode="sum", per_sample_weights=grad)
+        if needed[1] or needed[3]:
+            grad_bias = chosen.sums(grad)
+        if needed[1]:  # the sum over tokens first: one product in place of one for each token
+            grad_shift = -(grad_bias @ weight)
+        if needed[2]:
+            grad_weight = chosen.sum_of_rows(given.to(weight.dtype), grad)
+        return grad_x, grad_shift, grad_weight, grad_bias, None, None, None
+
+
+class SparseDecode(torch.autograd.Function):
+    """Sum of the decoder's rows of the chosen latents, with sparsify's forward and the inverted index in the backward."""
+
+    @staticmethod
+    def forward(ctx: Any, acts: Tensor, weight: Tensor, chosen: Chosen) -> Tensor:
+        """acts: [token, k]; weight: [latent, d] -> [token, d]."""
+        with torch.enable_grad():  # torch's own backward for the activations; its one for the weights sorts again
+            own = acts.detach().requires_grad_()
+            out = F.embedding_bag(chosen.indices, weight.detach(), mode="sum", per_sample_weights=own)
+        ctx.own, ctx.out, ctx.chosen = own, out, chosen
+        return out.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        (grad,) = grads
+        grad_acts = torch.autograd.grad(ctx.out, ctx.own, grad, retain_graph=True)[0] if ctx.needs_input_grad[0] else None
+        grad_weight = ctx.chosen.sum_of_rows(grad.contiguous(), ctx.own.detach()) if ctx.needs_input_grad[1] else None
+        return grad_acts, grad_weight, None
+
+
+class SquaredError(torch.autograd.Function):
+    """Sum of squared differences, with one pass back."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, target: Tensor) -> Tensor:
+        """output: what is trained, target: what it should be, both [token, d] -> a scalar."""
+        error = target - output
+        ctx.save_for_backward(error)
+        return error.pow(2).sum()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (error,) = ctx.saved_tensors
+        return error * (-2 * grads[0]), None
 
 
 class CorrectedCoder(SparseCoder):
     """sparsify's coder: its parameters, initialisation, decoder and files; the forward with the corrections above."""
 
-    def choose(self, preacts: Tensor) -> Tensor:
-        """The latents that fire by `cfg.k` and `cfg.activation`: indices [token, k] into preacts [token, latent]."""
+    def choose(self, preacts: Tensor) -> Chosen:
+        """The latents that fire by `cfg.k` and `cfg.activation`, by their preacts [token, latent]."""
         if self.cfg.activation == "groupmax":
             groups = preacts.unflatten(-1, (self.cfg.k, -1))
             first = torch.arange(0, preacts.shape[1], groups.shape[-1], device=preacts.device)
-            return first + groups.argmax(dim=-1)
-        return preacts.topk(self.cfg.k, dim=-1, sorted=False).indices
+            return Chosen(first + groups.argmax(dim=-1), self.num_latents)
+        return self.largest(preacts, self.cfg.k)
+
+    def largest(self, preacts: Tensor, k: int) -> Chosen:
+        """The k latents of the largest preacts [token, latent]."""
+        return Chosen(preacts.topk(k, dim=-1, sorted=False).indices, self.num_latents)
+
+    def rows(self, acts: Tensor, chosen: Chosen) -> Tensor:
+        """Sum of the decoder's rows of the chosen latents: acts [token, k] -> [token, d]."""
+        assert self.W_dec is not None
+        if by_triton(self.W_dec.mT):
+            return utils.triton_decode(chosen.indices, acts.to(self.dtype), self.W_dec.mT)
+        return SparseDecode.apply(acts.to(self.dtype), self.W_dec, chosen)
 
     @torch.autocast("cuda", dtype=torch.bfloat16, enabled=torch.cuda.is_available() and torch.cuda.is_bf16_supported())
     def forward(
@@ -98,38 +177,39 @@ class CorrectedCoder(SparseCoder):
         whose pre-activation is not positive.
         """
         y = x if y is None else y
-        given = x if self.cfg.transcode else x - self.b_dec
+        shift = None if self.cfg.transcode else self.b_dec
+        weight, bias = self.encoder.weight, self.encoder.bias
         with torch.no_grad():
-            preacts = F.linear(given, self.encoder.weight, self.encoder.bias)
+            given = x if shift is None else x - shift
+            preacts = F.linear(given, weight, bias)
+
+        def latents(x: Tensor, chosen: Chosen) -> Tensor:
+            return SelectedLatents.apply(x, shift, weight, bias, given, preacts, chosen)
 
         # In an end-to-end run x depends on earlier coders, which this coder's own losses are not to train.
-        local = given if not x.requires_grad else x.detach() if self.cfg.transcode else x.detach() - self.b_dec
-
-        def latents(given: Tensor, indices: Tensor) -> Tensor:
-            return SelectedLatents.apply(given, self.encoder.weight, self.encoder.bias, preacts, indices)
-
-        indices = self.choose(preacts)
-        acts = latents(given, indices)
-        sae_out = self.decode(acts, indices)
+        local = x.detach()
+        chosen = self.choose(preacts)
+        acts = latents(x, chosen)
+        sae_out = self.rows(acts, chosen) + self.b_dec
         if self.W_skip is not None:
             skip = x.to(self.dtype) @ self.W_skip.mT
             sae_out = sae_out + skip
-        error = y - sae_out
         if total_variance is None:
             total_variance = (y - y.mean(0)).pow(2).sum()
-        fvu = error.pow(2).sum() / total_variance
+        fvu = SquaredError.apply(sae_out, y) / total_variance
 
         auxk_loss = multi_topk_fvu = sae_out.new_tensor(0.0)
         if dead_mask is not None and (dead := int(dead_mask.sum())) > 0:
             usual = y.shape[-1] // 2  # Gao et al. 2024, appendix B.1
-            chosen = torch.where(dead_mask, preacts, -torch.inf).topk(min(usual, dead), sorted=False).indices
+            among = self.largest(torch.where(dead_mask, preacts, -torch.inf), min(usual, dead))
             # The decoder alone: the error already has b_dec taken out.
-            predicted = decode(chosen, latents(local, chosen).to(self.dtype), self.W_dec.mT)
-            auxk_loss = min(dead / usual, 1.0) * (predicted - error.detach()).pow(2).sum() / total_variance
+            predicted = self.rows(latents(local, among), among)
+            error = (y - sae_out).detach()
+            auxk_loss = min(dead / usual, 1.0) * SquaredError.apply(predicted, error) / total_variance
         if self.cfg.multi_topk:
-            chosen = preacts.topk(min(4 * self.cfg.k, self.num_latents), sorted=False).indices  # k may be decaying
-            wide = self.decode(latents(local, chosen), chosen)
+            more = self.largest(preacts, min(4 * self.cfg.k, self.num_latents))  # k may be decaying
+            wide = self.rows(latents(local, more), more) + self.b_dec
             if self.W_skip is not None:
                 wide = wide + skip
-            multi_topk_fvu = (y - wide).pow(2).sum() / total_variance
-        return ForwardOutput(sae_out, acts, indices, fvu, auxk_loss, multi_topk_fvu)
+            multi_topk_fvu = SquaredError.apply(wide, y) / total_variance
+        return ForwardOutput(sae_out, acts, chosen.indices, fvu, auxk_loss, multi_topk_fvu)

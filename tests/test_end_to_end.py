@@ -113,7 +113,7 @@ def test_losses_and_gradients_equal_a_model_with_its_modules_exchanged(model_typ
         clean = model(input_ids=batch).logits
         expected = F.kl_div(logits.log_softmax(-1), clean.log_softmax(-1), log_target=True, reduction="none").sum(-1).mean()
     expected.backward()
-    assert run.metrics()[loss_fn] == pytest.approx(expected.item(), rel=1e-5)
+    assert run.metrics()[loss_fn] == pytest.approx(expected.item(), rel=1e-4)  # a divergence near 0, in float32
     for point in points:
         for mine, other in zip(run.coders[point].parameters(), coders[point].parameters(), strict=True):
             torch.testing.assert_close(mine.grad, other.grad, atol=1e-6, rtol=1e-3)

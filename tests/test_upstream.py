@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from sparsify import SparseCoder, SparseCoderConfig
 from sparsify.fused_encoder import fused_encoder
 
-from sae_transcoder.upstream import CorrectedCoder, SelectedLatents
+from sae_transcoder.upstream import Chosen, CorrectedCoder, SelectedLatents, SparseDecode, SquaredError
 
 TOKENS, WIDTH, LATENTS, K = 24, 8, 32, 4
 
@@ -65,17 +65,32 @@ def test_groupmax_chooses_one_latent_of_each_group() -> None:
     torch.testing.assert_close(out.fvu, theirs.fvu)
 
 
-def test_the_selection_passes_gradcheck() -> None:
+@pytest.mark.parametrize("shifted", [True, False])
+def test_the_selection_passes_gradcheck(shifted: bool) -> None:
     generator = torch.Generator().manual_seed(0)
-    x, weight, bias = (
-        torch.randn(*shape, dtype=torch.float64, generator=generator, requires_grad=True) for shape in [(6, 5), (12, 5), (12,)]
+    x, shift, weight, bias = (
+        torch.randn(*shape, dtype=torch.float64, generator=generator, requires_grad=True)
+        for shape in [(6, 5), (5,), (12, 5), (12,)]
     )
-    indices = F.linear(x, weight, bias).topk(3).indices
+    chosen = Chosen(F.linear(x - shift if shifted else x, weight, bias).topk(3).indices, 12)
 
-    def selected(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        return SelectedLatents.apply(x, weight, bias, F.linear(x, weight, bias).detach(), indices)
+    def selected(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *shift: torch.Tensor) -> torch.Tensor:
+        given = (x - shift[0] if shift else x).detach()
+        preacts = F.linear(given, weight, bias).detach()
+        return SelectedLatents.apply(x, *(shift or [None]), weight, bias, given, preacts, chosen)
 
-    assert torch.autograd.gradcheck(selected, (x, weight, bias))
+    assert torch.autograd.gradcheck(selected, (x, weight, bias, *([shift] if shifted else [])))
+
+
+def test_the_decoder_and_the_squared_error_pass_gradcheck() -> None:
+    generator = torch.Generator().manual_seed(0)
+    acts, weight, target = (torch.randn(*shape, dtype=torch.float64, generator=generator) for shape in [(6, 3), (12, 5), (6, 5)])
+    chosen = Chosen(torch.rand(6, 12, generator=generator).topk(3).indices, 12)
+
+    def decoded(acts: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return SquaredError.apply(SparseDecode.apply(acts, weight, chosen), target)
+
+    assert torch.autograd.gradcheck(decoded, (acts.requires_grad_(), weight.requires_grad_()))
 
 
 def test_where_all_chosen_latents_are_positive_weights_equal_sparsifys() -> None:
