@@ -38,7 +38,6 @@ def on_cluster(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     """The cluster, with this process on its login node."""
     for name, value in cluster.environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     return cluster
 
 

@@ -17,7 +17,7 @@ from sae_transcoder.status import State
 from sae_transcoder.stop_signal import StopSignal
 
 # Eight runs of two lengths.
-EIGHT = ["-m", *SHAPE, "expansion_factor=2", "k=4,5,6,7", "max_samples=400,602", "save_every=7", "sweep_name=s"]
+EIGHT = ["-m", *SHAPE, "expansion_factor=2", "k=4,5,6,7", "max_samples=240,302", "save_every=7", "sweep_name=s"]
 
 
 @pytest.fixture(scope="module")
