@@ -51,9 +51,9 @@ STARTED = "Starting with JobEnvironment"  # submitit's first line of each start
 
 
 def said(folder: Path, number: str) -> str:
-    """What was printed since the job started last."""
-    file = log(folder, number)
-    return file.read_text(errors="replace").rpartition(STARTED)[2] if file.exists() else ""
+    """What all tasks of a job, SLURM and its script printed since the job started last."""
+    files = sorted(folder.glob(f"{number}_*_log.out"))
+    return "\n".join(file.read_text(errors="replace").rpartition(STARTED)[2] for file in files)
 
 
 def write(folder: Path, number: str, record: Record) -> None:

@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -359,4 +360,21 @@ def test_two_tasks_share_the_hookpoints_of_a_sweeps_runs_and_come_back_when_one_
     assert client.returncode == 0, printed + errors + logs(folder)
     assert "the job died" in logs(folder)
     assert here(*sweep, f"save_dir={tmp_path}/local")[0] == 0
+    assert_all_equal(tmp_path / "local", tmp_path / "slurm")
+
+
+@pytest.mark.kill
+def test_a_run_whose_node_fails_comes_back_from_its_last_save(on_cluster: Cluster, cache: Path, tmp_path: Path) -> None:
+    one = [*RUN, "k=4", f"cache_dir={cache}"]
+    slow = os.environ | plant(tmp_path / "plant", "time.sleep(0.2)")
+    assert subprocess.run(command(*one, *ON_SLURM, f"save_dir={tmp_path}/slurm"), env=slow).returncode == 0
+    (directory,) = runs(tmp_path / "slurm").values()
+    on_cluster.wait((directory / "resume" / "state.pt").exists)
+    node = on_cluster.ask("sinfo", "--noheader", "--format=%n", "--partition=gpu")
+    on_cluster.ask("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
+    on_cluster.wait(lambda: report(tmp_path / "slurm") == {"preempted": 1}, hurry=False)
+    time.sleep(10)  # the node is rid of the job's processes
+    on_cluster.ask("scontrol", "update", f"NodeName={node}", "State=RESUME")
+    on_cluster.wait(lambda: status.read(directory).state == State.done)
+    assert here(*one, f"save_dir={tmp_path}/local")[0] == 0
     assert_all_equal(tmp_path / "local", tmp_path / "slurm")
