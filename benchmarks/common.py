@@ -1,0 +1,141 @@
+"""What single.py and grid.py share: the tokens, the contenders' processes, the common measure of held-out FVU, and tables."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peers
+import torch
+from meter import ARRAYS, Coder, Job
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from sae_transcoder import language_model, preflight
+from sae_transcoder.composition import composed
+from sae_transcoder.config import Config
+
+HERE = Path(__file__).parent
+HOOKPOINT, LENGTH, BATCH = "layers.2", 256, 16  # tokens a sequence, sequences a step
+OURS, SPARSIFY, SAELENS, DICTIONARY_LEARNING = "ours", "sparsify", "saelens", "dictionary_learning"
+SCRIPTS = {
+    OURS: "ours.py",
+    SPARSIFY: "peer_sparsify.py",
+    SAELENS: "peer_saelens.py",
+    DICTIONARY_LEARNING: "peer_dictionary_learning.py",
+}
+RATES = peers.DEFAULT / "rates.json"  # what single.py chose
+
+
+@dataclass
+class Bench:
+    """The data that all contenders share, in a temporary folder."""
+
+    folder: Path
+    steps: int
+    device: str
+    peers: Path  # folder of the peers' environments
+    cfg: Config
+    width: int
+    heldout: Tensor  # the hookpoint's output on the held-out tokens, float32 [token, d]
+
+    def job(self, name: str, coders: Sequence[Coder]) -> Job:
+        """A contender's job, with a folder of its own."""
+        own = tempfile.mkdtemp(prefix=f"{name}-", dir=self.folder)
+        return Job(
+            model=str(language_model.DEMO),
+            hookpoint=HOOKPOINT,
+            width=self.width,
+            tokens=str(self.folder / "tokens.npy"),
+            batch=BATCH,
+            steps=self.steps,
+            warmup=max(1, self.steps // 20),
+            coders=list(coders),
+            weights=f"{own}/weights.npz",
+            folder=own,
+            device=self.device,
+            dtype="bfloat16" if self.device.startswith("cuda") else "float32",
+        )
+
+    def run(self, name: str, coders: Sequence[Coder]) -> dict[str, Any]:
+        """Has a contender train in a process of its own: {seconds, cpu_seconds, peak, tokens_per_s, fvu [coder]}."""
+        job = self.job(name, coders)
+        own_python = sys.executable if name in (OURS, SPARSIFY) else str(peers.python(name, self.peers))
+        found = process([own_python, str(HERE / SCRIPTS[name]), str(job.write(Path(job.folder) / "job.json"))], job.device)
+        found["fvu"] = [fvu(job.weights, i, coder.k, self.heldout) for i, coder in enumerate(coders)]
+        found["folder"] = job.folder
+        return found
+
+
+def process(command: list[str], device: str) -> dict[str, Any]:
+    """The last JSON line that a process prints; ends the program with its error where it fails."""
+    environment = os.environ | {"SPARSIFY_DISABLE_TRITON": "0" if device.startswith("cuda") else "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        sys.exit(
+            f"{Path(command[1]).name} failed (leave a peer out with --without NAME):\n{done.stderr[-4000:]}{done.stdout[-500:]}"
+        )
+    # wandb says a few words more at its end.
+    return json.loads([line for line in done.stdout.splitlines() if line.startswith("{")][-1])
+
+
+def prepare(folder: Path, steps: int, device: str, peers_folder: Path) -> Bench:
+    """Tokenises once, by this project, into tokens.npy, and computes the held-out activations."""
+    settings = ["experiment=demo", f"device={device}", f"batch_size={BATCH}", f"max_steps={steps}", "max_samples=null"]
+    cfg = composed([*settings, f"max_seq_length={LENGTH}", "layers=null", f"hookpoints=[{HOOKPOINT}]", f"save_dir={folder}/none"])
+    plan = preflight.plan(cfg)
+    np.save(folder / "tokens.npy", plan.tokens.train[: plan.length.samples])
+    model = language_model.load(cfg, plan.device)
+    pieces = []
+    for start in range(0, len(plan.tokens.heldout), BATCH):
+        tokens = torch.from_numpy(plan.tokens.heldout[start : start + BATCH]).to(plan.device)
+        pieces.append(language_model.capture(model, [HOOKPOINT], tokens)[HOOKPOINT].output.flatten(0, 1).float())
+    return Bench(folder, steps, device, peers_folder, cfg, plan.widths[HOOKPOINT], torch.cat(pieces))
+
+
+@torch.no_grad()
+def fvu(weights: str | Path, index: int, k: int, heldout: Tensor) -> float:
+    """Fraction of the variance of `heldout` [token, d] about its mean that a top-k coder leaves unexplained, the same for everyone.
+
+    The k largest values of ReLU(encoder (x - shift) + encoder_bias) times the decoder's rows, plus decoder_bias, reconstruct x.
+    """
+    with np.load(weights) as kept:
+        arrays = {name: torch.from_numpy(kept[f"{index}/{name}"]).to(heldout.device) for name in ARRAYS}
+    error = 0.0
+    for x in heldout.split(4096):
+        preacts = (x - arrays["shift"]) @ arrays["encoder"].T + arrays["encoder_bias"]
+        acts, indices = preacts.relu().topk(k, dim=-1)
+        out = torch.nn.functional.embedding_bag(indices, arrays["decoder"], per_sample_weights=acts, mode="sum")
+        error += (x - out - arrays["decoder_bias"]).double().pow(2).sum().item()
+    exact = heldout.double()
+    return error / (exact - exact.mean(0)).pow(2).sum().item()
+
+
+def device_name(device: str) -> str:
+    """What computes, for titles."""
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else f"CPU, {torch.get_num_threads()} threads"
+
+
+def show(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], *, markdown: bool = False) -> None:
+    """Prints a table; as Markdown for a README."""
+    if markdown:
+        print("\n".join([f"\n{title}\n", f"| {' | '.join(headings)} |", f"|{' --- |' * len(headings)}"]))
+        print("\n".join(f"| {' | '.join(row)} |" for row in rows))
+        return
+    table = Table(*headings, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*row)
+    # Without a terminal a table is as wide as it needs to be.
+    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
+
+
+def say(text: str) -> None:
+    """Progress, on standard error."""
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,90 @@
+"""Makes the environments of the peers that the benchmarks compare with: SAELens and dictionary_learning; a few minutes, once, about 2 GB.
+
+    python benchmarks/peers.py [--folder FOLDER]
+
+Plain sparsify needs none: it runs in this project's environment. An environment counts as made once its peer can be imported; one that
+was not finished is made anew.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+DEFAULT = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sae_transcoder_benchmarks"
+# torch comes first and pinned: otherwise pip takes the newest build, with several GB of CUDA packages on machines without a GPU.
+FIRST = ["torch==2.13.0"]
+WHOLE = "made_by_peers_py"  # a file that says that all was installed
+SAME = ["transformers==5.23.0", *FIRST]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """What is installed, with dependencies and then without them, and what must then be importable."""
+
+    packages: list[str]
+    alone: list[str]
+    imports: str
+
+
+PEERS = {
+    "saelens": Peer(["sae-lens==6.54.12"], [], "sae_lens.multi_sae_training_runner"),
+    # Its own requirements name torchvision (through nnsight), umap and more that its trainers never use: these are what they import.
+    "dictionary_learning": Peer(
+        ["numpy", "tqdm", "einops", "wandb", "datasets", "accelerate", "python-socketio[client]", "pillow"],
+        ["dictionary-learning==0.1.0", "nnsight>=0.3,<0.4"],
+        "dictionary_learning.training",
+    ),
+}
+
+
+def python(name: str, folder: Path = DEFAULT) -> Path:
+    """The interpreter of a peer's environment. Ends the program where there is none."""
+    path = folder / name / "bin" / "python"
+    if not (folder / name / WHOLE).exists():
+        sys.exit(
+            f"{name}: no environment in {folder}; make it with python benchmarks/peers.py, or leave the peer out: --without {name}"
+        )
+    return path
+
+
+def call(*command: str | Path) -> None:
+    """Runs a command; ends the program with its output where it fails."""
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(map(str, command))}:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+
+
+def make(name: str, peer: Peer, folder: Path) -> None:
+    """Makes one environment; a file in it says that it is whole."""
+    place = folder / name
+    whole = place / WHOLE
+    if whole.exists():
+        print(f"{name}: is in {place}")
+        return
+    print(f"{name}: installing into {place}", flush=True)
+    shutil.rmtree(place, ignore_errors=True)
+    call(sys.executable, "-m", "venv", place)
+    own = place / "bin" / "python"
+    pip = [own, "-m", "pip", "install", "-q"]
+    call(*pip, *FIRST)
+    call(*pip, *SAME, *peer.packages)
+    if peer.alone:
+        call(*pip, "--no-deps", *peer.alone)
+    call(own, "-c", f"import {peer.imports}")
+    whole.touch()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=DEFAULT, help=f"where the environments are kept ({DEFAULT})")
+    arguments = parser.parse_args()
+    for name, peer in PEERS.items():
+        make(name, peer, arguments.folder)
+
+
+if __name__ == "__main__":
+    main()
