@@ -59,6 +59,11 @@ def here() -> str | None:
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
+def submitted() -> str | None:
+    """The same, of a job that this program has submitted: such jobs come back by themselves, others are their owner's."""
+    return here() if os.environ.get("SUBMITIT_EXECUTOR") == "slurm" else None
+
+
 def jobs(numbers: Iterable[str]) -> Jobs | None:
     """The jobs of these numbers that SLURM knows: those of the queue, those that ended lately and, with accounting, long ago.
 

@@ -30,7 +30,7 @@ class State(StrEnum):
 @dataclass
 class Status:
     """One run's state; `heartbeat` is seconds since the epoch, `total` optimizer steps, `why` the reason of a failure, `slurm_job` the job
-    that it waits or trains in, as 12 or 12_3."""
+    of this program's that it waits or trains in, as 12 or 12_3."""
 
     state: State
     signature: str
@@ -42,7 +42,7 @@ class Status:
     heartbeat: float = field(default_factory=time.time)
     host: str = field(default_factory=socket.gethostname)
     pid: int = field(default_factory=os.getpid)
-    slurm_job: str | None = field(default_factory=slurm.here)
+    slurm_job: str | None = field(default_factory=slurm.submitted)
 
 
 def state_path(directory: Path) -> Path:

@@ -85,9 +85,12 @@ def train(pack: Pack, stop: StopSignal) -> Errors:
         shortage.free_memory()
     errors: Errors = {}
     for cfg, outcome in zip(pack, outcomes, strict=True):
+        errors[run_dir(cfg)] = None
         if isinstance(outcome, Taken):
             print(outcome, flush=True)
-        errors[run_dir(cfg)] = failure.why(outcome) if isinstance(outcome, Exception) and not isinstance(outcome, Taken) else None
+        elif isinstance(outcome, Exception):
+            errors[run_dir(cfg)] = why = failure.why(outcome)
+            standing.mark(run_dir(cfg), State.failed, why)  # where it had not begun
     return errors
 
 

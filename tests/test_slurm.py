@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import slurm_cluster
+import torch
 from slurm_cluster import Cluster
 from slurm_faults import plant
 from sweeps import SHAPE, assert_all_equal, assert_equal, by, command, config, here, run, runs, start
@@ -378,3 +379,16 @@ def test_a_run_whose_node_fails_comes_back_from_its_last_save(on_cluster: Cluste
     on_cluster.wait(lambda: status.read(directory).state == State.done)
     assert here(*one, f"save_dir={tmp_path}/local")[0] == 0
     assert_all_equal(tmp_path / "local", tmp_path / "slurm")
+
+
+def test_a_job_that_sees_no_gpu_fails_and_names_its_node(on_cluster: Cluster, cache: Path, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    done = run(*RUN, f"cache_dir={cache}", f"save_dir={tmp_path}", "dtype=float32", *ON_SLURM, "device=cuda", "wait=true")
+    assert done.returncode == 1, done.stderr
+    found = status.read(*runs(tmp_path).values())
+    assert found.state == State.failed
+    assert re.fullmatch(
+        rf"hardware=slurm, device=cuda: not present; \S+, the node of SLURM job {found.slurm_job}, has no GPU; .*", found.why
+    )
+    assert found.why in done.stdout
