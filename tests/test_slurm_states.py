@@ -3,11 +3,14 @@
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import tiny_model
 
 from sae_transcoder import slurm, slurm_after, slurm_record, standing, status
 from sae_transcoder.checks import slurm_faults
@@ -196,3 +199,40 @@ def test_accounting_gives_the_last_of_a_requeued_jobs_ends(monkeypatch: pytest.M
         "12_1": Job("PENDING", "BeginTime"),
         "12_2": Job("OUT_OF_MEMORY"),
     }
+
+
+FETCH = """
+import sys
+from sae_transcoder.composition import composed
+from sae_transcoder.config import ConfigError
+from sae_transcoder.language_model import fetch
+try:
+    fetch(composed(["model_type=sae", f"model_name={sys.argv[1]}"]))
+except ConfigError as error:
+    sys.exit(str(error))
+"""
+
+
+def test_what_jobs_would_download_is_there_before_they_are_submitted_or_is_named(
+    tmp_path: Path, tiny_folder: dict[str, Path]
+) -> None:
+    snapshot = tmp_path / "models--mine--tiny" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "models--mine--tiny" / "refs").mkdir()
+    (tmp_path / "models--mine--tiny" / "refs" / "main").write_text("abc")
+    tiny_model("llama").save_pretrained(snapshot, max_shard_size="20KB")
+    shards = sorted(snapshot.glob("model-*.safetensors"))
+    assert len(shards) > 1
+
+    def fetched(name: str) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"HF_HUB_CACHE": str(tmp_path)}
+        return subprocess.run([sys.executable, "-c", FETCH, name], env=environment, capture_output=True, text=True)
+
+    for name in ("mine/tiny", "demo", str(tiny_folder["llama"])):
+        done = fetched(name)
+        assert done.returncode == 0, done.stderr
+    shards[1].unlink()
+    done = fetched("mine/tiny")
+    assert done.returncode == 1
+    assert "model_name=mine/tiny: its weights cannot be loaded" in done.stderr
+    assert "Traceback" not in done.stderr
