@@ -41,22 +41,19 @@ def current() -> Code:
     digest = hashlib.sha256()
     for path in files():
         digest.update(str(path.relative_to(PACKAGE)).encode() + b"\0" + path.read_bytes())
-    commit = git("rev-parse", "HEAD")
+    # A package below an environment's folder may lie in a clone of something else, which does not track it.
+    commit = git("rev-parse", "HEAD") if git("ls-files", "--error-unmatch", "train.py") else None
     changed = len((git("status", "--porcelain", "--", ".") or "").splitlines()) if commit else 0
     return Code(digest.hexdigest()[:16], version("sae-transcoder"), commit, changed)
 
 
 def git(*arguments: str) -> str | None:
-    """What git says of the clone that this package belongs to; None where it belongs to none."""
+    """What git says of the clone that this package lies in; None where it lies in none, or git refuses."""
     try:
         done = subprocess.run(["git", "-C", str(PACKAGE), *arguments], capture_output=True, text=True, timeout=30)
-        # A package below an environment's folder may lie in a clone of something else.
-        tracked = subprocess.run(
-            ["git", "-C", str(PACKAGE), "ls-files", "--error-unmatch", "train.py"], capture_output=True, timeout=30
-        )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() if done.returncode == tracked.returncode == 0 else None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def snapshot(folder: Path) -> Path:

@@ -6,6 +6,9 @@ import shutil
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
 
 ASKED_AT_ONCE = 500  # jobs named in one command
 PATIENCE = 30.0  # seconds that a command of SLURM's may take
@@ -81,15 +84,20 @@ def jobs(numbers: Iterable[str]) -> Jobs | None:
     return found | in_accounts([number for number in wanted if number not in found])
 
 
-def portions(numbers: Sequence[str]) -> Iterator[Sequence[str]]:
-    """The numbers in groups that one command may name."""
-    return (numbers[start : start + ASKED_AT_ONCE] for start in range(0, len(numbers), ASKED_AT_ONCE))
+def portions(items: Sequence[T], most: int) -> Iterator[Sequence[T]]:
+    """The items in groups of at most so many."""
+    return (items[start : start + most] for start in range(0, len(items), most))
+
+
+def whole(numbers: Iterable[str]) -> list[str]:
+    """The numbers of whole arrays, and of jobs of none, that jobs belong to; each once."""
+    return list(dict.fromkeys(number.partition("_")[0] for number in numbers))
 
 
 def in_queue(numbers: Sequence[str]) -> dict[str, Job]:
     """The jobs of these numbers of which slurmctld knows. Raises SlurmError where it does not answer."""
     found: dict[str, Job] = {}
-    for some in portions(list(dict.fromkeys(number.partition("_")[0] for number in numbers))):
+    for some in portions(whole(numbers), ASKED_AT_ONCE):
         try:
             text = ask("squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%r", f"--jobs={','.join(some)}")
         except SlurmError as error:
@@ -107,7 +115,7 @@ def in_accounts(numbers: Sequence[str]) -> dict[str, Job]:
     found: dict[str, Job] = {}
     if shutil.which("sacct") is None:
         return found
-    for some in portions(numbers):
+    for some in portions(numbers, ASKED_AT_ONCE):
         try:
             text = ask(
                 "sacct",

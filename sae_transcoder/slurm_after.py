@@ -17,12 +17,11 @@ from pathlib import Path
 from sae_transcoder import slurm, slurm_record, standing, status
 from sae_transcoder.slurm import SlurmError
 from sae_transcoder.slurm_record import Record
-from sae_transcoder.standing import OPEN
+from sae_transcoder.standing import OPEN, TRIES
 from sae_transcoder.status import State, Status
 
 STOPS = {128 + signal.SIGUSR2, 128 + signal.SIGTERM}
 EARLY = 90.0  # seconds that SLURM's signal may come before it was asked for
-TRIES = 3  # times that a job may die without having saved in between
 # What slurmstepd, srun or the kernel say of a job that had too little memory.
 NO_MEMORY = re.compile(r"oom[-_ ]kill|out of memory|exceeded (job )?memory limit", re.IGNORECASE)
 DEATHS = re.compile(r"^srun: error: (.*: tasks? .*: (?!Exited with exit code).*)$", re.MULTILINE)
@@ -83,11 +82,10 @@ def settle(folder: Path, number: str, code: int) -> int:
     left = {directory: found for directory, found in seen.items() if found is not None and found.state in OPEN}
     if left:
         remaining = slurm.seconds_left(number)
-        states = {str(directory): status.state_path(directory) for directory in left}
         verdict = judge(
             record,
             left,
-            {run: path.stat().st_mtime for run, path in states.items() if path.exists()},
+            {str(directory): status.saved_at(directory) for directory in left},
             sum(found.step for found in seen.values() if found is not None),
             code,
             remaining is not None and remaining <= record.signal_delay + EARLY,

@@ -58,8 +58,7 @@ class Pack:
             workers.log_warnings()
             return workers.train(list(cfgs), stop)
         size = -(-len(cfgs) // pieces)
-        packs = [list(cfgs[start : start + size]) for start in range(0, len(cfgs), size)]
-        return workers.spread(packs, 1, [], stop, Console(highlight=False), logs=None)
+        return workers.spread([list(pack) for pack in slurm.portions(cfgs, size)], 1, [], stop, Console(highlight=False), logs=None)
 
     def checkpoint(self) -> "submitit.helpers.DelayedSubmission":
         """What goes on after a signal that comes before or after the training: the same."""

@@ -118,7 +118,7 @@ def submit(packs: Sequence[Sequence[Config]]) -> list[str]:
     try:
         most = slurm.largest_array()
         arrays = -(-len(packs) // most)
-        for part in portions(packs, most):
+        for part in slurm.portions(packs, most):
             with outside_of_jobs(), redirect_stderr(StringIO()):  # submitit prints what it raises
                 executor = prepared(cfg, folder, code, arrays)
                 with executor.batch():
@@ -130,11 +130,6 @@ def submit(packs: Sequence[Sequence[Config]]) -> list[str]:
         already = f"; submitted before that: {', '.join(numbers)}" if numbers else ""
         raise ConfigError(explain(cfg, str(error)) + already) from error
     return numbers
-
-
-def portions(packs: Sequence[Sequence[Config]], most: int) -> Iterator[Sequence[Sequence[Config]]]:
-    """The packs in groups of at most so many."""
-    return (packs[start : start + most] for start in range(0, len(packs), most))
 
 
 def prepared(cfg: Config, folder: Path, code: Path, arrays: int) -> submitit.AutoExecutor:

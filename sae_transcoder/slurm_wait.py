@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console, RenderableType
 
-from sae_transcoder import code_version, report_table, report_watch, run_records, slurm_submit
+from sae_transcoder import code_version, report_table, report_watch, run_records, slurm, slurm_submit
 from sae_transcoder.config import Config, run_dir
 from sae_transcoder.run_records import Record
 from sae_transcoder.status import State
@@ -17,7 +17,7 @@ EVERY = 10.0  # seconds between two looks; each asks slurmctld once
 
 def tell(numbers: Sequence[str], folder: Path, console: Console) -> None:
     """Which jobs were submitted, what code they run, how to watch them and how to cancel them."""
-    arrays = list(dict.fromkeys(number.partition("_")[0] for number in numbers))
+    arrays = slurm.whole(numbers)
     kind = "job" if len(numbers) == 1 else "array" if len(arrays) == 1 else "arrays"
     console.print(
         f"submitted {len(numbers)} job{'s' * (len(numbers) > 1)}: {kind} {', '.join(arrays)}\n"
@@ -48,7 +48,7 @@ def run(packs: Sequence[Sequence[Config]], runs: Collection[Path], folder: Path,
         if wait:
             report_watch.watch(look, draw, console, EVERY, transient=True)
     except KeyboardInterrupt:
-        numbers = {record.status.slurm_job.partition("_")[0] for record in look() if record.goes_on and record.status.slurm_job}
+        numbers = slurm.whole(record.status.slurm_job for record in look() if record.goes_on and record.status.slurm_job)
         console.print(
             f"the jobs go on; watch them: sae-report {folder} --watch; cancel them: scancel {' '.join(sorted(numbers, key=int))}",
             markup=False, soft_wrap=True,

@@ -14,6 +14,7 @@ from sae_transcoder.status import State, Status
 
 STALE_AFTER = 900.0  # seconds without a heartbeat after which a run on another machine counts as interrupted
 OPEN = (State.queued, State.running, State.interrupted, State.preempted)  # states that another process may have overtaken
+TRIES = 3  # times that a run's process, or its job, may die in a row without its state having been saved in between
 # What SLURM's end of a job means for a run of it that had not ended by itself.
 ENDS = {
     "CANCELLED": (State.cancelled, "SLURM job {job} was cancelled"),

@@ -50,6 +50,12 @@ def state_path(directory: Path) -> Path:
     return directory / "resume" / "state.pt"
 
 
+def saved_at(directory: Path) -> float:
+    """When a run's training state was written last, in seconds since the epoch; 0 where there is none."""
+    path = state_path(directory)
+    return path.stat().st_mtime if path.exists() else 0.0
+
+
 def lock(directory: Path) -> FileLock:
     """What the process that trains a run holds as long as it lives; the system lets go of a dead process's locks."""
     return FileLock(directory / ".lock", timeout=0)

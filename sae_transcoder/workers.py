@@ -207,8 +207,6 @@ def spread(packs: list[Pack], count: int, gpus: Sequence[str], stop: StopSignal,
 Deaths = dict[Path, tuple[int, float]]
 """{directory of a run: how often its process died in a row without a save of its state, and when that was written last}."""
 
-TRIES = 3  # times that a run may lose its process, the last time alone, without having been saved in between
-
 
 def finish(worker: Worker, errors: Errors, deaths: Deaths, waiting: list[Pack], console: Console) -> None:
     """Takes up what became of a worker's pack."""
@@ -230,14 +228,13 @@ def finish(worker: Worker, errors: Errors, deaths: Deaths, waiting: list[Pack], 
     # With resume=never a run that was begun is refused; here it is the same attempt that goes on.
     rest = [replace(cfg, resume=Resume.auto) for cfg in pack if run_dir(cfg) not in done]
     for cfg in rest:
-        state = status.state_path(run_dir(cfg))
-        saved = state.stat().st_mtime if state.exists() else 0.0
+        saved = status.saved_at(run_dir(cfg))
         count, before = deaths.get(run_dir(cfg), (0, saved))
         deaths[run_dir(cfg)] = (count + 1 if saved == before else 1, saved)
     if len(rest) > 1:
         waiting[:0] = [rest[: len(rest) // 2], rest[len(rest) // 2 :]]
-    elif rest and deaths[run_dir(rest[0])][0] < TRIES:
+    elif rest and deaths[run_dir(rest[0])][0] < standing.TRIES:
         waiting.insert(0, rest)
     elif rest:
-        standing.mark(run_dir(rest[0]), State.failed, f"{why}, {TRIES} times without coming further")
+        standing.mark(run_dir(rest[0]), State.failed, f"{why}, {standing.TRIES} times without coming further")
         errors[run_dir(rest[0])] = why
