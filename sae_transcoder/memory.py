@@ -38,7 +38,8 @@ def memory_estimate(
     parameters, copied = sum(every[point] for point in own), sum(every.values())  # the first rank evaluates all
     sides = 2 if cfg.model_type == "transcoder" else 1
     captured = sum(tokens * widths[p] * sides * (itemsize + 4 * (itemsize != 4)) for p in own)
-    # Pre-activations, with AuxK a second time; input, output, error and their gradients.
+    # Pre-activations, with AuxK a second time, as if whole (they are where they are few, or corrections are off); input, output, error and
+    # their gradients.
     step = max(tokens // cfg.micro_acc_steps * ((1 + (cfg.auxk_alpha > 0)) * latents(cfg, d) + 6 * d) * 4 for d in widths.values())
     held = {
         "language model": model_bytes,

@@ -8,11 +8,13 @@ a test of sparsify itself that fails once the correction may go.
 3. With `multi_topk` the returned `sae_out`, `latent_acts` and `latent_indices` are those of 4k latents (sparse_coder.py:262).
    Here they are those of k.
 4. The encoder's backward materialises a tensor of [tokens, k, d_in] (fused_encoder.py:77), and the decoder's sorts once more. Here one
-   inverted index serves both: for each latent, the tokens that selected it.
+   inverted index serves both: for each latent, the tokens that selected it. Nor are pre-activations kept whole: of a piece of them the
+   chosen ones are taken.
 5. sparsify takes its Triton decoder wherever Triton is installed (utils.py:90), on a CPU too, where it crashes. Here the tensors decide.
 6. With `multi_topk` and `skip_connection` the reconstruction by 4k latents lacks the skip (sparse_coder.py:264). Here it has it.
 """
 
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from functools import cached_property
 from io import StringIO
@@ -55,9 +57,8 @@ class Chosen:
     @cached_property
     def by_latent(self) -> tuple[Tensor, Tensor]:
         """An inverted index: the entries of `indices`, counted row by row, sorted by latent [token * k], and where each latent's begin."""
-        flat = self.indices.flatten()
-        order = flat.argsort(stable=True)
-        return order, torch.searchsorted(flat[order], torch.arange(self.latents, device=flat.device))
+        latents, order = self.indices.flatten().sort(stable=True)
+        return order, torch.searchsorted(latents, torch.arange(self.latents, device=order.device))
 
     def sum_of_rows(self, rows: Tensor, weights: Tensor) -> Tensor:
         """For each latent the sum of `rows` [token, d] of the tokens that chose it, weighted by `weights` [token, k]: [latent, d]."""
@@ -72,6 +73,38 @@ class Chosen:
         return F.embedding_bag(order, weights.reshape(-1, 1), starts, mode="sum")[:, 0]
 
 
+Selection = tuple[Tensor, Tensor]  # pre-activations of chosen latents and which latents these are, both [token, k]
+
+
+def largest(preacts: Tensor, k: int) -> Selection:
+    """The k largest of each row of `preacts` [token, latent], in no order.
+
+    torch's top-k on a CPU moves whole rows about. There, where it pays, the columns of a row's k largest maxima are looked at alone: what is
+    among the k largest is the maximum of its column or below it, so no other column has any.
+    """
+    latents, group = preacts.shape[1], 8
+    if preacts.is_cuda or k < 2 * group or latents < 2 * group * k or latents % group:
+        return preacts.topk(k, dim=-1, sorted=False)
+    width = latents // group
+    columns = preacts.unflatten(1, (group, width)).amax(1).topk(k, dim=-1, sorted=False).indices
+    candidates = (columns[:, None] + torch.arange(0, latents, width)[:, None]).flatten(1)
+    values, places = preacts.gather(1, candidates).topk(k, dim=-1, sorted=False)
+    return values, candidates.gather(1, places)
+
+
+def select(given: Tensor, weight: Tensor, bias: Tensor, choices: Sequence[Callable[[Tensor], Selection]]) -> list[Selection]:
+    """What each of `choices` takes of the pre-activations given @ weight.T + bias, of given [token, d_in], weight [latent, d_in].
+
+    A piece of tokens at a time: on a CPU its pre-activations stay in the cache, and need no fresh pages, as large tensors do each time.
+    """
+    size = max(1, PIECE[given.device.type] // len(weight))
+    pieces = [[choose(preacts) for choose in choices] for piece in given.split(size) for preacts in [F.linear(piece, weight, bias)]]
+    return [tuple(torch.cat(parts) for parts in zip(*own, strict=True)) for own in zip(*pieces, strict=True)]  # type: ignore[misc]
+
+
+PIECE = {"cpu": 2**21, "cuda": 2**28}  # pre-activations in a piece
+
+
 class SelectedLatents(torch.autograd.Function):
     """ReLU of chosen pre-activations, with a backward that costs what was chosen and not all latents."""
 
@@ -79,9 +112,9 @@ class SelectedLatents(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, given: Tensor, preacts: Tensor, chosen: Chosen
     ) -> Tensor:
-        """x: [token, d_in]; shift: what was taken from it [d_in], None for nothing; weight: [latent, d_in], bias: [latent];
-        given: x - shift; preacts: given @ weight.T + bias [token, latent]. Returns the activations of the chosen latents [token, k]."""
-        acts = F.relu(preacts.gather(1, chosen.indices))
+        """x: [token, d_in]; shift: what was taken from it [d_in], None for nothing; weight: [latent, d_in], bias: [latent]; given: x - shift;
+        preacts: given @ weight.T + bias at the chosen latents [token, k]. Returns their activations [token, k]."""
+        acts = F.relu(preacts)
         ctx.save_for_backward(given, weight, acts)
         ctx.chosen = chosen
         return acts
@@ -142,17 +175,14 @@ class SquaredError(torch.autograd.Function):
 class CorrectedCoder(SparseCoder):
     """sparsify's coder: its parameters, initialisation, decoder and files; the forward with the corrections above."""
 
-    def choose(self, preacts: Tensor) -> Chosen:
+    def choose(self, preacts: Tensor) -> Selection:
         """The latents that fire by `cfg.k` and `cfg.activation`, by their preacts [token, latent]."""
         if self.cfg.activation == "groupmax":
             groups = preacts.unflatten(-1, (self.cfg.k, -1))
             first = torch.arange(0, preacts.shape[1], groups.shape[-1], device=preacts.device)
-            return Chosen(first + groups.argmax(dim=-1), self.num_latents)
-        return self.largest(preacts, self.cfg.k)
-
-    def largest(self, preacts: Tensor, k: int) -> Chosen:
-        """The k latents of the largest preacts [token, latent]."""
-        return Chosen(preacts.topk(k, dim=-1, sorted=False).indices, self.num_latents)
+            values, places = groups.max(dim=-1)
+            return values, first + places
+        return largest(preacts, self.cfg.k)
 
     def rows(self, acts: Tensor, chosen: Chosen) -> Tensor:
         """Sum of the decoder's rows of the chosen latents: acts [token, k] -> [token, d]."""
@@ -179,17 +209,23 @@ class CorrectedCoder(SparseCoder):
         y = x if y is None else y
         shift = None if self.cfg.transcode else self.b_dec
         weight, bias = self.encoder.weight, self.encoder.bias
+        dead = 0 if dead_mask is None else int(dead_mask.sum())
+        usual = y.shape[-1] // 2  # latents that AuxK takes: Gao et al. 2024, appendix B.1
+        choices = [self.choose]
+        if dead_mask is not None and dead > 0:
+            choices.append(lambda preacts: largest(torch.where(dead_mask, preacts, -torch.inf), min(usual, dead)))
+        if self.cfg.multi_topk:  # k may be decaying
+            choices.append(lambda preacts: largest(preacts, min(4 * self.cfg.k, self.num_latents)))
         with torch.no_grad():
             given = x if shift is None else x - shift
-            preacts = F.linear(given, weight, bias)
+            selections = iter(select(given, weight, bias, choices))
 
-        def latents(x: Tensor, chosen: Chosen) -> Tensor:
-            return SelectedLatents.apply(x, shift, weight, bias, given, preacts, chosen)
+        def latents(x: Tensor) -> tuple[Tensor, Chosen]:
+            preacts, indices = next(selections)
+            chosen = Chosen(indices, self.num_latents)
+            return SelectedLatents.apply(x, shift, weight, bias, given, preacts, chosen), chosen
 
-        # In an end-to-end run x depends on earlier coders, which this coder's own losses are not to train.
-        local = x.detach()
-        chosen = self.choose(preacts)
-        acts = latents(x, chosen)
+        acts, chosen = latents(x)
         sae_out = self.rows(acts, chosen) + self.b_dec
         if self.W_skip is not None:
             skip = x.to(self.dtype) @ self.W_skip.mT
@@ -198,17 +234,16 @@ class CorrectedCoder(SparseCoder):
             total_variance = (y - y.mean(0)).pow(2).sum()
         fvu = SquaredError.apply(sae_out, y) / total_variance
 
+        # In an end-to-end run x depends on earlier coders, which this coder's own losses are not to train.
+        local = x.detach()
         auxk_loss = multi_topk_fvu = sae_out.new_tensor(0.0)
-        if dead_mask is not None and (dead := int(dead_mask.sum())) > 0:
-            usual = y.shape[-1] // 2  # Gao et al. 2024, appendix B.1
-            among = self.largest(torch.where(dead_mask, preacts, -torch.inf), min(usual, dead))
+        if dead > 0:
             # The decoder alone: the error already has b_dec taken out.
-            predicted = self.rows(latents(local, among), among)
+            predicted = self.rows(*latents(local))
             error = (y - sae_out).detach()
             auxk_loss = min(dead / usual, 1.0) * SquaredError.apply(predicted, error) / total_variance
         if self.cfg.multi_topk:
-            more = self.largest(preacts, min(4 * self.cfg.k, self.num_latents))  # k may be decaying
-            wide = self.rows(latents(local, more), more) + self.b_dec
+            wide = self.rows(*latents(local)) + self.b_dec
             if self.W_skip is not None:
                 wide = wide + skip
             multi_topk_fvu = SquaredError.apply(wide, y) / total_variance

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from sparsify import SparseCoder, SparseCoderConfig
 from sparsify.fused_encoder import fused_encoder
 
-from sae_transcoder.upstream import Chosen, CorrectedCoder, SelectedLatents, SparseDecode, SquaredError
+from sae_transcoder.upstream import PIECE, Chosen, CorrectedCoder, SelectedLatents, SparseDecode, SquaredError, largest
 
 TOKENS, WIDTH, LATENTS, K = 24, 8, 32, 4
 
@@ -65,6 +65,26 @@ def test_groupmax_chooses_one_latent_of_each_group() -> None:
     torch.testing.assert_close(out.fvu, theirs.fvu)
 
 
+@pytest.mark.parametrize(("latents", "k"), [(512, 8), (512, 16), (1024, 64), (2048, 32), (2050, 32), (2048, 2048), (1, 1)])
+def test_the_largest_are_those_of_torch(latents: int, k: int) -> None:
+    preacts = torch.randn(50, latents, generator=torch.Generator().manual_seed(0))
+    preacts[:10] = -torch.inf  # as for AuxK, where fewer latents than k may be dead
+    preacts[:10, ::3] = 1.0
+    values, indices = largest(preacts, k)
+    assert torch.equal(values.sort().values, preacts.topk(k).values.sort().values)
+    assert torch.equal(preacts.gather(1, indices), values)
+    assert all(len(set(row)) == k for row in indices.tolist())
+
+
+def test_selecting_piece_by_piece_gives_what_the_whole_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    coder, x = pair(CorrectedCoder, multi_topk=True)
+    dead = torch.arange(LATENTS) % 5 == 0
+    whole = coder(x=x, dead_mask=dead)
+    monkeypatch.setitem(PIECE, "cpu", 5 * LATENTS)  # 24 tokens in pieces of 5
+    in_pieces = coder(x=x, dead_mask=dead)
+    torch.testing.assert_close(in_pieces, whole)
+
+
 @pytest.mark.parametrize("shifted", [True, False])
 def test_the_selection_passes_gradcheck(shifted: bool) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -76,7 +96,7 @@ def test_the_selection_passes_gradcheck(shifted: bool) -> None:
 
     def selected(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *shift: torch.Tensor) -> torch.Tensor:
         given = (x - shift[0] if shift else x).detach()
-        preacts = F.linear(given, weight, bias).detach()
+        preacts = F.linear(given, weight, bias).detach().gather(1, chosen.indices)
         return SelectedLatents.apply(x, *(shift or [None]), weight, bias, given, preacts, chosen)
 
     assert torch.autograd.gradcheck(selected, (x, weight, bias, *([shift] if shifted else [])))
