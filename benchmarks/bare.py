@@ -17,6 +17,8 @@ from meter import ARRAYS, Job, job
 from torch import Tensor
 from transformers import AutoModel
 
+from sae_transcoder import host_memory
+
 REPEATS = 9
 PIECE = 256  # tokens: a piece of the pre-activations stays in the processor's cache
 
@@ -132,8 +134,9 @@ def coder_parts(x: Tensor, weights: dict[str, Tensor], k: int) -> dict[str, dict
 @torch.no_grad()
 def main(job: Job) -> None:
     """Times all kernels; those of several coders are added up, kernel by kernel."""
-    if job.device == "cpu":
-        torch.set_float32_matmul_precision("high")  # as in training
+    if job.device == "cpu":  # as in training
+        torch.set_float32_matmul_precision("high")
+        host_memory.keep_freed()
     forwards, x = model_forward(job)
     found: dict[str, dict[str, float]] = {
         "language model to the hookpoint": {n: seconds(f, job.device) for n, f in forwards.items()}

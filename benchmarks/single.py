@@ -118,16 +118,20 @@ def main() -> None:
     parser = arguments([SPARSIFY, SAELENS, DICTIONARY_LEARNING])
     parser.description = __doc__
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 3e-3, 1e-2, 3e-2], help="Adam's peak rates to try")
+    parser.add_argument("--keep-rates", action="store_true", help="take the rates that an earlier call chose; none are tried")
     asked = parser.parse_args()
     names = [name for name in CONTENDERS if name not in asked.without]
     for name in set(names) & set(peers.PEERS):
         peers.python(name, asked.peers)  # before anything is measured
     with tempfile.TemporaryDirectory() as folder:
         bench = common.prepare(Path(folder), asked.steps, asked.device, asked.peers)
-        tried = choose(bench, names, asked.rates)
+        tried = {} if asked.keep_rates else choose(bench, names, asked.rates)
         rates = {name: min(own, key=own.__getitem__) for name, own in tried.items()}
         asked.chosen.parent.mkdir(parents=True, exist_ok=True)
-        asked.chosen.write_text(json.dumps({"steps": asked.steps, "rates": rates}))
+        if asked.keep_rates:
+            rates = json.loads(asked.chosen.read_text())["rates"]
+        else:
+            asked.chosen.write_text(json.dumps({"steps": asked.steps, "rates": rates}))
         rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
         parts = []
         for turn in range(asked.rounds):

@@ -29,8 +29,8 @@ AT_LEAST = dict(
     layer_stride=1, max_samples=1, max_seq_length=2, shuffle_seed=0, shuffle_buffer=1, eval_samples=1, exclude_first_tokens=0,
     max_norm_multiple=1.0, expansion_factor=1, num_latents=0, k=1, lr_warmup_steps=0, weight_decay=0.0, batch_size=1,
     grad_acc_steps=1, micro_acc_steps=1, max_steps=1, auxk_alpha=0.0, dead_feature_threshold=0, k_decay_steps=0, log_every=1,
-    threads=1, runs_per_pack=1, workers=1, nodes=1, tasks_per_node=1, cpus=1, gpu_memory_gib=0.0, signal_delay=1, max_timeouts=0,
-    array_parallelism=1, save_every=1, keep_every=1, eval_every=1,
+    threads=1, forward_batch_size=1, runs_per_pack=1, workers=1, nodes=1, tasks_per_node=1, cpus=1, gpu_memory_gib=0.0,
+    signal_delay=1, max_timeouts=0, array_parallelism=1, save_every=1, keep_every=1, eval_every=1,
 )  # fmt: skip
 
 
@@ -58,6 +58,11 @@ def faults(cfg: Config) -> list[str]:
         found.append(
             f"micro_acc_steps={cfg.micro_acc_steps} with loss_fn={cfg.loss_fn}: the forward passes through the coder whole; "
             "raise grad_acc_steps and lower batch_size instead"
+        )
+    if cfg.loss_fn != LossFn.fvu and cfg.forward_batch_size is not None:
+        found.append(
+            f"forward_batch_size={cfg.forward_batch_size} with loss_fn={cfg.loss_fn}: the forward passes through the coders, whose batch is whole; "
+            "leave it out, raise grad_acc_steps and lower batch_size instead"
         )
     if cfg.lr is not None and not 0 < cfg.lr < math.inf:
         found.append(f"lr={cfg.lr}: must be above 0 and finite, or null for the automatic rate")

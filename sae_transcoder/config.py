@@ -269,6 +269,12 @@ class HardwareConfig:
     """torch device, such as cpu or cuda:1. null: cuda where there is one, else cpu."""
     threads: int | None = no_result(None)
     """CPU threads. null: torch's own choice. Results are bit-identical only at an equal count."""
+    forward_batch_size: int | None = no_result(None)
+    """Sequences per forward of the language model, where a batch of `batch_size` at once needs too much memory; `loss_fn=fvu` only.
+    null: a batch. Another number rounds otherwise."""
+    compile_model: bool = no_result(False)
+    """Compile the language model's layers (torch.compile) except those inside which a hookpoint lies. Takes seconds to minutes at the
+    start, and rounds otherwise."""
     deterministic: bool = no_result(False)
     """Deterministic algorithms only, for runs that are bit-identical on the same GPU; slower. On a CPU they are without it."""
     distribute_modules: bool = False

@@ -44,7 +44,7 @@ def facts(plan: Plan) -> dict[str, str]:
     parts = ", ".join(f"{what} {size(held, 'B')}" for what, held in plan.memory.items())
     return {
         "run": run_name(cfg),
-        "model": f"{cfg.model_name}, {size(plan.model_parameters)} parameters, on {plan.device}",
+        "model": f"{cfg.model_name}, {size(plan.model_parameters)} parameters{first_layers(plan)}, on {plan.device}",
         "hookpoints": f"{several(list(plan.widths))} ({len(plan.widths)})",
         "coders": f"{len(plan.widths) * len(cfg.init_seeds)} of type {cfg.model_type}, d_in {several(list(plan.widths.values()))}, "
         f"{several([f'{n:,}' for n in latents.values()])} latents, k {cfg.k}{dead}",
@@ -57,6 +57,11 @@ def facts(plan: Plan) -> dict[str, str]:
         "memory": f"about {size(sum(plan.memory.values()), 'B')} ({parts})",
         "directory": str(run_dir(cfg)),
     }
+
+
+def first_layers(plan: Plan) -> str:
+    """That a part of the language model is loaded; nothing where it is whole."""
+    return "" if plan.model_layers is None else f" in its first {plan.model_layers} layers"
 
 
 def ranks(plan: Plan) -> dict[str, str]:

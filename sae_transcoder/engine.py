@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sae_transcoder import display, language_model, preflight, ranks
+from sae_transcoder import display, host_memory, language_model, layers, preflight, ranks
 from sae_transcoder.config import Config, ConfigError, LossFn
 from sae_transcoder.failure import fail, fail_together, tell, why
 from sae_transcoder.language_model import Activations
@@ -28,12 +28,13 @@ from sae_transcoder.shortage import free_memory, is_out_of_memory, make_room
 from sae_transcoder.status import State
 from sae_transcoder.step_end import after_step, attempt
 from sae_transcoder.stop_signal import Stopped, StopSignal
+from sae_transcoder.transfer import onto
 
 log = logging.getLogger(__name__)
 
 
 def configure(cfg: Config, device: torch.device) -> None:
-    """Process-wide settings: torch's, and that each run of a large pack may keep its files open."""
+    """Process-wide settings: torch's, malloc's, and that each run of a large pack may keep its files open."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if 0 < limit < 2**20:  # what is more, some systems do not take
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
@@ -42,6 +43,8 @@ def configure(cfg: Config, device: torch.device) -> None:
     torch.set_float32_matmul_precision("high")  # as sparsify's Trainer.fit
     if device.type == "cuda":
         torch.cuda.set_device(device)  # Triton's kernels run on the current one
+    else:
+        host_memory.keep_freed()
     if cfg.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -124,8 +127,7 @@ def train_plans(
     try:
         begin(plans, members, outcomes, console, ours)
         if model is None and members:
-            lead = max(plans.values(), key=lambda plan: plan.cfg.eval_end_to_end)  # which needs the head
-            model = language_model.load(lead.cfg, lead.device)
+            model = loaded(list(plans.values()))
         if model and members:
             failed = run_pack(model, list(members.values()), stop, console, ours)
     except Stopped:
@@ -152,6 +154,15 @@ def train_plans(
             if half:
                 outcomes |= train_plans({i: rest[i] for i in half}, model, stop, console, ours)
     return outcomes
+
+
+def loaded(plans: Sequence[Plan]) -> PreTrainedModel:
+    """The language model as the runs of a pack need it."""
+    lead = max(plans, key=lambda plan: plan.cfg.eval_end_to_end)  # which needs the head
+    needs = [plan.model_layers for plan in plans]
+    count = None if None in needs else max(filter(None, needs))
+    model = language_model.load(lead.cfg, lead.device, count)
+    return layers.compiled(model, [point for plan in plans for point in plan.widths]) if lead.cfg.compile_model else model
 
 
 def run_pack(
@@ -199,7 +210,8 @@ def batch(model: PreTrainedModel, active: Sequence[Member], bar: display.Bar) ->
     try:
         sharing = lead.run.ranks
         rows = lead.plan.tokens.train[ranks.part(start, end, sharing.rank, sharing.size)]
-        tokens = torch.from_numpy(rows).to(lead.plan.device)
+        read = torch.from_numpy(rows)
+        tokens = onto(lead.plan.device, read)
         seen = {} if end_to_end else activations(model, turn, tokens)
     except Exception as error:
         if lead.ranks.size > 1:
@@ -209,7 +221,7 @@ def batch(model: PreTrainedModel, active: Sequence[Member], bar: display.Bar) ->
     for member in turn:
         member.amid_batch = True
         with attempt(member, failed):
-            if member.run.train_end_to_end(model, tokens) if end_to_end else member.run.train_on(tokens, seen):
+            if member.run.train_end_to_end(model, tokens) if end_to_end else member.run.train_on(read, seen):
                 stepped.append(member)
     del seen
     after_step(model, stepped, bar, failed)
@@ -222,7 +234,7 @@ def activations(model: PreTrainedModel, turn: Sequence[Member], tokens: Tensor) 
     """What the runs' hookpoints see of `tokens` [sequence, position]; a rank may have no sequence of a short batch."""
     points = list(dict.fromkeys(point for m in turn for point in m.run.points))
     if len(tokens):
-        return language_model.capture(model, points, tokens)
+        return language_model.capture(model, points, tokens, turn[0].cfg.forward_batch_size)
     widths = {point: width for m in turn for point, width in m.plan.widths.items()}
     nothing = {p: torch.empty(0, tokens.shape[1], widths[p], device=tokens.device) for p in points}
     return {p: Activations(none, none) for p, none in nothing.items()}

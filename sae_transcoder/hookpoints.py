@@ -5,9 +5,9 @@ from fnmatch import fnmatchcase
 
 import torch
 from natsort import natsorted
-from torch import nn
 from transformers import PreTrainedModel
 
+from sae_transcoder import layers
 from sae_transcoder.config import Config, ConfigError, ModelType, Site, site
 from sae_transcoder.language_model import capture
 
@@ -25,25 +25,6 @@ def matches(pattern: Sequence[str], name: Sequence[str]) -> bool:
     if pattern[0] == "**":
         return any(matches(pattern[1:], name[i:]) for i in range(len(name) + 1))
     return bool(name) and fnmatchcase(name[0], pattern[0]) and matches(pattern[1:], name[1:])
-
-
-def layer_list(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """The name and the modules of the model's stack of layers.
-
-    Raises ConfigError where no list of modules has as many members as the model has layers.
-    """
-    count = getattr(model.config, "num_hidden_layers", None)
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return name, module
-    raise ConfigError(
-        f"model {type(model).__name__}: its layers were not found; name modules with hookpoints (it has {children(model)})"
-    )
-
-
-def children(module: nn.Module) -> str:
-    """The names of a module's direct parts, for messages."""
-    return ", ".join(name for name, _ in module.named_children())
 
 
 def find(cfg: Config, model: PreTrainedModel) -> list[str]:
@@ -65,21 +46,21 @@ def find(cfg: Config, model: PreTrainedModel) -> list[str]:
         if lost:
             raise ConfigError(*lost)
         return natsorted(found)[:: cfg.layer_stride]
-    stack, modules = layer_list(model)
-    layers = cfg.layers if cfg.layers is not None else list(range(0, len(modules), cfg.layer_stride))
-    beyond = [i for i in layers if i >= len(modules)]
+    stack, modules = layers.stack(model)
+    chosen = cfg.layers if cfg.layers is not None else list(range(0, len(modules), cfg.layer_stride))
+    beyond = [i for i in chosen if i >= len(modules)]
     if beyond:
         raise ConfigError(f"layers={cfg.layers}: {cfg.model_name} has layers 0 to {len(modules) - 1}; leave out {beyond}")
     wanted = site(cfg)
     if wanted == Site.residual:
-        return [f"{stack}.{i}" for i in sorted(layers)]
+        return [f"{stack}.{i}" for i in sorted(chosen)]
     points = []
-    for i in sorted(layers):
+    for i in sorted(chosen):
         part = next((n for n in SITE_NAMES[wanted] if hasattr(modules[i], n)), None)
         if part is None:
-            chosen = f"site={cfg.site}" if cfg.site else f"site=null, which is {wanted} for model_type={cfg.model_type}"
+            asked = f"site={cfg.site}" if cfg.site else f"site=null, which is {wanted} for model_type={cfg.model_type}"
             raise ConfigError(
-                f"{chosen}: layer {i} of {cfg.model_name} has no such module (it has {children(modules[i])}); set site or hookpoints"
+                f"{asked}: layer {i} of {cfg.model_name} has no such module (it has {layers.children(modules[i])}); set site or hookpoints"
             )
         points.append(f"{stack}.{i}.{part}")
     return points

@@ -69,13 +69,21 @@ def _cannot_load(cfg: ModelConfig, what: str, error: Exception) -> ConfigError:
     return ConfigError(f"{where}: its {what} cannot be loaded ({reason}); {fix}")
 
 
-def outline(cfg: ModelConfig) -> PreTrainedModel:
-    """The model without its weights: its parameters have shapes and no memory.
+def _config(cfg: ModelConfig, layers: int | None = None) -> Any:
+    """The model's config, or that of its first `layers` layers."""
+    model_config = AutoConfig.from_pretrained(model_path(cfg), revision=cfg.revision)
+    if layers is not None:
+        model_config.num_hidden_layers = layers
+    return model_config
+
+
+def outline(cfg: ModelConfig, layers: int | None = None) -> PreTrainedModel:
+    """The model without its weights, or its first `layers` layers: its parameters have shapes and no memory.
 
     Raises ConfigError where the model's config cannot be had or describes no text model.
     """
     try:
-        model_config = AutoConfig.from_pretrained(model_path(cfg), revision=cfg.revision)
+        model_config = _config(cfg, layers)
         with FakeTensorMode():
             # Shapes do not depend on the number format; the kernels of mixtures of experts exist in bfloat16 only.
             model = AutoModel.from_config(model_config, dtype=torch.bfloat16)
@@ -108,16 +116,20 @@ def fetch(cfg: ModelConfig) -> None:
         raise _cannot_load(cfg, "weights", error) from error
 
 
-def load(cfg: Config, device: torch.device) -> PreTrainedModel:
+def load(cfg: Config, device: torch.device, layers: int | None = None) -> PreTrainedModel:
     """The model with its weights, frozen, in eval mode; with a language-modelling head where the run or its evaluation needs one and the
-    model has one. Raises ConfigError where the weights cannot be had, or a head that the run needs is not among them."""
+    model has one. layers: only so many of its first layers, None: all of them, as a head needs.
+
+    Raises ConfigError where the weights cannot be had, or a head that the run needs is not among them.
+    """
     dtype = resolve_dtype(cfg, device)
     transformers_logging.disable_progress_bar()
     arguments = dict(revision=cfg.revision, dtype=dtype)
     try:
-        model_config = AutoConfig.from_pretrained(model_path(cfg), revision=cfg.revision)
+        model_config = _config(cfg, layers)
         if not (predicts_next_token(model_config) and (cfg.loss_fn != LossFn.fvu or cfg.eval_end_to_end)):
-            return _ready(AutoModel.from_pretrained(model_path(cfg), **arguments), device)
+            with _quiet() if layers is not None else contextlib.nullcontext():  # it reports every weight of the other layers
+                return _ready(AutoModel.from_pretrained(model_path(cfg), config=model_config, **arguments), device)
         loaded: Any = AutoModelForCausalLM.from_pretrained(model_path(cfg), output_loading_info=True, **arguments)
         model, info = loaded
     except (OSError, ValueError) as error:
@@ -129,6 +141,17 @@ def load(cfg: Config, device: torch.device) -> PreTrainedModel:
         raise ConfigError(f"loss_fn={cfg.loss_fn} with model_name={cfg.model_name}: its weights lack {lacks}; use loss_fn=fvu")
     log.warning("model_name=%s: no language-modelling head among its weights, so no end-to-end evaluation", cfg.model_name)
     return _ready(model.base_model, device)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """While it is open, transformers reports errors only."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
 
 
 def _ready(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
@@ -204,11 +227,18 @@ _OVERWRITING: WeakSet[PreTrainedModel] = WeakSet()
 
 
 @torch.no_grad()
-def capture(model: PreTrainedModel, points: Sequence[str], tokens: Tensor) -> dict[str, Activations]:
+def capture(model: PreTrainedModel, points: Sequence[str], tokens: Tensor, size: int | None = None) -> dict[str, Activations]:
     """Inputs and outputs of the modules `points` for `tokens` [batch, position], in the model's dtype, as they were when each was called.
 
-    The forward stops once each has been seen; a module that the forward does not call is missing from the result.
+    size: sequences per forward, None: all. The forward stops once each has been seen; a module that the forward does not call is missing
+    from the result.
     """
+    if size is not None and size < len(tokens):
+        parts = [capture(model, points, part) for part in tokens.split(size)]
+        return {
+            name: Activations(torch.cat([p[name].input for p in parts]), torch.cat([p[name].output for p in parts]))
+            for name in parts[0]
+        }
     seen: dict[str, Activations] = {}
     versions: dict[str, tuple[int, int]] = {}
     copying = model in _OVERWRITING
@@ -244,7 +274,7 @@ def spliced(model: PreTrainedModel, points: Sequence[str], replace: Replace) -> 
 
 
 def spliced_output(output: Tensor, kept: Tensor | None, reconstruction: Tensor) -> Tensor:
-    """`output` [batch, position, d] with the positions `kept` [batch * position] (None: all) replaced by `reconstruction` [token, d]."""
+    """`output` [batch, position, d] with the positions `kept` [token] (None: all) replaced by `reconstruction` [token, d]."""
     if kept is None:
         return reconstruction.to(output.dtype).view(output.shape)
     flat = output.flatten(0, 1).clone()

@@ -13,7 +13,7 @@ import torch
 from filelock import Timeout
 
 from sae_transcoder import checkpoint, coder_names, eval_file, status
-from sae_transcoder.config import ConfigError, run_dir, signature
+from sae_transcoder.config import Config, ConfigError, run_dir, signature
 from sae_transcoder.display import Bar
 from sae_transcoder.eval_file import Evaluation
 from sae_transcoder.files import sync
@@ -28,6 +28,8 @@ from sae_transcoder.trackers import Logbook
 
 log = logging.getLogger(__name__)
 
+ROUNDING = ("threads", "forward_batch_size", "compile_model")  # settings that leave the result what it is but for its last digits
+DEFAULTS = Config()
 HEARTBEAT_EVERY = 5.0  # seconds
 
 
@@ -70,6 +72,7 @@ class Member:
         self.plan, self.cfg, self.directory, self.ranks = plan, plan.cfg, run_dir(plan.cfg), ranks
         self.settings = {
             "dtype": str(dtype),
+            **{name: getattr(self.cfg, name) for name in ROUNDING},
             "threads": torch.get_num_threads(),
             "data": fingerprint(plan),
             "ranks": ranks.size,
@@ -139,11 +142,12 @@ class Member:
                 f"dataset_name={self.cfg.dataset_name}: its tokens are not those that {self.directory} was begun with; "
                 "restore the data as it was (files, Python version, hub revision), or begin a new run"
             )
-        if kept["threads"] != self.settings["threads"]:
-            self.warning = (
-                f"threads={self.settings['threads']}, the run was begun with {kept['threads']}: "
-                "it goes on, but not bit for bit as if it had never stopped"
-            )
+        for name in ROUNDING:
+            if kept.get(name, getattr(DEFAULTS, name)) != self.settings[name]:
+                self.warning = (
+                    f"{name}={self.settings[name]}, the run was begun with {kept.get(name)}: "
+                    "it goes on, but not bit for bit as if it had never stopped"
+                )
         run, rng = state["run"], state["rng"]
         if not self.ranks.leads:
             own = checkpoint.load_rank_state(self.directory, signature(self.cfg), self.ranks.rank, run["counts"][0])

@@ -15,7 +15,7 @@ from sae_transcoder.preflight import Plan
 OWN = {"exclude_tokens", "exclude_first_tokens", "max_norm_multiple", "max_samples"}
 # What runs of one pack have in common: they see the same batches and the same activations.
 SHARED = [f.name for f in (*fields(ModelConfig), *fields(DatasetConfig)) if f.name not in OWN]
-SHARED += ["batch_size", "device", "threads", "deterministic"]
+SHARED += ["batch_size", "device", "threads", "deterministic", "forward_batch_size", "compile_model"]
 
 USABLE = 0.85  # of the device's memory; the estimate is one
 SHARED_MEMORY = ("language model", "held-out logits", "logits")  # parts of the estimate that a pack has once

@@ -6,7 +6,10 @@ torch and transformers are imported only once the settings are right by themselv
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import socket
+import sysconfig
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -28,6 +31,7 @@ from sae_transcoder.config import (
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
     from sae_transcoder.data import TokenSets
     from sae_transcoder.sparsify_config import Length
@@ -47,6 +51,7 @@ class Plan:
     tokens: TokenSets
     length: Length
     model_parameters: int
+    model_layers: int | None  # of the language model's first layers, so many are loaded; None: all
     memory: dict[str, int]  # bytes, by what holds them
     available: int | None  # bytes of the device; None where it is a cluster's, and not known
     warnings: list[str]
@@ -91,7 +96,7 @@ def plan(cfg: Config, known: Known | None = None, *, elsewhere: bool = False, pr
         if faults := trackers.check(cfg):
             raise ConfigError(*faults)
 
-    from sae_transcoder import data, finetune, hookpoints, language_model
+    from sae_transcoder import data, finetune, hookpoints, language_model, layers
     from sae_transcoder.sparsify_config import length
 
     device = torch_device(cfg) if elsewhere else find_device(cfg)
@@ -99,7 +104,12 @@ def plan(cfg: Config, known: Known | None = None, *, elsewhere: bool = False, pr
     outline = once(lambda: language_model.outline(cfg), "outline", model)
     points = hookpoints.find(cfg, outline)
     widths = once(lambda: hookpoints.widths(cfg, outline, points), "widths", model, cfg.model_type, tuple(points))
-    faults = loss_faults(cfg, outline.config) + width_faults(cfg, widths) + token_faults(cfg, outline.config)
+    faults = (
+        loss_faults(cfg, outline.config)
+        + compile_faults(cfg, outline, None if elsewhere else device)
+        + width_faults(cfg, widths)
+        + token_faults(cfg, outline.config)
+    )
     faults += share_faults(cfg, widths, processes)
     bound = data.needed_samples(cfg, sharing)
     if bound is not None:
@@ -109,7 +119,9 @@ def plan(cfg: Config, known: Known | None = None, *, elsewhere: bool = False, pr
     sizes = {point: memory.latents(cfg, width) for point, width in widths.items()}
     start_from = finetune.find(cfg, [name for point in widths for name in coder_names.names(point, cfg.init_seeds)], widths, sizes)
     dtype = language_model.resolve_dtype(cfg, device)
-    parameters = sum(p.numel() for p in outline.parameters())
+    needs = once(lambda: layers.needed(cfg, outline, points), "layers", model, cfg.loss_fn, cfg.eval_end_to_end, tuple(points))
+    loaded = outline if needs is None else once(lambda: language_model.outline(cfg, needs), "outline", model, needs)
+    parameters = sum(p.numel() for p in loaded.parameters())
     needed = memory.memory_estimate(cfg, widths, parameters * dtype.itemsize, dtype.itemsize, outline.config.vocab_size, processes)
     available = memory.cluster_memory(cfg, device) if elsewhere else memory.device_memory(device)
     if faults := memory.memory_faults(cfg, needed, available, device):
@@ -122,7 +134,9 @@ def plan(cfg: Config, known: Known | None = None, *, elsewhere: bool = False, pr
     planned = length(cfg, len(tokens.train), sharing)
     if faults := length_faults(cfg, planned, len(tokens.train)):
         raise ConfigError(*faults)
-    return Plan(cfg, device, widths, tokens, planned, parameters, needed, available, warnings(cfg, planned), start_from, processes)
+    return Plan(
+        cfg, device, widths, tokens, planned, parameters, needs, needed, available, warnings(cfg, planned), start_from, processes
+    )
 
 
 def check_settings(cfg: Config) -> None:
@@ -228,6 +242,24 @@ def loss_faults(cfg: Config, model_config: Any) -> list[str]:
     if cfg.loss_fn == LossFn.fvu or predicts_next_token(model_config):
         return []
     return [f"loss_fn={cfg.loss_fn}: {cfg.model_name} ({model_config.model_type}) predicts no next token; use loss_fn=fvu"]
+
+
+def compile_faults(cfg: Config, outline: PreTrainedModel, device: torch.device | None) -> list[str]:
+    """What torch.compile lacks; device: where it will compute, None where that is not this machine's."""
+    if not cfg.compile_model:
+        return []
+    from sae_transcoder import layers
+
+    try:
+        layers.stack(outline)
+    except ConfigError:
+        return [f"compile_model=True: the layers of {cfg.model_name} were not found; leave it out"]
+    if device is not None and device.type == "cpu":
+        if not any(map(shutil.which, [os.environ.get("CXX", "g++"), "g++", "clang++"])):
+            return ["compile_model=True on a CPU: needs a C++ compiler, and this machine has none; install g++, or leave it out"]
+        if not Path(sysconfig.get_path("include"), "Python.h").exists():
+            return ["compile_model=True on a CPU: needs Python's headers; install python3-dev, or leave it out"]
+    return []
 
 
 def width_faults(cfg: Config, widths: dict[str, int]) -> list[str]:

@@ -108,7 +108,8 @@ class Run:
             coder.cfg.k = fitting_k(coder, k) if self.cfg.corrections else k
 
     def train_on(self, tokens: Tensor, seen: Mapping[str, Activations]) -> bool:
-        """Trains on the batch `tokens` [batch, position] and its activations {hookpoint: ...}; true if an optimizer step was made."""
+        """Trains on the batch `tokens` [batch, position], on the host, and its activations {hookpoint: ...}; true if an optimizer step was
+        made."""
         cfg, mask = self.cfg, positions.counted(self.cfg, tokens)
         # Runs that take the same side of a module at the same positions share what follows from that.
         alike = (cfg.model_type, tuple(cfg.exclude_tokens), cfg.exclude_first_tokens, cfg.max_norm_multiple)

@@ -56,10 +56,10 @@ def test_every_run_of_a_mixed_pack_ends_as_alone_and_the_forward_is_shared(
     counted = []
     real = engine.language_model.capture
 
-    def counting(model: object, points: list[str], tokens: torch.Tensor) -> object:
+    def counting(model: object, points: list[str], tokens: torch.Tensor, *size: int | None) -> object:
         if tokens.shape[1] == 32:  # not the outline's
             counted.append(len(tokens))
-        return real(model, points, tokens)
+        return real(model, points, tokens, *size)
 
     monkeypatch.setattr(engine.language_model, "capture", counting)
     code, printed, _ = here(
