@@ -82,6 +82,16 @@ def override_faults(overrides: Sequence[str], config_dirs: Sequence[Path]) -> li
     return found
 
 
+def fields_of(group: str, choices: str, config_dirs: Sequence[Path]) -> set[str]:
+    """The fields that a group's choice, or any of a sweep's, sets by itself."""
+    found: set[str] = set()
+    for choice in choices.split(","):
+        path = next((p for d in (*config_dirs, CONF) if (p := d / group / f"{choice}.yaml").is_file()), None)
+        if path is not None:
+            found |= {str(name) for name in OmegaConf.load(path)} & set(FIELDS)
+    return found
+
+
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from sae_transcoder import ranks
-from sae_transcoder.composition import CONF, explain, override_faults, register, split_arguments
+from sae_transcoder.composition import CONF, explain, fields_of, override_faults, register, split_arguments
 from sae_transcoder.config import ConfigError, Hardware, run_dir, typed
 from sae_transcoder.ranks import refuse
 
@@ -44,9 +44,29 @@ def run(composed: DictConfig) -> float | None:
     return evaluation.mean().get(cfg.objective) if evaluation else None
 
 
+def take_json(command: list[str]) -> None:
+    """Puts what `json=FILE` means into the command, and says how the file was read; with --to-yaml prints an experiment file and ends."""
+    from sae_transcoder import seed_json
+
+    _, folders = split_arguments(command[1:])
+    try:
+        if "--to-yaml" in command:
+            text, notes = seed_json.converted([argument for argument in command[1:] if argument != "--to-yaml"])
+            print("\n".join(notes), file=sys.stderr)
+            print(text, end="")
+            sys.exit(0)
+        command[1:], notes = seed_json.expanded(command[1:], lambda group, choice: fields_of(group, choice, folders))
+    except ConfigError as error:
+        refuse(error.faults)
+    if ranks.number() == 0:
+        print("\n".join(notes))
+
+
 def main() -> None:
     """The command line; exit code 0: done, 1: refused or failed, 128 + n: stopped by signal n, the state saved."""
     register()
+    if any(argument.startswith("json=") for argument in sys.argv[1:]):
+        take_json(sys.argv)
     overrides, folders = split_arguments(sys.argv[1:])
     if ranks.number() > 0:  # the first rank writes .hydra and speaks
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
