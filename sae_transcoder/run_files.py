@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 import yaml
+from omegaconf import OmegaConf
 
 from sae_transcoder import eval_file, status
-from sae_transcoder.config import FIELDS, Config
+from sae_transcoder.config import FIELDS, Config, run_dir
 from sae_transcoder.eval_file import CoderMetrics, Evaluation, TogetherMetrics
+from sae_transcoder.files import replace_text
 from sae_transcoder.status import Status
 
 CONFIG = Path(".hydra") / "config.yaml"
@@ -50,6 +52,13 @@ def read_status(directory: Path) -> Status | None:
         raise ValueError(f"{directory / status.NAME}: {', '.join(odd)} not a number")
     why, job = (None if value is None else printable(str(value)) for value in (found.why, found.slurm_job))
     return replace(found, why=why, slurm_job=job)
+
+
+def write_config(cfg: Config) -> None:
+    """Writes a run's config.yaml, as Hydra does for a command."""
+    path = run_dir(cfg) / CONFIG
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(path, OmegaConf.to_yaml(OmegaConf.create({name: getattr(cfg, name) for name in FIELDS})))
 
 
 def read_config(directory: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Signals that end training: noted at once, obeyed between two batches."""
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
@@ -17,14 +18,16 @@ class Stopped(BaseException):
 
 
 class StopSignal:
-    """While it is open, the first Ctrl-C, SIGTERM or SIGUSR2 only sets `number`; a second one acts as usual, unless it is patient."""
+    """While it is open, the first Ctrl-C, SIGTERM or SIGUSR2 only sets `number`; a second one acts as usual, unless it is patient. Outside
+    the main thread, which alone may say what signals do, it notes none."""
 
     def __init__(self, *, patient: bool = False):
         self.number: int | None = None
         self.patient = patient
 
     def __enter__(self) -> "StopSignal":
-        self.usual = {n: signal.signal(n, self.note) for n in SIGNALS}
+        ours = threading.current_thread() is threading.main_thread()
+        self.usual = {n: signal.signal(n, self.note) for n in SIGNALS} if ours else {}
         return self
 
     def note(self, number: int, frame: FrameType | None) -> None:

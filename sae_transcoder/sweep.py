@@ -20,8 +20,8 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
-from sae_transcoder import eval_file, preflight, standing, status
-from sae_transcoder.composition import compose_jobs, refuse
+from sae_transcoder import eval_file, preflight, run_files, standing, status
+from sae_transcoder.composition import compose_jobs
 from sae_transcoder.config import (
     FIELDS,
     GROUPS,
@@ -65,24 +65,31 @@ class Job:
 
 
 def launch(loader: ConfigLoader, master: DictConfig, job_overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
-    """Trains the jobs that are not done, here or on the cluster; each one's result holds its objective, where the command waits for it.
-    A sweep with any fault is refused before it begins.
-
-    loader, master: Hydra's; first: the number of the first job. Raises Stopped after a signal.
-    """
+    """The same for Hydra: each job's result holds its objective, where the command waits for it."""
     configure_log(master.hydra.job_logging, master.hydra.verbose)
-    console = Console(highlight=False)
-    try:
-        jobs = composed(loader, master, job_overrides, first)
-        lead = jobs[0].cfg
-        on_slurm = lead.hardware == Hardware.slurm
-        if on_slurm:
-            from sae_transcoder import slurm_submit, slurm_wait
+    jobs = train(loader, master, job_overrides, first)
+    lead = jobs[0].cfg
+    ended = lead.hardware != Hardware.slurm or lead.wait or all(job.todo == "done" for job in jobs)
+    if ended:
+        show_table(jobs, Console(highlight=False))
+    return [result(job, ended=ended) for job in jobs]
 
-            slurm_submit.check(lead, searches=not is_grid(master))
-        plans = check(jobs, repeats=not is_grid(master))
-    except ConfigError as error:
-        refuse(error.faults)
+
+def train(loader: ConfigLoader, master: DictConfig, job_overrides: Sequence[Sequence[str]], first: int) -> list[Job]:
+    """Trains the jobs that are not done, here or on the cluster, and returns all of them, with what they failed of.
+
+    loader, master: Hydra's; first: the number of the first job. Raises ConfigError for a sweep with any fault before it begins, Stopped after
+    a signal; ends the program after a dry run.
+    """
+    console = Console(highlight=False)
+    jobs = composed(loader, master, job_overrides, first)
+    lead = jobs[0].cfg
+    on_slurm = lead.hardware == Hardware.slurm
+    if on_slurm:
+        from sae_transcoder import slurm_submit, slurm_wait
+
+        slurm_submit.check(lead, searches=not is_grid(master))
+    plans = check(jobs, repeats=not is_grid(master))
     with open_dict(master):
         master.hydra.sweep.dir = str(sweep_dir(lead))  # where a search puts its result
     todo = list({run_dir(job.cfg): job for job in jobs if job.open}.values())
@@ -91,13 +98,8 @@ def launch(loader: ConfigLoader, master: DictConfig, job_overrides: Sequence[Seq
         sys.exit(0)
     queue(master, jobs)
     if on_slurm:
-        try:
-            packed = [[plan.cfg for plan in pack] for pack in packs_of(todo, plans)] if todo else []
-            slurm_wait.run(packed, [run_dir(job.cfg) for job in jobs], sweep_dir(lead), console, wait=lead.wait)
-        except ConfigError as error:
-            refuse(error.faults)
-        if not lead.wait and any(job.todo != "done" for job in jobs):
-            return [result(job, ended=False) for job in jobs]
+        packed = [[plan.cfg for plan in pack] for pack in packs_of(todo, plans)] if todo else []
+        slurm_wait.run(packed, [run_dir(job.cfg) for job in jobs], sweep_dir(lead), console, wait=lead.wait)
     elif todo:
         from sae_transcoder import workers
 
@@ -106,8 +108,7 @@ def launch(loader: ConfigLoader, master: DictConfig, job_overrides: Sequence[Seq
         errors = workers.run([[p.cfg for p in pack] for pack in planned], workers.worker_count(one), one.device, console)
         for job in jobs:
             job.error = job.error or errors.get(run_dir(job.cfg))
-    show_table(jobs, console)
-    return [result(job, ended=True) for job in jobs]
+    return jobs
 
 
 def packs_of(todo: Sequence[Job], plans: Mapping[int, preflight.Plan]) -> list[list[preflight.Plan]]:
@@ -253,8 +254,8 @@ def queue(master: DictConfig, jobs: Sequence[Job]) -> None:
             hydra_node.hydra.job.override_dirname = ",".join(sorted(job.overrides))
             hydra_node.hydra.runtime.output_dir = str(directory.parent.absolute())
             hydra_node.hydra.runtime.choices = choices | {group: own[group] for group in choices.keys() & own.keys()}
-        composed_config = OmegaConf.create({name: getattr(job.cfg, name) for name in FIELDS})
-        for name, content in [("config", composed_config), ("overrides", OmegaConf.create(job.overrides)), ("hydra", hydra_node)]:
+        run_files.write_config(job.cfg)
+        for name, content in [("overrides", OmegaConf.create(job.overrides)), ("hydra", hydra_node)]:
             replace_text(directory / f"{name}.yaml", OmegaConf.to_yaml(content))
         with suppress(Timeout), status.lock(run_dir(job.cfg)):  # else another process has just started it
             if status.read(run_dir(job.cfg)) is None:
