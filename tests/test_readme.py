@@ -4,15 +4,18 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from test_config import composed
 
-from sae_transcoder import report
+from sae_transcoder import field_table, report
 from sae_transcoder.checks import faults
+from sae_transcoder.config import FIELDS
 from sae_transcoder.evaluation_config import refuse_unread
 
 ROOT = Path(__file__).parent.parent
@@ -54,6 +57,26 @@ def test_every_picture_is_there() -> None:
     assert all((ROOT / picture).read_bytes().startswith(b"\x89PNG") for picture in pictures)
 
 
+def test_the_table_of_fields_is_that_of_the_code() -> None:
+    assert field_table.placed(README) == README, "python -m sae_transcoder.field_table README.md"
+
+
+def test_every_field_has_a_meaning() -> None:
+    told = [name for own in field_table.meanings().values() for name in own]
+    assert sorted(told) == sorted(FIELDS)
+
+
+def test_the_workflow_runs_what_ci_runs() -> None:
+    (job,) = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"].values()
+    assert [step["run"] for step in job["steps"] if "run" in step] == ["bash .ci/run"]
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
+
+
 def test_everything_in_the_clone_is_where_the_design_says() -> None:
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if tracked.returncode:
@@ -71,7 +94,7 @@ def test_everything_in_the_clone_is_where_the_design_says() -> None:
         ".ci",
         ".github",
     }
-    assert top <= allowed | {"LICENSE", "constraints.txt", ".gitignore"}
+    assert top <= allowed | {"LICENSE", "CHANGELOG.md", "CITATION.cff", "constraints.txt", ".gitignore"}
 
 
 def test_the_wheel_carries_conf_and_the_demo_and_works_away_from_the_clone(tmp_path: Path) -> None:
