@@ -9,21 +9,25 @@ run.saes["layers.2"]
 runs = sweep("experiment=demo", "k=16,32,64")
 """
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from hydra import initialize_config_dir
+import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hydra_plugins.sae_transcoder_local import GridSweeper
 from sae_transcoder import composition, engine, eval_file, preflight, run_files, standing, stored_coders
 from sae_transcoder import sweep as sweeps
-from sae_transcoder.config import Config, ConfigError, Hardware, run_dir
+from sae_transcoder.config import Config, ConfigError, Hardware, run_dir, typed
 from sae_transcoder.eval_file import Evaluation
 from sae_transcoder.upstream import SparseCoder
 
@@ -58,44 +62,77 @@ def load_config(*overrides: str) -> Config:
 def train(cfg: Config) -> TrainedRun:
     """Trains one run on this machine, goes on with it where it was stopped, or takes its result where it is done, as `sae-train` does.
 
-    Raises ConfigError for what the command would refuse, before anything is written; Stopped after Ctrl-C, the run saved; what the run
-    failed of otherwise.
+    Raises ConfigError for what the command would refuse, before anything is written, and for a run that is trained elsewhere; Stopped
+    after Ctrl-C, the run saved; what the run failed of otherwise.
     """
+    cfg = _checked(cfg)
     if cfg.hardware == Hardware.slurm or cfg.dry_run:
-        what = "hardware=slurm" if cfg.hardware == Hardware.slurm else "dry_run=True"
-        raise ConfigError(f"{what}: train() trains here and now; use the command sae-train")
+        raise ConfigError(f"{_elsewhere(cfg)}: train() trains here and now; use the command sae-train")
     preflight.check_settings(cfg)
-    if standing.to_do(standing.read(run_dir(cfg))) != "done":
+    directory = run_dir(cfg)
+    what = standing.to_do(standing.read(directory))
+    if what in ("running", "queued"):
+        raise ConfigError(str(standing.nothing_to_do(directory)))
+    if what != "done":
         preflight.plan(cfg)  # before anything is written
         run_files.write_config(cfg)
-        engine.train([cfg])
+        with _as_before():
+            engine.train([cfg])
     return _trained(cfg)
 
 
 def sweep(*overrides: str) -> list[TrainedRun]:
     """Trains every combination of the comma-separated values, as `sae-train -m OVERRIDES` does, in the order of the combinations.
 
-    Raises ConfigError for what the command would refuse, before anything is written; RunFailed for the first run that failed, once the
-    others are done; Stopped after Ctrl-C, the runs saved.
+    Raises ConfigError for what the command would refuse, before anything is written, and for a search; RunFailed for the first run that
+    failed, once the others are done; Stopped after Ctrl-C, the runs saved. Where several GPUs are to be used, call it below
+    `if __name__ == "__main__":`, for each gets a process of its own.
     """
     given = _with_json(overrides)
-    composition.register()
     if faults := composition.override_faults(given, []):
         raise ConfigError(*faults)
     try:
-        with initialize_config_dir(str(composition.CONF.resolve()), version_base="1.3"):
+        with composition.hydra_on_conf():
             loader = GlobalHydra.instance().config_loader()
             master = loader.load_configuration("config", given, RunMode.MULTIRUN)
-            combinations = GridSweeper.split_arguments(OverridesParser.create(loader).parse_overrides(given), None)
-            if master.hardware == Hardware.slurm or master.dry_run:
-                raise ConfigError("hardware=slurm, dry_run=True: sweep() trains here and now; use the command sae-train -m")
-            jobs = sweeps.train(loader, master, [job for batch in combinations for job in batch], 0)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(composition.explain(error, given)) from error
+    if master.hardware == Hardware.slurm or master.dry_run:
+        raise ConfigError(f"{_elsewhere(master)}: sweep() trains here and now; use the command sae-train -m")
+    if not sweeps.is_grid(master):
+        raise ConfigError("hydra/sweeper: a search proposes its runs one after the other; use the command sae-train -m")
+    params = OmegaConf.select(master, "hydra.sweeper.params") or {}
+    parsed = OverridesParser.create(loader).parse_overrides([*(f"{name}={values}" for name, values in params.items()), *given])
+    combinations = [job for batch in GridSweeper.split_arguments(parsed, None) for job in batch]
+    with _as_before():
+        jobs = sweeps.train(loader, master, combinations, 0)
     for job in jobs:
         if job.error is not None:
             raise sweeps.RunFailed(f"{run_dir(job.cfg)}: {job.error}")
     return [_trained(job.cfg) for job in jobs]
+
+
+def _checked(cfg: Config) -> Config:
+    """The config with its values as the command line would have them. Raises ConfigError for values of wrong types."""
+    try:
+        return typed(OmegaConf.structured(cfg))
+    except OmegaConfBaseException as error:
+        raise ConfigError(composition.explain(error, [])) from error
+
+
+def _elsewhere(cfg: Config | DictConfig) -> str:
+    return "hardware=slurm" if cfg.hardware == Hardware.slurm else "dry_run=True"
+
+
+@contextmanager
+def _as_before() -> Iterator[None]:
+    """What a run sets for the whole process ends with it."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)
 
 
 def _trained(cfg: Config) -> TrainedRun:
@@ -112,5 +149,5 @@ def _with_json(overrides: tuple[str, ...]) -> list[str]:
 
     given, notes = seed_json.expanded(overrides, lambda group, choice: composition.fields_of(group, choice, []))
     for note in notes:
-        print(note)
+        print(note, file=sys.stderr)
     return given

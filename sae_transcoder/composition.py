@@ -3,14 +3,17 @@
 import copy
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -83,12 +86,23 @@ def override_faults(overrides: Sequence[str], config_dirs: Sequence[Path]) -> li
 
 
 def fields_of(group: str, choices: str, config_dirs: Sequence[Path]) -> set[str]:
-    """The fields that a group's choice, or any of a sweep's, sets by itself."""
+    """The fields that a group's choice, or any of a sweep's, sets, with the choices that it builds on."""
     found: set[str] = set()
     for choice in choices.split(","):
         path = next((p for d in (*config_dirs, CONF) if (p := d / group / f"{choice}.yaml").is_file()), None)
-        if path is not None:
-            found |= {str(name) for name in OmegaConf.load(path)} & set(FIELDS)
+        if path is None:
+            continue
+        try:
+            content = OmegaConf.to_container(OmegaConf.load(path))
+        except (yaml.YAMLError, OmegaConfBaseException):  # which Hydra will tell
+            continue
+        assert isinstance(content, dict)
+        found |= {name for name in FIELDS if name in content}
+        for entry in content.get("defaults", []):
+            own = {group: entry} if isinstance(entry, str) else {key.split("/")[-1]: name for key, name in entry.items()}
+            for part, name in own.items():
+                if name not in (None, "_self_"):
+                    found |= fields_of(part, str(name), config_dirs)
     return found
 
 
@@ -140,13 +154,26 @@ def refuse(faults: Sequence[str]) -> NoReturn:
     sys.exit(1)
 
 
+@contextmanager
+def hydra_on_conf() -> Iterator[None]:
+    """While it is open, Hydra composes from conf/, also in a program that uses Hydra itself; afterwards all is as before."""
+    register()
+    current = GlobalHydra.instance()
+    before = current.hydra
+    current.clear()
+    try:
+        with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = before
+
+
 def composed(overrides: Sequence[str], config_name: str = "config") -> Config:
     """The config that these overrides compose to, as on the command line. Raises ConfigError for what cannot be composed."""
-    register()
     if faults := override_faults(overrides, []):
         raise ConfigError(*faults)
     try:
-        with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+        with hydra_on_conf():
             return typed(compose(config_name, list(overrides)))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error, overrides)) from error

@@ -161,8 +161,7 @@ def loaded(plans: Sequence[Plan]) -> PreTrainedModel:
     lead = max(plans, key=lambda plan: plan.cfg.eval_end_to_end)  # which needs the head
     needs = [plan.model_layers for plan in plans]
     count = None if None in needs else max(filter(None, needs))
-    model = language_model.load(lead.cfg, lead.device, count)
-    return layers.compiled(model, [point for plan in plans for point in plan.widths]) if lead.cfg.compile_model else model
+    return layers.load(lead.cfg, lead.device, count, [point for plan in plans for point in plan.widths])
 
 
 def run_pack(

@@ -40,6 +40,11 @@ def shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def escaped(text: str) -> str:
+    """A text for a cell of a Markdown table."""
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
 def table() -> str:
     """The table as Markdown: field, default, meaning."""
     defaults = Config()
@@ -47,9 +52,7 @@ def table() -> str:
     for part, own in meanings().items():
         heading = (getattr(config, part).__doc__ or "").split("; ")[0].strip().removesuffix(".")
         lines.append(f"| **{heading}** | | |")
-        lines += [
-            f"| `{name}` | `{shown(getattr(defaults, name))}` | {text.replace('|', chr(92) + '|')} |" for name, text in own.items()
-        ]
+        lines += [f"| `{name}` | `{shown(getattr(defaults, name))}` | {escaped(text)} |" for name, text in own.items()]
     return "\n".join(lines)
 
 

@@ -89,7 +89,7 @@ def measure(model: PreTrainedModel, subjects: Sequence[Subject], heldout: Sequen
         for names, target in splices_of(result, whole)
     ]
     if splices:
-        splice.measure(model, splices, batches(heldout, size, model.device))
+        splice.measure(model, splices, batches(heldout, min(size, cfg.forward_batch_size or size), model.device))
     return results
 
 
@@ -104,7 +104,7 @@ def own_metrics(model: PreTrainedModel, subjects: Sequence[Subject], heldout: Se
     points = list(dict.fromkeys(coder_names.hookpoint(name) for s in subjects for name in s.coders))
     tallies = [{name: Tally(coder) for name, coder in s.coders.items()} for s in subjects]
     for tokens in batches(heldout, size, model.device):
-        seen = capture(model, points, tokens)
+        seen = capture(model, points, tokens, subjects[0].cfg.forward_batch_size)
         for subject, tally in zip(subjects, tallies, strict=True):
             counted = positions.counted(subject.cfg, tokens)
             for name in subject.coders:

@@ -45,21 +45,34 @@ def needed(cfg: Config, outline: PreTrainedModel, points: Collection[str]) -> in
     count = max((int(place.split(".")[0]) + 1 for place in inside), default=0)
     if len(inside) < len(points) or count in (0, len(layers)):
         return None
-    shorter = stack(language_model.outline(cfg, count))[1]
-    return count if all(alike(ours, theirs) for ours, theirs in zip(shorter, layers, strict=False)) else None
+    try:
+        shorter = language_model.outline(cfg, count)
+    except Exception:  # whatever a model says to a number of layers that it was not made for
+        return None
+    return count if is_part(shorter, outline) else None
 
 
-def alike(one: nn.Module, other: nn.Module) -> bool:
-    """Whether two modules without weights are made of equal parts with equal settings."""
+def is_part(shorter: nn.Module, whole: nn.Module) -> bool:
+    """Whether every part of a model without weights is in another one under the same name, with equal settings and shapes."""
 
     def settings(module: nn.Module) -> dict[str, Any]:
         plain = {name: value for name, value in vars(module).items() if isinstance(value, bool | int | float | str | tuple | None)}
         return plain | {name: parameter.shape for name, parameter in module.named_parameters(recurse=False)}
 
-    parts, others = list(one.modules()), list(other.modules())
-    return len(parts) == len(others) and all(
-        type(a) is type(b) and settings(a) == settings(b) for a, b in zip(parts, others, strict=True)
+    every = dict(whole.named_modules())
+    return all(
+        name in every and type(part) is type(every[name]) and settings(part) == settings(every[name])
+        for name, part in shorter.named_modules()
     )
+
+
+def load(cfg: Config, device: torch.device, count: int | None, points: Sequence[str]) -> PreTrainedModel:
+    """The language model as coders on these hookpoints need it: of its layers the first `count`, None: all; compiled where that is asked for.
+
+    Raises ConfigError as language_model.load does.
+    """
+    model = language_model.load(cfg, device, count)
+    return compiled(model, points) if cfg.compile_model else model
 
 
 def compiled(model: PreTrainedModel, points: Sequence[str]) -> PreTrainedModel:

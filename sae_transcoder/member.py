@@ -142,12 +142,10 @@ class Member:
                 f"dataset_name={self.cfg.dataset_name}: its tokens are not those that {self.directory} was begun with; "
                 "restore the data as it was (files, Python version, hub revision), or begin a new run"
             )
-        for name in ROUNDING:
-            if kept.get(name, getattr(DEFAULTS, name)) != self.settings[name]:
-                self.warning = (
-                    f"{name}={self.settings[name]}, the run was begun with {kept.get(name)}: "
-                    "it goes on, but not bit for bit as if it had never stopped"
-                )
+        before = {name: kept.get(name, getattr(DEFAULTS, name)) for name in ROUNDING}  # states of older versions lack some
+        if changed := [name for name in ROUNDING if before[name] != self.settings[name]]:
+            now, then = (", ".join(f"{name}={values[name]}" for name in changed) for values in (self.settings, before))
+            self.warning = f"{now}, the run was begun with {then}: it goes on, but not bit for bit as if it had never stopped"
         run, rng = state["run"], state["rng"]
         if not self.ranks.leads:
             own = checkpoint.load_rank_state(self.directory, signature(self.cfg), self.ranks.rank, run["counts"][0])

@@ -254,9 +254,11 @@ def compile_faults(cfg: Config, outline: PreTrainedModel, device: torch.device |
         layers.stack(outline)
     except ConfigError:
         return [f"compile_model=True: the layers of {cfg.model_name} were not found; leave it out"]
+    if device is not None and device.type == "cuda" and not any(map(shutil.which, [os.environ.get("CC", "gcc"), "gcc", "clang"])):
+        return ["compile_model=True on a GPU: Triton needs a C compiler, and this machine has none; install gcc, or leave it out"]
     if device is not None and device.type == "cpu":
-        if not any(map(shutil.which, [os.environ.get("CXX", "g++"), "g++", "clang++"])):
-            return ["compile_model=True on a CPU: needs a C++ compiler, and this machine has none; install g++, or leave it out"]
+        if not shutil.which(compiler := os.environ.get("CXX", "g++")):
+            return [f"compile_model=True on a CPU: needs a C++ compiler, and there is no {compiler}; install g++, or leave it out"]
         if not Path(sysconfig.get_path("include"), "Python.h").exists():
             return ["compile_model=True on a CPU: needs Python's headers; install python3-dev, or leave it out"]
     return []

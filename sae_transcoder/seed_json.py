@@ -24,6 +24,7 @@ FAULTY: dict[str, tuple[Any, str]] = {
     "finetune": (False, "it is a path"),
     "weight_decay": (0.0, "it was dropped, the optimizer's own is used"),
 }
+FAULTY_FOR_TRANSCODERS: dict[str, tuple[Any, str]] = {"normalize_decoder": (True, "a transcoder's decoder starts at zero")}
 # Settings that the old program accepted and did not obey.
 IGNORED = {
     "weight_decay": "was dropped",
@@ -124,12 +125,14 @@ def _mapped(given: Mapping[str, Any]) -> Imported:
     """The fields that a file's keys mean."""
     values: dict[str, Any] = {}
     notes: list[str] = []
-    ignored = IGNORED | (IGNORED_FOR_TRANSCODERS if given.get("model_type") == ModelType.transcoder else {})
+    transcodes = given.get("model_type") == ModelType.transcoder
+    ignored = IGNORED | (IGNORED_FOR_TRANSCODERS if transcodes else {})
+    faulty = FAULTY | (FAULTY_FOR_TRANSCODERS if transcodes else {})
     for name, value in given.items():
         if name in TRACKING:
             continue
-        if name in FAULTY and _same(value, FAULTY[name][0]):
-            default, why = FAULTY[name]
+        if name in faulty and _same(value, faulty[name][0]):
+            default, why = faulty[name]
             ours = json.dumps(getattr(Config(), name))
             notes.append(f"{name}={json.dumps(default)}, the old default, is replaced by {ours}: {why}")
             continue
@@ -143,11 +146,15 @@ def _mapped(given: Mapping[str, Any]) -> Imported:
     if any(name in given for name in TRACKING):
         values["tracker"], note = _tracker(given)
         notes.append(note)
-    if values.get("tracker") == Tracker.trackio and values.get("entity") is not None:
-        notes.append(
-            f"wandb_entity={json.dumps(values.pop('entity'))} is left out: trackio keeps its runs on this machine, without entities"
-        )
     return Imported(values, notes)
+
+
+def _without_unread(values: dict[str, Any], tracker: str) -> list[str]:
+    """Takes out of `values` what the tracker does not read, and says so."""
+    why = {"none": "nothing is logged to a tracker", "trackio": "trackio keeps its runs on this machine, without entities"}
+    unread = {"none": ("project", "entity"), "trackio": ("entity",)}.get(tracker, ())
+    taken = {name: values.pop(name) for name in unread if name in values}
+    return [f"{name}={json.dumps(value)} is left out: {why[tracker]}" for name, value in taken.items() if value is not None]
 
 
 def _tracker(given: Mapping[str, Any]) -> tuple[str, str]:
@@ -168,11 +175,16 @@ def literal(value: Any) -> str:
     """A JSON value in Hydra's grammar for overrides."""
     if isinstance(value, str):
         # Backslashes count before a quote only; OmegaConf would resolve ${...}.
-        escaped = re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + ('\\"' if found[2] else ""), value)
-        return '"' + escaped.replace("${", "\\${") + '"'
+        escaped = re.sub(r'(\\*)("|\Z)', lambda found: found[1] * 2 + ('\\"' if found[2] else ""), _uninterpolated(value))
+        return f'"{escaped}"'
     if isinstance(value, list):
         return f"[{','.join(map(literal, value))}]"
     return json.dumps(value)
+
+
+def _uninterpolated(text: str) -> str:
+    """A text that OmegaConf takes as it is, though it may hold ${...}."""
+    return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", text)
 
 
 def expanded(arguments: Sequence[str], choices: Callable[[str, str], set[str]]) -> tuple[list[str], list[str]]:
@@ -196,18 +208,21 @@ def expanded(arguments: Sequence[str], choices: Callable[[str, str], set[str]]) 
         if taken and not argument.startswith("-"):
             notes.append(f"{path}: {', '.join(sorted(taken))} of the file give{'s' * (len(taken) == 1)} way to {argument}")
             values = {field: kept for field, kept in values.items() if field not in taken}
+    asked = [argument.partition("=")[2] for argument in arguments if argument.startswith("tracker=")]
+    notes += [f"{path}: {note}" for note in _without_unread(values, asked[-1] if asked else values.get("tracker", "none"))]
     before, after = arguments[: places[0]], arguments[places[0] + 1 :]
     return [*before, *overrides(values), *after], notes
 
 
 def converted(arguments: Sequence[str]) -> tuple[str, list[str]]:
     """The file of `json=FILE` as an experiment of conf/experiment, and the lines to be said of it. Raises ConfigError."""
-    if len(arguments) > 1:
-        rest = " ".join(argument for argument in arguments if not argument.startswith("json="))
-        raise ConfigError(f"--to-yaml with {rest}: converts the file as it is; leave the rest out, and change the YAML")
+    if len(arguments) != 1 or not arguments[0].startswith("json="):
+        rest = " ".join(argument for argument in arguments if not argument.startswith("json=")) or "no, or more than one, file"
+        raise ConfigError(f"--to-yaml with {rest}: converts one file as it is; write json=FILE --to-yaml, and change the YAML")
     path = Path(arguments[0].removeprefix("json="))
     imported = read(path)
-    values = dict(imported.values)
+    values = {name: _uninterpolated(value) if isinstance(value, str) else value for name, value in imported.values.items()}
+    notes = [*imported.notes, *_without_unread(values, values.get("tracker", "none"))]
     chosen = [{f"override /{name}": values.pop(name)} for name in GROUPS if name in values]
     name = re.sub(r"[^\w]+", "_", path.stem)
     parts = [
@@ -215,4 +230,4 @@ def converted(arguments: Sequence[str]) -> tuple[str, list[str]]:
         f"# {path.name}; as {name}.yaml in conf/experiment, or in experiment/ of a --config-dir:   sae-train experiment={name}",
         yaml.safe_dump({"defaults": [*chosen, "_self_"]} | values, sort_keys=False),
     ]
-    return "\n".join(parts), [f"{path}: {note}" for note in imported.notes]
+    return "\n".join(parts), [f"{path}: {note}" for note in notes]

@@ -52,20 +52,21 @@ def take_json(command: list[str]) -> None:
     try:
         if "--to-yaml" in command:
             text, notes = seed_json.converted([argument for argument in command[1:] if argument != "--to-yaml"])
-            print("\n".join(notes), file=sys.stderr)
+            for note in notes:
+                print(note, file=sys.stderr)
             print(text, end="")
             sys.exit(0)
         command[1:], notes = seed_json.expanded(command[1:], lambda group, choice: fields_of(group, choice, folders))
     except ConfigError as error:
         refuse(error.faults)
-    if ranks.number() == 0:
-        print("\n".join(notes))
+    for note in notes if ranks.number() == 0 else ():
+        print(note, file=sys.stderr)  # what --cfg prints stays YAML
 
 
 def main() -> None:
     """The command line; exit code 0: done, 1: refused or failed, 128 + n: stopped by signal n, the state saved."""
     register()
-    if any(argument.startswith("json=") for argument in sys.argv[1:]):
+    if "--to-yaml" in sys.argv or any(argument.startswith("json=") for argument in sys.argv[1:]):
         take_json(sys.argv)
     overrides, folders = split_arguments(sys.argv[1:])
     if ranks.number() > 0:  # the first rank writes .hydra and speaks

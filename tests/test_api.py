@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from sweeps import SHAPE, SHORT, here
 from test_engine import assert_same
 
-from sae_transcoder import run_records
+from sae_transcoder import run_records, status
 from sae_transcoder.api import load_config, sweep, train
-from sae_transcoder.config import ConfigError
+from sae_transcoder.config import ConfigError, run_name
 from sae_transcoder.sweep import RunFailed
 
 
@@ -62,9 +63,9 @@ def test_a_failing_run_of_a_sweep_is_raised_once_the_others_are_done(cache: Path
 
 def test_a_json_file_is_an_override_here_too(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "old.json").write_text('{"model_type": "sae", "k": 4, "wandb_project": "mine"}')
-    cfg = load_config(f"json={tmp_path}/old.json", "k=5")
+    cfg = load_config(f"json={tmp_path}/old.json", "k=5", "tracker=trackio")
     assert (cfg.k, cfg.project) == (5, "mine")
-    assert "wandb_project is now project" in capsys.readouterr().out
+    assert "wandb_project is now project" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -92,6 +93,45 @@ def test_what_the_command_refuses_is_refused_before_anything_is_written(cache: P
     with pytest.raises(ConfigError, match="there is no field or group kk"):
         sweep(*SHORT, "kk=1,2", *usual)
     assert not (tmp_path / "none").exists()
+
+
+def test_it_works_in_a_program_that_uses_hydra_itself(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "config.yaml").write_text("mine: 1\n")
+    with initialize_config_dir(str(tmp_path / "theirs"), version_base="1.3"):
+        assert load_config("model_type=sae", "k=5").k == 5
+        runs = sweep(*SHAPE, "max_samples=16", "k=4", "max_steps=2", f"save_dir={tmp_path}", f"cache_dir={cache}")
+        assert len(runs) == 1
+        assert compose("config").mine == 1
+
+
+def test_changed_fields_are_typed_and_what_a_run_sets_for_the_process_ends_with_it(cache: Path, tmp_path: Path) -> None:
+    cfg = load_config(*SHORT, "max_steps=2", "threads=2", "deterministic=true", f"save_dir={tmp_path}", f"cache_dir={cache}")
+    cfg.k, cfg.lr = "4", 1  # type: ignore[assignment]
+    run = train(cfg)
+    assert (run.cfg.k, run.cfg.lr) == (4, 1.0)
+    assert run.directory.name == run_name(load_config(*SHORT, "max_steps=2", "k=4", "lr=1"))
+    assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == (1, False)
+    cfg.k = "many"  # type: ignore[assignment]
+    with pytest.raises(ConfigError, match="k"):
+        train(cfg)
+
+
+def test_a_run_that_is_trained_elsewhere_is_left_alone(cache: Path, tmp_path: Path) -> None:
+    run = train(load_config(*SHORT, "k=4", "max_steps=2", f"save_dir={tmp_path}", f"cache_dir={cache}"))
+    found = status.read(run.directory)
+    assert found is not None
+    found.state = status.State.running
+    status.write(run.directory, found)
+    before = (run.directory / ".hydra" / "config.yaml").stat().st_mtime_ns
+    with status.lock(run.directory), pytest.raises(ConfigError, match="not started again"):
+        train(run.cfg)
+    assert (run.directory / ".hydra" / "config.yaml").stat().st_mtime_ns == before
+
+
+def test_a_search_is_left_to_the_command(cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="sae-train -m"):
+        sweep("experiment=demo_search", f"save_dir={tmp_path}", f"cache_dir={cache}")
 
 
 def test_a_run_trains_outside_the_main_thread_too(cache: Path, tmp_path: Path) -> None:

@@ -283,7 +283,7 @@ def test_going_on_at_another_thread_count_warns_and_with_another_dtype_is_refuse
         engine.train([cfg])
     torch.save(state, path)
     engine.train([Config(**vars(cfg) | {"threads": 2})])
-    assert "threads=2, the run was begun with 1" in capsys.readouterr().out
+    assert "threads=2, the run was begun with threads=1" in capsys.readouterr().out
 
 
 def test_a_failure_is_told_in_status_json_and_the_same_command_tries_again(

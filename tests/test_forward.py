@@ -149,4 +149,4 @@ def test_going_on_with_another_forward_batch_warns(cache: Path, tmp_path: Path, 
     cfg = short(cache, tmp_path, "save_every=4")
     interrupted(cfg)
     engine.train([Config(**vars(cfg) | {"forward_batch_size": 2})])
-    assert "forward_batch_size=2, the run was begun with None" in capsys.readouterr().out
+    assert "forward_batch_size=2, the run was begun with forward_batch_size=None" in capsys.readouterr().out

@@ -9,6 +9,7 @@ from sweeps import here
 from test_config import composed
 
 from sae_transcoder import seed_json
+from sae_transcoder.checks import faults
 from sae_transcoder.composition import fields_of
 from sae_transcoder.config import Config, ConfigError
 from sae_transcoder.seed_json import expanded, literal, read
@@ -58,9 +59,32 @@ def config_of(path: Path, *rest: str) -> tuple[Config, list[str]]:
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_every_example_composes_to_what_it_says(name: str, tmp_path: Path) -> None:
     cfg, notes = config_of(written(tmp_path, EXAMPLES[name]))
+    assert faults(cfg) == []
     for field, value in EXAMPLES[name].items():
         if field in Config.__dataclass_fields__ and not any(f" {field}=" in note and "replaced" in note for note in notes):
             assert getattr(cfg, field) == value, field
+
+
+def test_the_whole_list_of_defaults_describes_a_transcoder_too(tmp_path: Path) -> None:
+    cfg, notes = config_of(written(tmp_path, EXAMPLES["everything"] | {"model_type": "transcoder"}))
+    assert faults(cfg) == []
+    assert cfg.normalize_decoder is None
+    assert any("normalize_decoder=true" in note and "starts at zero" in note for note in notes)
+
+
+def test_the_project_is_that_of_the_tracker_that_the_command_line_chooses(tmp_path: Path) -> None:
+    path = written(tmp_path, {"model_type": "sae", "wandb_project": "mine", "wandb_entity": "us"})
+    cfg, _ = config_of(path, "tracker=wandb")
+    assert (cfg.tracker, cfg.project, cfg.entity) == ("wandb", "mine", "us")
+    cfg, notes = config_of(written(tmp_path, EXAMPLES["trackio"]), "tracker=none")
+    assert (cfg.project, cfg.entity) == (Config().project, None)
+    assert sum("left out: nothing is logged" in note for note in notes) == 2
+
+
+def test_an_experiment_on_the_command_line_comes_before_the_file_with_all_that_it_builds_on(tmp_path: Path) -> None:
+    path = written(tmp_path, {"model_type": "sae", "model_name": "gpt2", "dataset_name": "x", "k": 3, "micro_acc_steps": 2})
+    cfg, _ = config_of(path, "experiment=demo")
+    assert (cfg.model_name, cfg.dataset_kind, cfg.k, cfg.micro_acc_steps) == ("demo", "demo", 32, 2)
 
 
 def test_all_defaults_of_the_list_give_this_projects_where_they_are_faults(tmp_path: Path) -> None:
@@ -69,7 +93,8 @@ def test_all_defaults_of_the_list_give_this_projects_where_they_are_faults(tmp_p
     for name in ("device", "k_decay_steps", "lr_warmup_steps", "finetune", "weight_decay"):
         assert getattr(cfg, name) == getattr(usual, name), name
         assert sum(f" {name}=" in note and "replaced by" in note for note in notes) == 1, name
-    assert (cfg.project, cfg.log_every, cfg.entity, cfg.tracker) == ("sae-transcoder-unified", 100, None, "none")
+    assert (cfg.project, cfg.log_every, cfg.entity, cfg.tracker) == (usual.project, 100, None, "none")
+    assert any('project="sae-transcoder-unified" is left out' in note for note in notes)
     assert sum("is now" in note for note in notes) == 4  # three names, and the tracker
     assert any("save_dir" in note and "was rewritten" in note for note in notes)
 
@@ -112,7 +137,7 @@ def test_the_command_line_comes_before_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["plain", 'a"b', "a\\b", "ends\\", 'mixed\\"', "${x}", "it's", "a=b,c [d] {e}: #f", "", " spaced "]
+    "text", ["plain", 'a"b', "a\\b", "ends\\", 'mixed\\"', "${x}", "a\\${x}", "it's", "a=b,c [d] {e}: #f", "", " spaced ", "line\n"]
 )
 def test_any_text_survives_hydras_grammar(text: str, tmp_path: Path) -> None:
     cfg = composed("model_type=sae", f"project={literal(text)}", f"tags={literal([text, 'other'])}")
@@ -162,9 +187,9 @@ def test_a_file_that_is_not_there_or_no_text_is_refused(tmp_path: Path) -> None:
 def test_a_file_trains_a_run_of_the_demo_as_its_overrides_would(tmp_path: Path) -> None:
     path = written(tmp_path, EXAMPLES["transcoder"])
     demo = ["model=demo", "dataset=demo", "layers=[1]", "max_samples=16", "max_seq_length=32", "eval_samples=4", "threads=1"]
-    code, out, errors = here(f"json={path}", *demo, f"save_dir={tmp_path}/out", f"cache_dir={tmp_path}/cache")
+    code, _, errors = here(f"json={path}", *demo, f"save_dir={tmp_path}/out", f"cache_dir={tmp_path}/cache")
     assert code == 0, errors
-    assert "batch_size=2 was rewritten for transcoders by the old program, and is obeyed now" in out
+    assert "batch_size=2 was rewritten for transcoders by the old program, and is obeyed now" in errors
     assert (tmp_path / "out" / "transcoder_layers_6_7_8" / "coders" / "layers.1.mlp" / "sae.safetensors").exists()
 
 
@@ -180,7 +205,7 @@ def test_the_yaml_of_a_file_is_an_experiment_that_composes_to_the_same(tmp_path:
     assert code == 0, errors
     code, direct, errors = here(f"json={path}", "--cfg", "job")
     assert code == 0, errors
-    assert direct.endswith(shown)
+    assert direct == shown
 
 
 def test_converting_takes_the_file_alone(tmp_path: Path) -> None:
@@ -188,6 +213,9 @@ def test_converting_takes_the_file_alone(tmp_path: Path) -> None:
     code, _, errors = here(f"json={path}", "k=8", "--to-yaml")
     assert code == 1
     assert "--to-yaml with k=8" in errors
+    code, _, errors = here("model_type=sae", "--to-yaml")
+    assert code == 1
+    assert "write json=FILE --to-yaml" in errors
 
 
 def test_no_key_is_both_renamed_and_a_field() -> None:
