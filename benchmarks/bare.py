@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import AutoModel
 
 from sae_transcoder import host_memory
+from sae_transcoder.upstream import largest, select
 
 REPEATS = 9
 PIECE = 256  # tokens: a piece of the pre-activations stays in the processor's cache
@@ -111,6 +112,7 @@ def coder_parts(x: Tensor, weights: dict[str, Tensor], k: int) -> dict[str, dict
         "encoder product, top-k": {
             "whole": lambda: F.linear(given, encoder, bias).topk(k, dim=-1, sorted=False),
             f"in pieces of {PIECE} tokens": in_pieces,
+            "in pieces, top-k in two stages": lambda: select(given, encoder, bias, [lambda preacts: largest(preacts, k)]),
         },
         "decode": {
             "embedding_bag": lambda: F.embedding_bag(indices, decoder, per_sample_weights=acts, mode="sum"),
