@@ -13,7 +13,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from test_config import composed
 
-from sae_transcoder import field_table, report
+from sae_transcoder import export, field_table, report
 from sae_transcoder.checks import faults
 from sae_transcoder.config import FIELDS
 from sae_transcoder.evaluation_config import refuse_unread
@@ -50,6 +50,11 @@ def test_every_evaluation_command_has_overrides_that_an_evaluation_reads(command
 def test_every_report_command_has_options_that_there_are(command: str) -> None:
     options = report.parser().parse_args(report.arranged(shlex.split(command)[1:]))
     assert [str(folder).split("/")[0] for folder in options.folders] == ["outputs"]
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("sae-export")])
+def test_every_export_command_has_settings_that_there_are(command: str) -> None:
+    export.target(export.arguments_of(shlex.split(command)[2:])["to"])
 
 
 def test_every_picture_is_there() -> None:
