@@ -1,11 +1,12 @@
 """What single.py and grid.py share: the tokens, the contenders' processes, the common measure of held-out FVU, and tables."""
 
+import argparse
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,17 @@ class Bench:
         found["fvu"] = [fvu(job.weights, i, coder.k, self.heldout) for i, coder in enumerate(coders)]
         found["folder"] = job.folder
         return found
+
+
+def asked_or_measured(parser: argparse.ArgumentParser, measure: Callable[[Path], None]) -> argparse.Namespace:
+    """The arguments of a script that starts itself for each measurement; in the process so started, measures and ends."""
+    parser.add_argument("--markdown", action="store_true", help="tables for a README")
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.measure:
+        measure(asked.measure)
+        sys.exit(0)
+    return asked
 
 
 def process(command: list[str], device: str) -> dict[str, Any]:

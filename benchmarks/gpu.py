@@ -190,12 +190,7 @@ def main() -> None:
     parser.add_argument("--expansions", type=int, nargs="+", default=[8, 16, 32, 64], help="of one run (8 16 32 64)")
     parser.add_argument("--packs", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="runs of expansion 8 (1 2 4 8 16 32)")
     parser.add_argument("--only", action="append", choices=list(SHAPES), help="only this model")
-    parser.add_argument("--markdown", action="store_true", help="tables for a README")
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.measure:
-        measure(asked.measure)
-        return
+    asked = common.asked_or_measured(parser, measure)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and not asked.small:
         raise SystemExit("there is no GPU here; --small runs tiny shapes on the CPU")

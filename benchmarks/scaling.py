@@ -133,12 +133,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=list(series("cpu")), help="only this series")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--picture", type=Path, default=common.HERE / "scaling.png", help="where the picture goes")
-    parser.add_argument("--markdown", action="store_true", help="tables for a README")
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.measure:
-        measure(asked.measure)
-        return
+    asked = common.asked_or_measured(parser, measure)
     found: dict[str, list[Found]] = {}
     for name, points in series(asked.device).items():
         if asked.only and name not in asked.only:

@@ -62,7 +62,7 @@ def evaluate(path: str, overrides: Sequence[str] = (), output: Path | None = Non
         raise ConfigError(
             f"{path}: holds no coders (folders with cfg.json and sae.safetensors); give a run's directory or its coders/"
         )
-    run = next((p for p in (root, *root.parents[:3]) if (p / ".hydra" / "config.yaml").is_file()), None)
+    run = stored_coders.run_of(root)
     base = run_settings(run) if run else sparsify_settings(root, places)
     selecting = any(o.split("=")[0] in SELECTION for o in overrides)
     if selecting or not run:

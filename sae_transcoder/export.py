@@ -54,7 +54,7 @@ def source(path: str) -> Source:
     """
     root = Path(path).expanduser()
     root = root / "coders" if (root / "coders").is_dir() else root
-    run = next((p for p in (root, *root.parents[:3]) if (p / run_files.CONFIG).is_file()), None)
+    run = stored_coders.run_of(root)
     places = stored_coders.find(root)
     if run is None or not places:
         lacks = "no coders" if run else "no run" if root.is_dir() else "there is no such folder"

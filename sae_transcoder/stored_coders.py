@@ -4,7 +4,7 @@ from pathlib import Path
 
 from natsort import natsorted
 
-from sae_transcoder import coder_names
+from sae_transcoder import coder_names, run_files
 from sae_transcoder.config import ConfigError
 
 
@@ -27,6 +27,11 @@ def folder(name: str, asked: str) -> Path:
                 f"{asked}: neither a folder nor to be had from the hub ({reason}); check the name, the network or HF_HUB_OFFLINE"
             ) from error
     return path / "coders" if (path / "coders").is_dir() else path
+
+
+def run_of(root: Path) -> Path | None:
+    """The directory of the run that coders in `root` are of; None where that is not to be seen."""
+    return next((p for p in (root, *root.parents[:3]) if (p / run_files.CONFIG).is_file()), None)
 
 
 def find(root: Path) -> dict[str, Path]:
