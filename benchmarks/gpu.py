@@ -18,7 +18,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -138,8 +138,8 @@ def measure(spec: Path) -> None:
         print("\n" + json.dumps({"estimate": estimate, "refused": True}))
         return
 
-    def load(cfg: Any, device: torch.device) -> PreTrainedModel:
-        return random_model(shape, device, language_model.resolve_dtype(cfg, device))
+    def load(cfg: Any, device: torch.device, layers: int | None) -> PreTrainedModel:
+        return random_model(replace(shape, layers=layers or shape.layers), device, language_model.resolve_dtype(cfg, device))
 
     own, meter = heldout.measure, Meter(device)
     with synchronisations(device.startswith("cuda")) as (watch, enough, places):
