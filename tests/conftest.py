@@ -1,7 +1,11 @@
 """What every test shares: no network, few threads, tiny language models of several architectures."""
 
 import os
+import signal
+import tempfile
 
+_TRACKIO = tempfile.TemporaryDirectory(prefix="trackio-")  # removed with this process; trackio reads its name when it is imported
+os.environ["TRACKIO_DIR"] = _TRACKIO.name
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # also in the processes that tests start: several at once would wait for each other
 os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "")
@@ -25,6 +29,8 @@ from transformers import (
 
 from sae_transcoder.config import Config
 from sae_transcoder.language_model import DEMO
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would what tests start
 
 VOCABULARY = 256
 TINY = {

@@ -259,14 +259,8 @@ def test_a_search_gets_objectives_batch_by_batch_and_repeats_train_once(cache: P
 
 
 @pytest.mark.parametrize("tracker", ["wandb", "trackio"])
-def test_each_run_of_a_sweep_is_one_run_at_the_tracker(
-    cache: Path, tmp_path: Path, tracker: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_run_of_a_sweep_is_one_run_at_the_tracker(cache: Path, tmp_path: Path, tracker: str) -> None:
     settings = [f"tracker={tracker}", "tracker_mode=offline", "project=mine", f"save_dir={tmp_path}/out", f"cache_dir={cache}"]
-    if tracker == "trackio":
-        from trackio import utils
-
-        monkeypatch.setattr(utils, "TRACKIO_DIR", tmp_path / "trackio")
     code, printed, errors = here("-m", *SHORT, *settings, "k=4,8", "sweep_name=s")
     assert code == 0, printed + errors
     found = runs(tmp_path / "out")
