@@ -34,6 +34,11 @@ class Dtype(StrEnum):
     float16 = "float16"
 
 
+class Quantization(StrEnum):
+    int8 = "int8"
+    nf4 = "nf4"
+
+
 class Site(StrEnum):
     residual = "residual"
     mlp = "mlp"
@@ -130,6 +135,9 @@ class ModelConfig:
     dtype: Dtype | None = None
     """Number format of the language model's weights. null: bfloat16 on a GPU that has it, else float32.
     Coders are always float32."""
+    quantization: Quantization | None = None
+    """Loads the weights of the language model's linear layers in 8 bits (int8: arXiv:2208.07339) or 4 (nf4: arXiv:2305.14314), by
+    bitsandbytes (extra `quantization`); everything else stays in `dtype`. null: as they are."""
 
 
 @dataclass

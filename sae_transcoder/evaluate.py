@@ -93,7 +93,7 @@ def measured(
     cfg: Config, places: dict[str, Path], path: str, step: int | None, tokens: int | None, *, selecting: bool
 ) -> Evaluation:
     """Loads the model and the coders and measures them; `selecting`: only those on the hookpoints that `cfg` names."""
-    from sae_transcoder import data, engine, heldout, hookpoints, language_model, layers
+    from sae_transcoder import data, engine, heldout, hookpoints, language_model, layers, model_checks
     from sae_transcoder.coder_names import hookpoint
     from sae_transcoder.upstream import SparseCoder
 
@@ -124,10 +124,10 @@ def measured(
             faults.append(
                 f"{place}: a coder of width {coders[name].d_in}, {hookpoint(name)} of model_name={cfg.model_name} has {width}; set model"
             )
-    faults += preflight.token_faults(cfg, outline.config) + preflight.compile_faults(cfg, outline, device)
+    faults += model_checks.faults(cfg, outline, device)
     if faults:
         raise ConfigError(*faults)
-    sequences = data.heldout(cfg, lambda: language_model.tokenizer(cfg), outline.config.vocab_size)
+    sequences = data.heldout(cfg, lambda: language_model.tokenizer(cfg), language_model.text_config(outline).vocab_size)
     subject = heldout.Subject(cfg, coders)
     model = layers.load(cfg, device, layers.needed(cfg, outline, points), points)
     (found,) = heldout.measure(model, [subject], sequences, whole=True)

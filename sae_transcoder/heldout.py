@@ -17,7 +17,7 @@ from sae_transcoder import coder_names, positions, splice
 from sae_transcoder.config import Config, LossFn, evaluation_batch, evaluation_settings
 from sae_transcoder.data import Sequences
 from sae_transcoder.eval_file import CoderMetrics, Evaluation, TogetherMetrics
-from sae_transcoder.language_model import capture, predicts
+from sae_transcoder.language_model import capture, predicts, text_config
 from sae_transcoder.reconstruction import Tally, average_max_cosine
 from sae_transcoder.splice import Splice
 from sae_transcoder.upstream import SparseCoder
@@ -76,7 +76,7 @@ def measure(model: PreTrainedModel, subjects: Sequence[Subject], heldout: Sequen
     whole: everything that the subject's settings ask for; else the coders' own metrics, and what an end-to-end loss lowers.
     """
     cfg = subjects[0].cfg
-    size = evaluation_batch(cfg, model.config.vocab_size)
+    size = evaluation_batch(cfg, text_config(model).vocab_size)
     results = own_metrics(model, subjects, heldout, size)
     for subject, result in zip(subjects, results, strict=True):
         for name, coder in subject.coders.items() if whole else ():

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 from weakref import WeakSet
 
 import torch
+from huggingface_hub import constants, get_token
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import (
@@ -19,14 +21,16 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME, cached_file
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import get_checkpoint_shard_files
 
-from sae_transcoder.config import Config, ConfigError, LossFn, ModelConfig
+from sae_transcoder.config import Config, ConfigError, LossFn, ModelConfig, Quantization
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +66,19 @@ def model_path(cfg: ModelConfig) -> str:
 def _cannot_load(cfg: ModelConfig, what: str, error: Exception) -> ConfigError:
     reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     where = f"model_name={cfg.model_name}" + (f", revision={cfg.revision}" if cfg.revision else "")
-    if "gated" in str(error).lower() or "401" in str(error):
-        fix = "accept the model's licence on its hub page and run `hf auth login`"
+    page, known = f"{constants.ENDPOINT}/{cfg.model_name}", get_token() is not None
+    folder = Path(cfg.model_name).expanduser()
+    causes = [error, error.__cause__, error.__context__]
+    if any(isinstance(cause, GatedRepoError) for cause in causes):
+        who = "with the account that is logged in" if known else "and run `hf auth login`, or set HF_TOKEN"
+        fix = f"accept its conditions on {page} {who}"
+    elif any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+        who = "the login may not read it" if known else "run `hf auth login`, or set HF_TOKEN"
+        fix = f"there is no such model on {page}, or it is private: check the name, {who}"
+    elif any(isinstance(cause, RevisionNotFoundError) for cause in causes):
+        fix = f"there is no such branch, tag or commit on {page}; check revision"
+    elif (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        fix = "the folder holds an adapter alone; merge it into its model (peft's merge_and_unload) and save that"
     else:
         fix = "check the name, the network (or that it is cached, with HF_HUB_OFFLINE=1), or give a local path; model=demo needs neither"
     return ConfigError(f"{where}: its {what} cannot be loaded ({reason}); {fix}")
@@ -73,8 +88,13 @@ def _config(cfg: ModelConfig, layers: int | None = None) -> Any:
     """The model's config, or that of its first `layers` layers."""
     model_config = AutoConfig.from_pretrained(model_path(cfg), revision=cfg.revision)
     if layers is not None:
-        model_config.num_hidden_layers = layers
+        model_config.get_text_config().num_hidden_layers = layers
     return model_config
+
+
+def text_config(model: PreTrainedModel) -> Any:
+    """What the model's config says of its language part; for a model of text alone all of it."""
+    return model.config.get_text_config()
 
 
 def outline(cfg: ModelConfig, layers: int | None = None) -> PreTrainedModel:
@@ -124,7 +144,9 @@ def load(cfg: Config, device: torch.device, layers: int | None = None) -> PreTra
     """
     dtype = resolve_dtype(cfg, device)
     transformers_logging.disable_progress_bar()
-    arguments = dict(revision=cfg.revision, dtype=dtype)
+    arguments: dict[str, Any] = dict(revision=cfg.revision, dtype=dtype)
+    if cfg.quantization is not None:
+        arguments |= dict(quantization_config=_in_few_bits(cfg.quantization, dtype), device_map={"": device})
     try:
         model_config = _config(cfg, layers)
         if not (predicts_next_token(model_config) and (cfg.loss_fn != LossFn.fvu or cfg.eval_end_to_end)):
@@ -155,7 +177,28 @@ def _quiet() -> Iterator[None]:
 
 
 def _ready(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    return model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
+    placed = model if getattr(model, "is_quantized", False) else model.to(device)  # type: ignore[arg-type]
+    return placed.eval().requires_grad_(False)
+
+
+def _in_few_bits(quantization: Quantization, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """How bitsandbytes is to keep linear layers, and compute with them."""
+    if quantization == Quantization.int8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+
+
+# Bytes of a quantized weight; of 64 weights in 4 bits a float32 scale is kept.
+WEIGHT_BYTES = {Quantization.int8: 1.0, Quantization.nf4: 0.5 + 4 / 64}
+
+
+def weight_bytes(cfg: ModelConfig, model: PreTrainedModel, dtype: torch.dtype) -> int:
+    """Bytes of the model's weights once it is loaded."""
+    every = sum(p.numel() for p in model.parameters())
+    if cfg.quantization is None:
+        return every * dtype.itemsize
+    linear = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear | Conv1D))
+    return (every - linear) * dtype.itemsize + int(linear * WEIGHT_BYTES[cfg.quantization])
 
 
 def predicts_next_token(model_config: Any) -> bool:

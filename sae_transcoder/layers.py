@@ -16,7 +16,7 @@ def stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 
     Raises ConfigError where no list of modules has as many members as the model has layers.
     """
-    count = getattr(model.config, "num_hidden_layers", None)
+    count = getattr(language_model.text_config(model), "num_hidden_layers", None)
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return name, module

@@ -6,10 +6,7 @@ torch and transformers are imported only once the settings are right by themselv
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 import socket
-import sysconfig
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -23,7 +20,6 @@ from sae_transcoder.config import (
     ConfigError,
     DatasetConfig,
     Hardware,
-    LossFn,
     Optimizer,
     Resume,
     Tracker,
@@ -31,7 +27,6 @@ from sae_transcoder.config import (
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
 
     from sae_transcoder.data import TokenSets
     from sae_transcoder.sparsify_config import Length
@@ -96,7 +91,7 @@ def plan(cfg: Config, known: Known | None = None, *, elsewhere: bool = False, pr
         if faults := trackers.check(cfg):
             raise ConfigError(*faults)
 
-    from sae_transcoder import data, finetune, hookpoints, language_model, layers
+    from sae_transcoder import data, finetune, hookpoints, language_model, layers, model_checks
     from sae_transcoder.sparsify_config import length
 
     device = torch_device(cfg) if elsewhere else find_device(cfg)
@@ -105,12 +100,10 @@ def plan(cfg: Config, known: Known | None = None, *, elsewhere: bool = False, pr
     points = hookpoints.find(cfg, outline)
     widths = once(lambda: hookpoints.widths(cfg, outline, points), "widths", model, cfg.model_type, tuple(points))
     faults = (
-        loss_faults(cfg, outline.config)
-        + compile_faults(cfg, outline, None if elsewhere else device)
+        model_checks.faults(cfg, outline, None if elsewhere else device)
         + width_faults(cfg, widths)
-        + token_faults(cfg, outline.config)
+        + share_faults(cfg, widths, processes)
     )
-    faults += share_faults(cfg, widths, processes)
     bound = data.needed_samples(cfg, sharing)
     if bound is not None:
         faults += length_faults(cfg, length(cfg, bound, sharing), bound)
@@ -122,13 +115,15 @@ def plan(cfg: Config, known: Known | None = None, *, elsewhere: bool = False, pr
     needs = once(lambda: layers.needed(cfg, outline, points), "layers", model, cfg.loss_fn, cfg.eval_end_to_end, tuple(points))
     loaded = outline if needs is None else once(lambda: language_model.outline(cfg, needs), "outline", model, needs)
     parameters = sum(p.numel() for p in loaded.parameters())
-    needed = memory.memory_estimate(cfg, widths, parameters * dtype.itemsize, dtype.itemsize, outline.config.vocab_size, processes)
+    vocabulary = language_model.text_config(outline).vocab_size
+    weights = language_model.weight_bytes(cfg, loaded, dtype)
+    needed = memory.memory_estimate(cfg, widths, weights, dtype.itemsize, vocabulary, processes)
     available = memory.cluster_memory(cfg, device) if elsewhere else memory.device_memory(device)
     if faults := memory.memory_faults(cfg, needed, available, device):
         raise ConfigError(*faults)
     source = str({f.name: getattr(cfg, f.name) for f in fields(DatasetConfig) if f.name != "max_samples"})
     tokens = once(
-        lambda: data.prepare(cfg, lambda: language_model.tokenizer(cfg), outline.config.vocab_size, sharing),
+        lambda: data.prepare(cfg, lambda: language_model.tokenizer(cfg), vocabulary, sharing),
         *("tokens", model, source, bound),
     )
     planned = length(cfg, len(tokens.train), sharing)
@@ -235,35 +230,6 @@ def own_device(device: torch.device, count: int, asked: str) -> torch.device:
     return torch.device("cuda", index)
 
 
-def loss_faults(cfg: Config, model_config: Any) -> list[str]:
-    """End-to-end losses on a model that predicts no next token."""
-    from sae_transcoder.language_model import predicts_next_token
-
-    if cfg.loss_fn == LossFn.fvu or predicts_next_token(model_config):
-        return []
-    return [f"loss_fn={cfg.loss_fn}: {cfg.model_name} ({model_config.model_type}) predicts no next token; use loss_fn=fvu"]
-
-
-def compile_faults(cfg: Config, outline: PreTrainedModel, device: torch.device | None) -> list[str]:
-    """What torch.compile lacks; device: where it will compute, None where that is not this machine's."""
-    if not cfg.compile_model:
-        return []
-    from sae_transcoder import layers
-
-    try:
-        layers.stack(outline)
-    except ConfigError:
-        return [f"compile_model=True: the layers of {cfg.model_name} were not found; leave it out"]
-    if device is not None and device.type == "cuda" and not any(map(shutil.which, [os.environ.get("CC", "gcc"), "gcc", "clang"])):
-        return ["compile_model=True on a GPU: Triton needs a C compiler, and this machine has none; install gcc, or leave it out"]
-    if device is not None and device.type == "cpu":
-        if not shutil.which(compiler := os.environ.get("CXX", "g++")):
-            return [f"compile_model=True on a CPU: needs a C++ compiler, and there is no {compiler}; install g++, or leave it out"]
-        if not Path(sysconfig.get_path("include"), "Python.h").exists():
-            return ["compile_model=True on a CPU: needs Python's headers; install python3-dev, or leave it out"]
-    return []
-
-
 def width_faults(cfg: Config, widths: dict[str, int]) -> list[str]:
     """What k asks of coders that have too few latents."""
     found = []
@@ -290,20 +256,6 @@ def share_faults(cfg: Config, widths: dict[str, int], processes: int) -> list[st
         f"distribute_modules=True on {processes} ranks with {len(widths)} hookpoints: each rank trains whole ones; "
         f"start at most {len(widths)} ranks, or choose more hookpoints"
     ]
-
-
-def token_faults(cfg: Config, model_config: Any) -> list[str]:
-    """Sequences longer than the model's positions, and excluded ids that it does not have."""
-    found = []
-    positions = getattr(model_config, "max_position_embeddings", None)
-    if positions is not None and cfg.max_seq_length > positions:
-        found.append(f"max_seq_length={cfg.max_seq_length}: {cfg.model_name} has {positions} positions; lower it")
-    beyond = [i for i in cfg.exclude_tokens if i >= model_config.vocab_size]
-    if beyond:
-        found.append(
-            f"exclude_tokens={cfg.exclude_tokens}: {cfg.model_name} has ids below {model_config.vocab_size}; leave out {beyond}"
-        )
-    return found
 
 
 def length_faults(cfg: Config, planned: Length, samples: int) -> list[str]:

@@ -1,6 +1,7 @@
 """The flat JSON files of the program that this one replaces: read as they are, each difference told, mistakes refused."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from sweeps import here
 from test_config import composed
 
-from sae_transcoder import seed_json
+from sae_transcoder import seed_json, stored_coders
 from sae_transcoder.checks import faults
 from sae_transcoder.composition import fields_of
 from sae_transcoder.config import Config, ConfigError
@@ -184,13 +185,23 @@ def test_a_file_that_is_not_there_or_no_text_is_refused(tmp_path: Path) -> None:
             expanded(arguments, lambda *_: set())
 
 
-def test_a_file_trains_a_run_of_the_demo_as_its_overrides_would(tmp_path: Path) -> None:
-    path = written(tmp_path, EXAMPLES["transcoder"])
-    demo = ["model=demo", "dataset=demo", "layers=[1]", "max_samples=16", "max_seq_length=32", "eval_samples=4", "threads=1"]
-    code, _, errors = here(f"json={path}", *demo, f"save_dir={tmp_path}/out", f"cache_dir={tmp_path}/cache")
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_example_trains_on_the_demo_with_model_data_and_hookpoints_replaced(name: str, tmp_path: Path) -> None:
+    path = written(tmp_path, EXAMPLES[name])
+    demo = ["model=demo", "dataset=demo", "max_samples=32", "max_seq_length=32", "eval_samples=4", "threads=1", "run_name=mine"]
+    where = "hookpoints=[layers.1.mlp]" if "hookpoints" in EXAMPLES[name] and EXAMPLES[name]["hookpoints"] else "layers=[1]"
+    code, _, errors = here(f"json={path}", *demo, where, f"save_dir={tmp_path}/out", f"cache_dir={tmp_path}/cache")
     assert code == 0, errors
-    assert "batch_size=2 was rewritten for transcoders by the old program, and is obeyed now" in errors
-    assert (tmp_path / "out" / "transcoder_layers_6_7_8" / "coders" / "layers.1.mlp" / "sae.safetensors").exists()
+    (coder,) = stored_coders.find(tmp_path / "out" / "mine" / "coders").values()
+    made = json.loads((coder / "cfg.json").read_text())
+    usual = Config()
+    assert made["k"] == EXAMPLES[name].get("k", usual.k)
+    assert made["expansion_factor"] == EXAMPLES[name].get("expansion_factor", usual.expansion_factor)
+    assert made["transcode"] == (EXAMPLES[name]["model_type"] == "transcoder")
+    if name == "transcoder":
+        assert "batch_size=2 was rewritten for transcoders by the old program, and is obeyed now" in errors
+    if name == "trackio":
+        assert Path(os.environ["TRACKIO_DIR"], "my_local_experiments.db").exists()
 
 
 def test_the_yaml_of_a_file_is_an_experiment_that_composes_to_the_same(tmp_path: Path) -> None:
