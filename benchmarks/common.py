@@ -92,7 +92,7 @@ def process(command: list[str], device: str) -> dict[str, Any]:
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         sys.exit(
-            f"{Path(command[1]).name} failed (leave a peer out with --without NAME):\n{done.stderr[-4000:]}{done.stdout[-500:]}"
+            f"{Path(command[1]).name} failed (a comparison goes without it by --without NAME):\n{done.stderr[-4000:]}{done.stdout[-500:]}"
         )
     # wandb says a few words more at its end.
     return json.loads([line for line in done.stdout.splitlines() if line.startswith("{")][-1])

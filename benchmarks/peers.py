@@ -1,6 +1,7 @@
-"""Makes the environments of the peers that the benchmarks compare with: SAELens and dictionary_learning; a few minutes, once, about 2 GB.
+"""Makes the environments of other programs: SAELens and dictionary_learning, which the benchmarks compare with, and circuit-tracer, which reads
+what is trained here; a few minutes, once, about 3 GB.
 
-    python benchmarks/peers.py [--folder FOLDER]
+    python benchmarks/peers.py [NAME ...] [--folder FOLDER]
 
 Plain sparsify needs none: it runs in this project's environment. An environment counts as made once its peer can be imported; one that
 was not finished is made anew.
@@ -18,7 +19,7 @@ DEFAULT = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sae_
 # torch comes first and pinned: otherwise pip takes the newest build, with several GB of CUDA packages on machines without a GPU.
 FIRST = ["torch==2.13.0"]
 WHOLE = "made_by_peers_py"  # a file that says that all was installed
-SAME = ["transformers==5.23.0", *FIRST]
+SAME = ["transformers==5.23.0", *FIRST]  # the language model of every contender
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,15 @@ class Peer:
 
 
 PEERS = {
-    "saelens": Peer(["sae-lens==6.54.12"], [], "sae_lens.multi_sae_training_runner"),
+    "saelens": Peer([*SAME, "sae-lens==6.54.12"], [], "sae_lens.multi_sae_training_runner"),
     # Its own requirements name torchvision (through nnsight), umap and more that its trainers never use: these are what they import.
     "dictionary_learning": Peer(
-        ["numpy", "tqdm", "einops", "wandb", "datasets", "accelerate", "python-socketio[client]", "pillow"],
+        [*SAME, "numpy", "tqdm", "einops", "wandb", "datasets", "accelerate", "python-socketio[client]", "pillow"],
         ["dictionary-learning==0.1.0", "nnsight>=0.3,<0.4"],
         "dictionary_learning.training",
     ),
+    # It takes nnsight 0.8, whose modules it cannot import, and transformers before 5; matplotlib is for examples/.
+    "circuit_tracer": Peer([*FIRST, "circuit-tracer==0.5.0", "nnsight>=0.6,<0.7", "matplotlib"], [], "circuit_tracer"),
 }
 
 
@@ -46,7 +49,7 @@ def python(name: str, folder: Path = DEFAULT) -> Path:
     path = folder / name / "bin" / "python"
     if not (folder / name / WHOLE).exists():
         sys.exit(
-            f"{name}: no environment in {folder}; make it with python benchmarks/peers.py, or leave the peer out: --without {name}"
+            f"{name}: no environment in {folder}; make it with python benchmarks/peers.py {name} (a benchmark goes without it by --without)"
         )
     return path
 
@@ -69,9 +72,9 @@ def make(name: str, peer: Peer, folder: Path) -> None:
     shutil.rmtree(place, ignore_errors=True)
     call(sys.executable, "-m", "venv", place)
     own = place / "bin" / "python"
-    pip = [own, "-m", "pip", "install", "-q"]
+    pip = [own, "-m", "pip", "install", "-q", "--no-compile"]
     call(*pip, *FIRST)
-    call(*pip, *SAME, *peer.packages)
+    call(*pip, *peer.packages)
     if peer.alone:
         call(*pip, "--no-deps", *peer.alone)
     call(own, "-c", f"import {peer.imports}")
@@ -80,10 +83,13 @@ def make(name: str, peer: Peer, folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(PEERS)}; none: all")
     parser.add_argument("--folder", type=Path, default=DEFAULT, help=f"where the environments are kept ({DEFAULT})")
     arguments = parser.parse_args()
-    for name, peer in PEERS.items():
-        make(name, peer, arguments.folder)
+    if unknown := set(arguments.names) - set(PEERS):
+        parser.error(f"{', '.join(sorted(unknown))}: no peer; choose of {', '.join(PEERS)}")
+    for name in arguments.names or PEERS:
+        make(name, PEERS[name], arguments.folder)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,124 @@
+"""Draws the attribution graph of a prompt: which latents of which layers, at which tokens, lead to the next token.
+
+circuit-tracer (https://github.com/safety-research/circuit-tracer) does the attribution, in an environment of its own:
+
+    sae-train experiment=demo_circuit run_name=circuit
+    sae-export outputs/circuit to=circuit_tracer out=outputs/circuit_set
+    python benchmarks/peers.py circuit_tracer && source ~/.cache/sae_transcoder_benchmarks/circuit_tracer/bin/activate
+    python examples/attribution_graph.py outputs/circuit_set "import os, sys" --out outputs/graph
+
+It writes FOLDER/graph.png, and FOLDER/graph.json with its index for circuit-tracer's own page (`circuit-tracer start-server`).
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import matplotlib
+import torch
+import yaml
+from circuit_tracer import Graph, ReplacementModel, attribute
+from circuit_tracer.graph import compute_graph_scores
+from circuit_tracer.transcoder.activation_functions import TopK
+from circuit_tracer.transcoder.single_layer_transcoder import TranscoderSet, load_transcoder_set
+from circuit_tracer.utils.create_graph_files import create_graph_files
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+BUNDLED = Path(__file__).parents[1] / "sae_transcoder" / "demo" / "model"  # what model_name: demo stands for
+COLOURS = {
+    "cross layer transcoder": "tab:blue",
+    "mlp reconstruction error": "lightgray",
+    "embedding": "tab:green",
+    "logit": "tab:red",
+}
+
+
+def load_set(folder: Path) -> TranscoderSet:
+    """The transcoders that `sae-export to=circuit_tracer` wrote, float32 on the CPU, computing what sparsify's do."""
+    described = yaml.safe_load((folder / "config.yaml").read_text())
+    files = {int(path.stem.removeprefix("layer_")): str(path) for path in folder.glob("layer_*.safetensors")}
+    hooks = (described["feature_input_hook"], described["feature_output_hook"])
+    transcoders = load_transcoder_set(
+        files, str(folder), *hooks, device=torch.device("cpu"), lazy_encoder=False, lazy_decoder=False
+    )
+    for transcoder in transcoders:
+        # circuit-tracer 0.5.0 loads ReLU alone. Its TopK keeps negative values, which sparsify's does not: hence a ReLU before it.
+        transcoder.activation_function = torch.nn.Sequential(torch.nn.ReLU(), TopK(described["k"]))
+    return transcoders
+
+
+def load_model(folder: Path, model: str | None = None) -> ReplacementModel:
+    """The language model with the set's transcoders in place of its MLPs; model: its path or hub name, where the set does not say it."""
+    named = model or yaml.safe_load((folder / "config.yaml").read_text())["model_name"]
+    path = str(BUNDLED) if named == "demo" else named
+    return ReplacementModel.from_pretrained_and_transcoders(path, load_set(folder), backend="nnsight", device=torch.device("cpu"))
+
+
+def draw(described: dict, file: Path) -> None:
+    """The graph of circuit-tracer's JSON as a picture: a column for each token, a row for each layer, a line for each direct effect."""
+    tokens = described["metadata"]["prompt_tokens"]
+    layers = sorted({int(node["layer"]) for node in described["nodes"] if node["layer"] != "E"})
+    row = {"E": 0} | {str(layer): i + 1 for i, layer in enumerate(layers)}
+    crowds: dict[tuple[int, int], list[dict]] = {}
+    for node in described["nodes"]:
+        crowds.setdefault((node["ctx_idx"], row[node["layer"]]), []).append(node)
+    place = {
+        node["node_id"]: (column + (i + 1) / (len(crowd) + 1) - 0.5, line)
+        for (column, line), crowd in crowds.items()
+        for i, node in enumerate(crowd)
+    }
+    figure, axes = pyplot.subplots(figsize=(max(6, 1.3 * len(tokens)), 6), layout="constrained")
+    strongest = max((abs(link["weight"]) for link in described["links"]), default=1.0)
+    for link in described["links"]:
+        (x0, y0), (x1, y1) = place[link["source"]], place[link["target"]]
+        share = abs(link["weight"]) / strongest
+        colour = "tab:brown" if link["weight"] < 0 else "dimgray"
+        axes.plot([x0, x1], [y0, y1], color=colour, alpha=min(1.0, 0.05 + share), linewidth=0.3 + 2 * share, zorder=1)
+    for kind, colour in COLOURS.items():
+        points = [place[node["node_id"]] for node in described["nodes"] if node["feature_type"] == kind]
+        if points:
+            label = {"cross layer transcoder": "latent", "mlp reconstruction error": "error", "embedding": "token"}.get(kind, kind)
+            axes.scatter(*zip(*points, strict=True), s=18, color=colour, label=label, zorder=2)
+    for node in described["nodes"]:
+        if node["feature_type"] == "logit":
+            x, y = place[node["node_id"]]
+            axes.annotate(
+                node["clerp"].removeprefix("Output "), (x, y), (0, 6), textcoords="offset points", rotation=60, fontsize=7
+            )
+    axes.set_xticks(range(len(tokens)), [token.replace("\n", "\\n") for token in tokens], rotation=45)
+    names = {**{str(layer): f"layer {layer}" for layer in layers[:-1]}, "E": "token", str(layers[-1]): "next token"}
+    axes.set_yticks(list(row.values()), [names[name] for name in row])
+    axes.margins(y=0.12)
+    axes.legend(loc="upper left", fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(file, dpi=150)
+
+
+def write(graph: Graph, out: Path, nodes: float, edges: float) -> None:
+    """graph.json for circuit-tracer's page, and graph.png, of the nodes and edges that carry these shares of the influence."""
+    create_graph_files(graph, "graph", out, node_threshold=nodes, edge_threshold=edges)
+    draw(json.loads((out / "graph.json").read_text()), out / "graph.png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("transcoders", type=Path, help="a folder that sae-export to=circuit_tracer wrote")
+    parser.add_argument("prompt", help="text; a token that begins a sequence is put before it")
+    parser.add_argument("--out", type=Path, default=Path("graph"), help="the folder that is written (graph)")
+    parser.add_argument("--model", help="path or hub name of the language model; default: as the transcoders' config.yaml says")
+    parser.add_argument("--nodes", type=float, default=0.6, help="share of the influence that the nodes drawn carry (0.6)")
+    parser.add_argument("--edges", type=float, default=0.8, help="share of the influence that the edges drawn carry (0.8)")
+    asked = parser.parse_args()
+    if not (asked.transcoders / "config.yaml").is_file():
+        parser.exit(1, f"{asked.transcoders}: no config.yaml in it; write the set by sae-export RUN to=circuit_tracer out=FOLDER\n")
+    graph = attribute(asked.prompt, load_model(asked.transcoders, asked.model))
+    replacement, completeness = compute_graph_scores(graph)
+    write(graph, asked.out, asked.nodes, asked.edges)
+    print(f"{len(graph.selected_features):,} latents; replacement score {replacement:.3f}, completeness score {completeness:.3f}")
+    print(f"written: {asked.out / 'graph.png'}, {asked.out / 'graph.json'}")
+
+
+if __name__ == "__main__":
+    main()
