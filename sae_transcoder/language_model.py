@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME, cached_file
 from transformers.utils import logging as transformers_logging
@@ -104,7 +105,7 @@ def outline(cfg: ModelConfig, layers: int | None = None) -> PreTrainedModel:
     """
     try:
         model_config = _config(cfg, layers)
-        with FakeTensorMode():
+        with FakeTensorMode(), no_init_weights():  # values, which some initialisations ask for, there are none
             # Shapes do not depend on the number format; the kernels of mixtures of experts exist in bfloat16 only.
             model = AutoModel.from_config(model_config, dtype=torch.bfloat16)
     except (OSError, ValueError, KeyError) as error:
@@ -177,8 +178,13 @@ def _quiet() -> Iterator[None]:
 
 
 def _ready(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    placed = model if getattr(model, "is_quantized", False) else model.to(device)  # type: ignore[arg-type]
-    return placed.eval().requires_grad_(False)
+    if not getattr(model, "is_quantized", False):
+        model.to(device)  # type: ignore[arg-type]
+    for module in model.modules():
+        # bitsandbytes 0.50.2 packs 4-bit weights anew for CPUs with AVX512-BF16, and fails where a width is no multiple of 32 or gradients follow.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+    return model.eval().requires_grad_(False)
 
 
 def _in_few_bits(quantization: Quantization, dtype: torch.dtype) -> BitsAndBytesConfig:

@@ -5,11 +5,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from sweeps import here
 from test_config import composed
+from test_model_presets import config_only
 
-from sae_transcoder import seed_json, stored_coders
+from sae_transcoder import preflight, seed_json, stored_coders
 from sae_transcoder.checks import faults
 from sae_transcoder.composition import fields_of
 from sae_transcoder.config import Config, ConfigError
@@ -64,6 +66,25 @@ def test_every_example_composes_to_what_it_says(name: str, tmp_path: Path) -> No
     for field, value in EXAMPLES[name].items():
         if field in Config.__dataclass_fields__ and not any(f" {field}=" in note and "replaced" in note for note in notes):
             assert getattr(cfg, field) == value, field
+
+
+@pytest.mark.parametrize("name", [name for name in EXAMPLES if name != "hookpoints"])
+def test_every_example_passes_preflight_on_the_config_of_the_model_that_it_means(name: str, tmp_path: Path) -> None:
+    asked, _ = config_of(written(tmp_path, EXAMPLES[name]))
+    folder = config_only({"gpt2": "openai-community/gpt2"}.get(asked.model_name, asked.model_name), tmp_path)
+    np.random.default_rng(0).integers(0, 40_000, 1300 * 256, dtype=np.uint16).tofile(tmp_path / "ids")
+    data = ["dataset=memmap", f"dataset_name={tmp_path}/ids", "tokens_dtype=uint16"]
+    cfg, _ = config_of(tmp_path / "config.json", f"model_name={folder}", *data, "tracker=none", f"save_dir={tmp_path}/out")
+    planned = preflight.plan(cfg, elsewhere=True)  # on another machine, for all that one example needs 115 GB
+    assert len(planned.widths) == {"transcoder": 3, "custom_hookpoints": 24}.get(name, 30)
+    assert planned.length.samples == 1000
+
+
+def test_an_example_that_names_no_model_and_modules_of_gpt2_is_told_those_of_the_default_model(tmp_path: Path) -> None:
+    path = written(tmp_path, EXAMPLES["hookpoints"])
+    cfg, _ = config_of(path, f"model_name={config_only('HuggingFaceTB/SmolLM2-135M', tmp_path)}", f"save_dir={tmp_path}/out")
+    with pytest.raises(ConfigError, match=r"h\.\*\.attn matches no module; LlamaModel has .*layers\.\*\.self_attn"):
+        preflight.plan(cfg, elsewhere=True)
 
 
 def test_the_whole_list_of_defaults_describes_a_transcoder_too(tmp_path: Path) -> None:

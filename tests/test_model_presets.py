@@ -1,0 +1,49 @@
+"""conf/model: each preset's model has the layers and sites that a config may name, told from its config alone, without a network."""
+
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+from test_config import composed
+from transformers import AutoConfig
+
+from sae_transcoder import hookpoints, language_model
+from sae_transcoder.config import Site
+
+CONF = Path(__file__).parents[1] / "conf" / "model"
+CHOICES = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "demo")
+
+
+@cache
+def known() -> dict[str, dict]:
+    """The values of the models' configs, by hub name, each with its source."""
+    return yaml.safe_load(Path(__file__).with_name("model_configs.yaml").read_text())
+
+
+def config_only(name: str, folder: Path) -> Path:
+    """A folder that holds the config of the hub's model `name` and nothing else."""
+    AutoConfig.for_model(**known()[name]).save_pretrained(folder / "model")
+    return folder / "model"
+
+
+def test_every_model_whose_config_is_kept_has_a_preset_and_the_other_way_round() -> None:
+    names = [yaml.safe_load((CONF / f"{choice}.yaml").read_text())["model_name"] for choice in CHOICES]
+    assert sorted(names) == sorted(known())
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_a_presets_layers_and_sites_are_found_and_as_wide_as_it_says(choice: str, tmp_path: Path) -> None:
+    text = (CONF / f"{choice}.yaml").read_text()
+    count, width = map(int, re.search(r"(\d+) layers of width (\d+)", text).groups())
+    folder = config_only(yaml.safe_load(text)["model_name"], tmp_path)
+    usual = ["model_type=sae", f"model={choice}", f"model_name={folder}"]
+    outline = language_model.outline(composed(*usual))
+    assert language_model.predicts_next_token(outline.config)
+    for site in Site:
+        every = hookpoints.find(composed(*usual, f"site={site}"), outline)
+        assert len(every) == count
+        two = composed(*usual, f"site={site}", "layers=[0,1]")
+        assert hookpoints.find(two, outline) == every[:2]
+        assert hookpoints.widths(two, outline, every[:2]) == dict.fromkeys(every[:2], width)
