@@ -5,6 +5,7 @@ default is every step). AuxK is off, which is its default. Its saves come after 
 """
 
 import os
+import sys
 
 os.environ["WANDB_MODE"] = "offline"
 os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")  # it would take Triton's kernels on a CPU too; single.py sets 0 on a GPU
@@ -18,6 +19,7 @@ from transformers import AutoModel
 
 def main(job: Job) -> None:
     """Trains; the schedule (warmup, then linearly to 0) is sparsify's own."""
+    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]  # where it is installed, Adam would be its 8-bit one
     (coder,) = job.coders
     meter = Meter(job.device)
     os.environ["WANDB_DIR"] = job.folder

@@ -1,11 +1,13 @@
 """What every test shares: no network, few threads, tiny language models of several architectures."""
 
+import atexit
 import os
+import shutil
 import signal
+import sys
 import tempfile
 
-_TRACKIO = tempfile.TemporaryDirectory(prefix="trackio-")  # removed with this process; trackio reads its name when it is imported
-os.environ["TRACKIO_DIR"] = _TRACKIO.name
+os.environ["TRACKIO_DIR"] = tempfile.mkdtemp(prefix="trackio-")  # read when trackio is imported
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # also in the processes that tests start: several at once would wait for each other
 os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "")
@@ -30,6 +32,7 @@ from transformers import (
 from sae_transcoder.config import Config
 from sae_transcoder.language_model import DEMO
 
+atexit.register(shutil.rmtree, os.environ["TRACKIO_DIR"], ignore_errors=True)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would what tests start
 
 VOCABULARY = 256
@@ -65,6 +68,13 @@ TINY = {
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def torchs_adam(monkeypatch: pytest.MonkeyPatch) -> None:
+    """sparsify's Trainer takes torch's Adam, as where bitsandbytes is not installed, whose 8-bit Adam it would take."""
+    for name in ("bitsandbytes", "bitsandbytes.optim"):
+        monkeypatch.setitem(sys.modules, name, None)
 
 
 def tiny_model(family: str) -> PreTrainedModel:

@@ -18,6 +18,8 @@ from sae_transcoder.language_model import end_to_end_loss
 from sae_transcoder.run import Run
 from sae_transcoder.sparsify_config import length, sparsify_configs
 
+pytestmark = pytest.mark.usefixtures("torchs_adam")
+
 
 def trained(cfg: Config, model: nn.Module, points: list[str], ids: Tensor) -> Run:
     run = Run(cfg, dict.fromkeys(points, 32), len(ids), torch.device("cpu"))

@@ -12,6 +12,8 @@ from sae_transcoder.language_model import capture
 from sae_transcoder.run import Run
 from sae_transcoder.sparsify_config import length, sparsify_configs
 
+pytestmark = pytest.mark.usefixtures("torchs_adam")
+
 POINTS = {
     ("llama", "sae"): ["layers.1", "layers.2"],
     ("llama", "transcoder"): ["layers.1.mlp", "layers.2.mlp"],

@@ -1,0 +1,63 @@
+"""The language model's weights in 8 and 4 bits, by the real bitsandbytes, which computes on a CPU too."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from sweeps import SHORT
+from test_config import composed
+
+from sae_transcoder import language_model, model_checks, preflight
+from sae_transcoder.api import load_config, train
+from sae_transcoder.config import ConfigError
+from sae_transcoder.language_model import DEMO
+
+CPU = torch.device("cpu")
+
+
+def held(model: torch.nn.Module) -> int:
+    """Bytes of a model's weights, and of the scales beside quantized ones."""
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    states = [getattr(p, "quant_state", None) for p in model.parameters()]
+    return weights + sum(state.absmax.numel() * state.absmax.element_size() for state in states if state is not None)
+
+
+@pytest.mark.parametrize(("quantization", "least"), [("int8", 0.999), ("nf4", 0.9)])
+def test_weights_take_what_the_estimate_says_and_activations_stay_near(quantization: str, least: float) -> None:
+    plain, few = (composed("experiment=demo", *own) for own in ([], [f"quantization={quantization}"]))
+    model = language_model.load(few, CPU)
+    assert held(model.base_model) == language_model.weight_bytes(few, language_model.outline(few), torch.float32)
+    tokens = torch.arange(64).view(2, 32)
+    theirs = language_model.capture(model, ["layers.4"], tokens)["layers.4"].output
+    exact = language_model.capture(language_model.load(plain, CPU), ["layers.4"], tokens)["layers.4"].output
+    assert theirs.dtype == torch.float32
+    assert not torch.equal(theirs, exact)
+    assert torch.cosine_similarity(theirs, exact, dim=-1)[:, 1:].min() > least
+
+
+@pytest.mark.parametrize("quantization", ["int8", "nf4"])
+@pytest.mark.parametrize("loss", [["eval_end_to_end=false"], ["loss_fn=kl"]])
+def test_runs_train_on_it_with_its_first_layers_and_through_the_whole(quantization: str, loss: list[str], tmp_path: Path) -> None:
+    settings = [*SHORT, *loss, "k=4", f"quantization={quantization}", f"save_dir={tmp_path}", f"cache_dir={tmp_path}/cache"]
+    run = train(load_config(*settings))
+    first, *_, last = [json.loads(line) for line in (run.directory / "metrics.jsonl").read_text().splitlines()]
+    measure = next(name for name in first if name.startswith(run.cfg.loss_fn))
+    assert last[measure] < first[measure], (first, last)
+
+
+def test_without_bitsandbytes_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_checks, "find_spec", lambda name: None if name == "bitsandbytes" else name)
+    with pytest.raises(ConfigError, match=r"quantization=int8: needs bitsandbytes; run pip install .*\[quantization\]"):
+        preflight.plan(composed("experiment=demo", "quantization=int8"))
+
+
+def test_weights_that_are_quantized_already_are_not_again(tmp_path: Path) -> None:
+    shutil.copytree(DEMO, tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}})
+    )
+    with pytest.raises(ConfigError, match=r"quantization=nf4: the weights of .* are quantized already"):
+        preflight.plan(composed("experiment=demo", f"model_name={tmp_path}/model", "quantization=nf4"))
