@@ -96,6 +96,7 @@ def test_everything_in_the_clone_is_where_the_design_says() -> None:
         "README.md",
         "hydra_plugins",
         "benchmarks",
+        "examples",
         "docs",
         ".ci",
         ".github",
