@@ -57,7 +57,10 @@ def load_model(folder: Path, model: str | None = None) -> ReplacementModel:
 
 
 def draw(described: dict, file: Path) -> None:
-    """The graph of circuit-tracer's JSON as a picture: a column for each token, a row for each layer, a line for each direct effect."""
+    """The graph of circuit-tracer's JSON as a picture: a column for each token, a row for each layer, a line for each direct effect.
+
+    A line is as strong as its share of all that reaches its upper end, brown where it counts against it; latents have their number beside them.
+    """
     tokens = described["metadata"]["prompt_tokens"]
     layers = sorted({int(node["layer"]) for node in described["nodes"] if node["layer"] != "E"})
     row = {"E": 0} | {str(layer): i + 1 for i, layer in enumerate(layers)}
@@ -70,10 +73,12 @@ def draw(described: dict, file: Path) -> None:
         for i, node in enumerate(crowd)
     }
     figure, axes = pyplot.subplots(figsize=(max(6, 1.3 * len(tokens)), 6), layout="constrained")
-    strongest = max((abs(link["weight"]) for link in described["links"]), default=1.0)
+    reaching: dict[str, float] = {}
+    for link in described["links"]:
+        reaching[link["target"]] = reaching.get(link["target"], 0.0) + abs(link["weight"])
     for link in described["links"]:
         (x0, y0), (x1, y1) = place[link["source"]], place[link["target"]]
-        share = abs(link["weight"]) / strongest
+        share = abs(link["weight"]) / reaching[link["target"]]
         colour = "tab:brown" if link["weight"] < 0 else "dimgray"
         axes.plot([x0, x1], [y0, y1], color=colour, alpha=min(1.0, 0.05 + share), linewidth=0.3 + 2 * share, zorder=1)
     for kind, colour in COLOURS.items():
@@ -83,10 +88,12 @@ def draw(described: dict, file: Path) -> None:
             axes.scatter(*zip(*points, strict=True), s=18, color=colour, label=label, zorder=2)
     for node in described["nodes"]:
         if node["feature_type"] == "logit":
-            x, y = place[node["node_id"]]
-            axes.annotate(
-                node["clerp"].removeprefix("Output "), (x, y), (0, 6), textcoords="offset points", rotation=60, fontsize=7
-            )
+            text, turned, size = node["clerp"].removeprefix("Output ").replace("\n", "\\n"), 60, 7
+        elif node["feature_type"] == "cross layer transcoder":
+            text, turned, size = node["node_id"].split("_")[1], 45, 4
+        else:
+            continue
+        axes.annotate(text, place[node["node_id"]], (1, 4), textcoords="offset points", rotation=turned, fontsize=size)
     axes.set_xticks(range(len(tokens)), [token.replace("\n", "\\n") for token in tokens], rotation=45)
     names = {**{str(layer): f"layer {layer}" for layer in layers[:-1]}, "E": "token", str(layers[-1]): "next token"}
     axes.set_yticks(list(row.values()), [names[name] for name in row])

@@ -35,7 +35,7 @@ def run_in(peer: str, *command: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def trained(folder: Path, *settings: str) -> TrainedRun:
-    return train(load_config(*SHORT, "k=4", "max_steps=4", f"save_dir={folder}", f"cache_dir={folder}/cache", *settings))
+    return train(load_config(*SHORT, "k=4", f"save_dir={folder}", f"cache_dir={folder}/cache", *settings))
 
 
 LOAD_IN_SAELENS = """
@@ -100,14 +100,16 @@ def test_circuit_tracer_computes_what_the_transcoders_do_on_every_layer(tmp_path
     torch.testing.assert_close(theirs["out"], ours, atol=1e-5, rtol=0)
     # Its language model is transformers 4's; it leaves the first position out. So the same modules are read and replaced.
     errors = torch.stack([seen[name].output[0] for name in names]) - ours
-    torch.testing.assert_close(theirs["errors"][:, 1:], errors[:, 1:], atol=1e-4, rtol=0)
+    torch.testing.assert_close(theirs["errors"][:, 1:], errors[:, 1:], atol=1e-4, rtol=1e-4)
 
 
 def test_an_attribution_graph_is_drawn_of_a_prompt(tmp_path: Path) -> None:
-    run = trained(tmp_path, "model_type=transcoder", "layers=null")
+    run = trained(tmp_path, "model_type=transcoder", "layers=null", "lr=3e-2", "max_samples=400")
     out = export(str(run.directory), "circuit_tracer", tmp_path / "set")
     script = HERE / "examples" / "attribution_graph.py"
-    done = run_in("circuit_tracer", script, out, "import os, sys", "--out", tmp_path / "graph")
+    done = run_in(
+        "circuit_tracer", script, out, "import os, sys", "--out", tmp_path / "graph", "--nodes", "0.95", "--edges", "0.95"
+    )
     assert done.returncode == 0, done.stderr
     assert "replacement score 0." in done.stdout
     assert (tmp_path / "graph" / "graph.png").read_bytes().startswith(b"\x89PNG")
