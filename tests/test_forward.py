@@ -8,7 +8,7 @@ import torch
 from conftest import VOCABULARY, tiny_config, tiny_model
 from test_config import composed
 from test_engine import interrupted, short, weights
-from transformers import Gemma3nTextConfig
+from transformers import AutoModel, Gemma3nTextConfig, LlamaConfig
 
 from sae_transcoder import engine, hookpoints, language_model, layers, preflight
 from sae_transcoder.config import Config, ConfigError, run_dir
@@ -125,6 +125,22 @@ def test_a_compiled_model_gives_what_the_model_gives(cache: Path, tmp_path: Path
     (one,), (other,) = engine.train([plain]), engine.train([fast])
     assert one.evaluation.mean()["fvu"] == pytest.approx(other.evaluation.mean()["fvu"], rel=1e-3)
     assert one.evaluation.mean()["ce_loss_with_sae"] == pytest.approx(other.evaluation.mean()["ce_loss_with_sae"], rel=1e-3)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs g++")
+def test_layers_are_compiled_once_for_all_of_them_however_many() -> None:
+    settings = {
+        "vocab_size": 256,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+    }
+    model = layers.compiled(AutoModel.from_config(LlamaConfig(num_hidden_layers=12, **settings)).eval().requires_grad_(False), [])
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    language_model.capture(model, ["layers.11"], torch.arange(16).view(2, 8))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1  # by itself torch gives up after eight
 
 
 def test_layers_that_hold_a_hookpoint_are_not_compiled() -> None:
