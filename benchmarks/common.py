@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from sae_transcoder import language_model, preflight
+from sae_transcoder import forward, language_model, preflight
 from sae_transcoder.composition import composed
 from sae_transcoder.config import Config
 
@@ -108,7 +108,7 @@ def prepare(folder: Path, steps: int, device: str, peers_folder: Path) -> Bench:
     pieces = []
     for start in range(0, len(plan.tokens.heldout), BATCH):
         tokens = torch.from_numpy(plan.tokens.heldout[start : start + BATCH]).to(plan.device)
-        pieces.append(language_model.capture(model, [HOOKPOINT], tokens)[HOOKPOINT].output.flatten(0, 1).float())
+        pieces.append(forward.capture(model, [HOOKPOINT], tokens)[HOOKPOINT].output.flatten(0, 1).float())
     return Bench(folder, steps, device, peers_folder, cfg, plan.widths[HOOKPOINT], torch.cat(pieces))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from meter import Coder, Job, Meter, deliver, job
 from safetensors.torch import load_file
 
-from sae_transcoder import engine, heldout, language_model, preflight
+from sae_transcoder import engine, forward, heldout, preflight
 from sae_transcoder.composition import composed
 from sae_transcoder.config import Config, run_dir
 
@@ -51,9 +51,9 @@ def main(job: Job) -> None:
 def timed(meter: Meter, skip: int = 0, began: Callable[[], None] = lambda: None) -> Iterator[None]:
     """While it is open, the meter starts at the forward after `skip` others, when `began` is called too, and stops before the evaluation
     at the end, at the last optimizer step."""
-    capture, measure, left = language_model.capture, heldout.measure, skip
+    capture, measure, left = forward.capture, heldout.measure, skip
 
-    def forward(*arguments: Any, **named: Any) -> Any:
+    def begun(*arguments: Any, **named: Any) -> Any:
         nonlocal left
         if left == 0:
             meter.start()
@@ -66,7 +66,7 @@ def timed(meter: Meter, skip: int = 0, began: Callable[[], None] = lambda: None)
             meter.note()
         return measure(*arguments, **named)
 
-    with patch.object(language_model, "capture", forward), patch.object(heldout, "measure", evaluated):
+    with patch.object(forward, "capture", begun), patch.object(heldout, "measure", evaluated):
         yield
 
 

@@ -14,10 +14,10 @@ from rich.console import Console
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sae_transcoder import display, host_memory, language_model, layers, preflight, ranks
+from sae_transcoder import display, forward, host_memory, layers, preflight, ranks
 from sae_transcoder.config import Config, ConfigError, LossFn
 from sae_transcoder.failure import fail, fail_together, tell, why
-from sae_transcoder.language_model import Activations
+from sae_transcoder.forward import Activations
 from sae_transcoder.member import Member
 from sae_transcoder.opening import begin
 from sae_transcoder.outcome import Outcome, Result
@@ -233,7 +233,7 @@ def activations(model: PreTrainedModel, turn: Sequence[Member], tokens: Tensor) 
     """What the runs' hookpoints see of `tokens` [sequence, position]; a rank may have no sequence of a short batch."""
     points = list(dict.fromkeys(point for m in turn for point in m.run.points))
     if len(tokens):
-        return language_model.capture(model, points, tokens, turn[0].cfg.forward_batch_size)
+        return forward.capture(model, points, tokens, turn[0].cfg.forward_batch_size)
     widths = {point: width for m in turn for point, width in m.plan.widths.items()}
     nothing = {p: torch.empty(0, tokens.shape[1], widths[p], device=tokens.device) for p in points}
     return {p: Activations(none, none) for p, none in nothing.items()}

@@ -17,7 +17,8 @@ from sae_transcoder import coder_names, positions, splice
 from sae_transcoder.config import Config, LossFn, evaluation_batch, evaluation_settings
 from sae_transcoder.data import Sequences
 from sae_transcoder.eval_file import CoderMetrics, Evaluation, TogetherMetrics
-from sae_transcoder.language_model import capture, predicts, text_config
+from sae_transcoder.forward import capture
+from sae_transcoder.language_model import predicts, text_config
 from sae_transcoder.reconstruction import Tally, average_max_cosine
 from sae_transcoder.splice import Splice
 from sae_transcoder.upstream import SparseCoder

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from sae_transcoder import layers
 from sae_transcoder.config import Config, ConfigError, ModelType, Site, site
-from sae_transcoder.language_model import capture
+from sae_transcoder.forward import capture
 
 # Names that model families give to the parts of a layer, in the order of preference.
 SITE_NAMES = {

@@ -1,18 +1,16 @@
-"""The language model: its outline without weights, the forward up to the last hookpoint, and the forward with modules replaced."""
+"""The language model: its config, its outline without weights, its weights in the wanted number format."""
 
 import contextlib
 import logging
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
-from weakref import WeakSet
+from typing import Any
 
 import torch
 from huggingface_hub import constants, get_token
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -36,27 +34,6 @@ from sae_transcoder.config import Config, ConfigError, LossFn, ModelConfig, Quan
 log = logging.getLogger(__name__)
 
 DEMO = Path(__file__).parent / "demo" / "model"
-
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Activations:
-    """A module's input and output at the positions of a batch, each [batch, position, d].
-
-    `derived`: what runs of a pack have worked out of them, for the next one that needs the same.
-    """
-
-    input: Tensor
-    output: Tensor
-    derived: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
-
-    def once(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What `make` returns, called once for each key."""
-        if key not in self.derived:
-            self.derived[key] = make()
-        return self.derived[key]
 
 
 def model_path(cfg: ModelConfig) -> str:
@@ -146,10 +123,12 @@ def load(cfg: Config, device: torch.device, layers: int | None = None) -> PreTra
     dtype = resolve_dtype(cfg, device)
     transformers_logging.disable_progress_bar()
     arguments: dict[str, Any] = dict(revision=cfg.revision, dtype=dtype)
-    if cfg.quantization is not None:
-        arguments |= dict(quantization_config=_in_few_bits(cfg.quantization, dtype), device_map={"": device})
     try:
         model_config = _config(cfg, layers)
+        if cfg.quantization is not None:
+            arguments["quantization_config"] = _in_few_bits(cfg.quantization, dtype)
+        if cfg.quantization is not None or getattr(model_config, "quantization_config", None) is not None:
+            arguments["device_map"] = {"": device}  # quantized weights are not moved afterwards
         if not (predicts_next_token(model_config) and (cfg.loss_fn != LossFn.fvu or cfg.eval_end_to_end)):
             with _quiet() if layers is not None else contextlib.nullcontext():  # it reports every weight of the other layers
                 return _ready(AutoModel.from_pretrained(model_path(cfg), config=model_config, **arguments), device)
@@ -228,119 +207,3 @@ def resolve_dtype(cfg: ModelConfig, device: torch.device) -> torch.dtype:
     # Where there is no GPU the run will be on another machine, whose GPUs most likely have it.
     has = not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if has else torch.float32
-
-
-class _Reached(Exception):
-    """The last hookpoint has been computed; nothing later in the model is needed."""
-
-
-def _first_tensor(values: Any) -> Tensor | None:
-    """The hidden states among a module's arguments or results, which may be a tensor, a tuple or named."""
-    if isinstance(values, Tensor):
-        return values
-    candidates = values.values() if isinstance(values, dict) else values if isinstance(values, list | tuple) else ()
-    return next((v for v in candidates if isinstance(v, Tensor)), None)
-
-
-def _activations(args: tuple, kwargs: dict[str, Any], result: Any) -> Activations | None:
-    """What a forward hook is given, as hidden states in and out; None where there are none."""
-    given, output = _first_tensor(args), _first_tensor(result)
-    if given is None:
-        given = kwargs.get("hidden_states", _first_tensor(kwargs))
-    return None if given is None or output is None else Activations(given, output)
-
-
-@contextmanager
-def _hooked(model: PreTrainedModel, points: Sequence[str], hook: Callable[[str, Activations, Any], Any]) -> Iterator[None]:
-    """While it is open, `hook(point, its input and output, what it returned)` is called after each of the modules; a result other than
-    None takes the place of what the module returned."""
-
-    def hook_of(name: str) -> Any:
-        def called(module: nn.Module, args: tuple, kwargs: dict[str, Any], result: Any) -> Any:
-            seen = _activations(args, kwargs, result)
-            return None if seen is None else hook(name, seen, result)
-
-        return called
-
-    base = model.base_model
-    handles = [base.get_submodule(name).register_forward_hook(hook_of(name), with_kwargs=True) for name in points]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-# Models whose modules write into what an earlier module returned (Falcon's layers do): their activations are copied.
-_OVERWRITING: WeakSet[PreTrainedModel] = WeakSet()
-
-
-@torch.no_grad()
-def capture(model: PreTrainedModel, points: Sequence[str], tokens: Tensor, size: int | None = None) -> dict[str, Activations]:
-    """Inputs and outputs of the modules `points` for `tokens` [batch, position], in the model's dtype, as they were when each was called.
-
-    size: sequences per forward, None: all. The forward stops once each has been seen; a module that the forward does not call is missing
-    from the result.
-    """
-    if size is not None and size < len(tokens):
-        parts = [capture(model, points, part) for part in tokens.split(size)]
-        return {
-            name: Activations(torch.cat([p[name].input for p in parts]), torch.cat([p[name].output for p in parts]))
-            for name in parts[0]
-        }
-    seen: dict[str, Activations] = {}
-    versions: dict[str, tuple[int, int]] = {}
-    copying = model in _OVERWRITING
-
-    def keep(name: str, activations: Activations, result: Any) -> None:
-        seen[name] = Activations(activations.input.clone(), activations.output.clone()) if copying else activations
-        versions[name] = (seen[name].input._version, seen[name].output._version)
-        if len(seen) == len(points):
-            raise _Reached
-
-    with contextlib.suppress(_Reached), _hooked(model, points, keep):
-        model.base_model(input_ids=tokens, use_cache=False)
-    if any(versions[name] != (a.input._version, a.output._version) for name, a in seen.items()):
-        _OVERWRITING.add(model)
-        return capture(model, points, tokens)
-    return seen
-
-
-Replace = Callable[[str, Activations], Tensor]
-
-
-def spliced(model: PreTrainedModel, points: Sequence[str], replace: Replace) -> AbstractContextManager[None]:
-    """While it is open, the module at each of `points` gives what `replace(point, its input and output)` returns, [batch, position, d].
-
-    Whatever else the module returns (attention weights, a cache) stays as it is. A module further on sees the replaced values.
-    """
-
-    def instead(name: str, activations: Activations, result: Any) -> Any:
-        new = replace(name, activations)
-        return new if isinstance(result, Tensor) else (new, *result[1:])
-
-    return _hooked(model, points, instead)
-
-
-def spliced_output(output: Tensor, kept: Tensor | None, reconstruction: Tensor) -> Tensor:
-    """`output` [batch, position, d] with the positions `kept` [token] (None: all) replaced by `reconstruction` [token, d]."""
-    if kept is None:
-        return reconstruction.to(output.dtype).view(output.shape)
-    flat = output.flatten(0, 1).clone()
-    flat[kept] = reconstruction.to(output.dtype)
-    return flat.view(output.shape)
-
-
-def end_to_end_loss(model: PreTrainedModel, tokens: Tensor, points: Sequence[str], replace: Replace, loss_fn: LossFn) -> Tensor:
-    """The loss of `tokens` [batch, position] with the modules at `points` replaced, in nats, differentiable in what `replace` returns.
-
-    ce: mean cross-entropy of the next token; kl: mean KL(original || spliced) of the next-token distributions over all positions.
-    """
-    if loss_fn == LossFn.ce:
-        with spliced(model, points, replace):
-            return model(input_ids=tokens, labels=tokens, use_cache=False).loss
-    with torch.no_grad():
-        clean = model(input_ids=tokens, use_cache=False).logits.float()
-    with spliced(model, points, replace):
-        dirty = model(input_ids=tokens, use_cache=False).logits.float().log_softmax(dim=-1)
-    return (clean.softmax(dim=-1) * (clean.log_softmax(dim=-1) - dirty)).sum(dim=-1).mean()

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, isin, tensor
 
 from sae_transcoder.config import Config, ModelType
-from sae_transcoder.language_model import Activations
+from sae_transcoder.forward import Activations
 from sae_transcoder.ranks import ALONE, Ranks
 from sae_transcoder.transfer import onto
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from sae_transcoder import coder_names, positions
 from sae_transcoder.config import Config
-from sae_transcoder.language_model import Activations, end_to_end_loss, spliced_output
+from sae_transcoder.forward import Activations, end_to_end_loss, spliced_output
 from sae_transcoder.ranks import ALONE, Ranks
 from sae_transcoder.sparsify_config import length, optimizers, sparsify_configs
 from sae_transcoder.upstream import CorrectedCoder, ForwardOutput, SparseCoder

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from sae_transcoder import positions
 from sae_transcoder.config import Config
-from sae_transcoder.language_model import Activations, spliced, spliced_output
+from sae_transcoder.forward import Activations, spliced, spliced_output
 from sae_transcoder.reconstruction import encoded, ratio
 from sae_transcoder.upstream import SparseCoder
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sae_transcoder import engine, positions
 from sae_transcoder.config import Config, ConfigError, run_dir
-from sae_transcoder.language_model import end_to_end_loss
+from sae_transcoder.forward import end_to_end_loss
 from sae_transcoder.run import Run
 from sae_transcoder.sparsify_config import length, sparsify_configs
 

@@ -18,7 +18,8 @@ from transformers import AutoConfig, AutoModel
 
 from sae_transcoder import checkpoint, engine, eval_file, heldout, status
 from sae_transcoder.config import Config, ConfigError, run_dir, signature
-from sae_transcoder.language_model import DEMO, capture, load
+from sae_transcoder.forward import capture
+from sae_transcoder.language_model import DEMO, load
 from sae_transcoder.preflight import plan
 
 

@@ -10,9 +10,9 @@ from test_config import composed
 from test_engine import interrupted, short, weights
 from transformers import AutoModel, Gemma3nTextConfig, LlamaConfig
 
-from sae_transcoder import engine, hookpoints, language_model, layers, preflight
+from sae_transcoder import engine, forward, hookpoints, language_model, layers, preflight
 from sae_transcoder.config import Config, ConfigError, run_dir
-from sae_transcoder.language_model import capture
+from sae_transcoder.forward import capture
 
 LAST = {"llama": "layers.1.mlp", "gpt2": "h.1.mlp", "neox": "layers.1.mlp"}
 WITHOUT_LOGITS = "eval_end_to_end=false"
@@ -38,13 +38,13 @@ def test_a_forward_of_fewer_sequences_gives_the_activations_of_the_whole_batch(s
 
 def test_a_run_hands_its_model_so_many_sequences_at_a_time(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    own = language_model.capture
+    own = forward.capture
 
     def noted(model: object, points: object, tokens: torch.Tensor, size: int | None = None) -> object:
         asked.append((len(tokens), size))
         return own(model, points, tokens, size)
 
-    monkeypatch.setattr(language_model, "capture", noted)
+    monkeypatch.setattr(forward, "capture", noted)
     engine.train([short(cache, tmp_path, "forward_batch_size=3", "max_steps=2")])
     assert set(asked) >= {(4, 3), (3, None), (1, None)}
 
@@ -139,7 +139,7 @@ def test_layers_are_compiled_once_for_all_of_them_however_many() -> None:
     model = layers.compiled(AutoModel.from_config(LlamaConfig(num_hidden_layers=12, **settings)).eval().requires_grad_(False), [])
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    language_model.capture(model, ["layers.11"], torch.arange(16).view(2, 8))
+    forward.capture(model, ["layers.11"], torch.arange(16).view(2, 8))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1  # by itself torch gives up after eight
 
 

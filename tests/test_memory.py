@@ -12,7 +12,7 @@ SCRIPT = f"""
 import sys, torch
 torch.set_num_threads(1)
 from conftest import tiny_config
-from sae_transcoder.language_model import Activations
+from sae_transcoder.forward import Activations
 from sae_transcoder.run import Run
 
 device = torch.device(sys.argv[2])

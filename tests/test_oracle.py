@@ -7,8 +7,8 @@ from datasets import Dataset
 from sparsify import Trainer
 
 from sae_transcoder.config import Config
+from sae_transcoder.forward import capture
 from sae_transcoder.hookpoints import widths
-from sae_transcoder.language_model import capture
 from sae_transcoder.run import Run
 from sae_transcoder.sparsify_config import length, sparsify_configs
 

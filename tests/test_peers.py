@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from sweeps import SHORT
 
-from sae_transcoder import language_model
+from sae_transcoder import forward, language_model
 from sae_transcoder.api import TrainedRun, load_config, train
 from sae_transcoder.export import export
 
@@ -86,7 +86,7 @@ def test_circuit_tracer_computes_what_the_transcoders_do_on_every_layer(tmp_path
     out = export(str(run.directory), "circuit_tracer", tmp_path / "set")
     model = language_model.load(run.cfg, torch.device("cpu"))
     names = [f"layers.{i}.mlp" for i in range(6)]
-    seen = language_model.capture(model, names, torch.tensor([TOKENS]))
+    seen = forward.capture(model, names, torch.tensor([TOKENS]))
     x = torch.stack([seen[name].input[0] for name in names])
     save_file({"x": x, "tokens": torch.tensor(TOKENS)}, tmp_path / "x.safetensors")
     done = run_in(

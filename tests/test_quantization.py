@@ -9,7 +9,7 @@ import torch
 from sweeps import SHORT
 from test_config import composed
 
-from sae_transcoder import language_model, model_checks, preflight
+from sae_transcoder import forward, language_model, model_checks, preflight
 from sae_transcoder.api import load_config, train
 from sae_transcoder.config import ConfigError
 from sae_transcoder.language_model import DEMO
@@ -30,8 +30,8 @@ def test_weights_take_what_the_estimate_says_and_activations_stay_near(quantizat
     model = language_model.load(few, CPU)
     assert held(model.base_model) == language_model.weight_bytes(few, language_model.outline(few), torch.float32)
     tokens = torch.arange(64).view(2, 32)
-    theirs = language_model.capture(model, ["layers.4"], tokens)["layers.4"].output
-    exact = language_model.capture(language_model.load(plain, CPU), ["layers.4"], tokens)["layers.4"].output
+    theirs = forward.capture(model, ["layers.4"], tokens)["layers.4"].output
+    exact = forward.capture(language_model.load(plain, CPU), ["layers.4"], tokens)["layers.4"].output
     assert theirs.dtype == torch.float32
     assert not torch.equal(theirs, exact)
     assert torch.cosine_similarity(theirs, exact, dim=-1)[:, 1:].min() > least

@@ -6,7 +6,7 @@ from conftest import VOCABULARY, tiny_config, tiny_model
 from torch import Tensor
 
 from sae_transcoder import positions
-from sae_transcoder.language_model import Activations, capture
+from sae_transcoder.forward import Activations, capture
 from sae_transcoder.run import Run
 from sae_transcoder.sparsify_config import length
 

@@ -54,14 +54,14 @@ def test_every_run_of_a_mixed_pack_ends_as_alone_and_the_forward_is_shared(
     cache: Path, tmp_path: Path, variants: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted = []
-    real = engine.language_model.capture
+    real = engine.forward.capture
 
     def counting(model: object, points: list[str], tokens: torch.Tensor, *size: int | None) -> object:
         if tokens.shape[1] == 32:  # not the outline's
             counted.append(len(tokens))
         return real(model, points, tokens, *size)
 
-    monkeypatch.setattr(engine.language_model, "capture", counting)
+    monkeypatch.setattr(engine.forward, "capture", counting)
     code, printed, _ = here(
         "-m", *variants, f"+variant={','.join(VARIANTS)}", f"save_dir={tmp_path}/together", f"cache_dir={cache}"
     )
