@@ -18,7 +18,7 @@ from pathlib import Path
 DEFAULT = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sae_transcoder_benchmarks"
 # torch comes first and pinned: otherwise pip takes the newest build, with several GB of CUDA packages on machines without a GPU.
 FIRST = ["torch==2.13.0"]
-WHOLE = "made_by_peers_py"  # a file that says that all was installed
+WHOLE = "made_by_peers_py"  # a file that says what was installed, once all was
 SAME = ["transformers==5.23.0", *FIRST]  # the language model of every contender
 
 
@@ -47,7 +47,8 @@ PEERS = {
 def python(name: str, folder: Path = DEFAULT) -> Path:
     """The interpreter of a peer's environment. Ends the program where there is none."""
     path = folder / name / "bin" / "python"
-    if not (folder / name / WHOLE).exists():
+    whole = folder / name / WHOLE
+    if not whole.exists() or whole.read_text() != repr(PEERS[name]):
         sys.exit(
             f"{name}: no environment in {folder}; make it with python benchmarks/peers.py {name} (a benchmark goes without it by --without)"
         )
@@ -65,7 +66,7 @@ def make(name: str, peer: Peer, folder: Path) -> None:
     """Makes one environment; a file in it says that it is whole."""
     place = folder / name
     whole = place / WHOLE
-    if whole.exists():
+    if whole.exists() and whole.read_text() == repr(peer):
         print(f"{name}: is in {place}")
         return
     print(f"{name}: installing into {place}", flush=True)
@@ -78,7 +79,7 @@ def make(name: str, peer: Peer, folder: Path) -> None:
     if peer.alone:
         call(*pip, "--no-deps", *peer.alone)
     call(own, "-c", f"import {peer.imports}")
-    whole.touch()
+    whole.write_text(repr(peer))
 
 
 def main() -> None:

@@ -59,8 +59,9 @@ def main() -> None:
     rates = asked.rates.split(",")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        trained("demo", rates[:1], f"{folder}/first")  # tokenises
         for preset in asked.only or PRESETS:
+            if preset == "demo":
+                trained(preset, rates[:1], f"{folder}/first")  # tokenises
             found, seconds = trained(preset, rates, folder)
             rows.append([preset, *(f"{fvu(run):.4f}" for run in found)])
             say(" ".join(rows[-1]))

@@ -22,9 +22,12 @@ from circuit_tracer.graph import compute_graph_scores
 from circuit_tracer.transcoder.activation_functions import TopK
 from circuit_tracer.transcoder.single_layer_transcoder import TranscoderSet, load_transcoder_set
 from circuit_tracer.utils.create_graph_files import create_graph_files
+from huggingface_hub import snapshot_download
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
+
+pyplot.rcParams["text.parse_math"] = False  # a token may be a dollar
 
 BUNDLED = Path(__file__).parents[1] / "sae_transcoder" / "demo" / "model"  # what model_name: demo stands for
 COLOURS = {
@@ -51,8 +54,10 @@ def load_set(folder: Path) -> TranscoderSet:
 
 def load_model(folder: Path, model: str | None = None) -> ReplacementModel:
     """The language model with the set's transcoders in place of its MLPs; model: its path or hub name, where the set does not say it."""
-    named = model or yaml.safe_load((folder / "config.yaml").read_text())["model_name"]
-    path = str(BUNDLED) if named == "demo" else named
+    described = yaml.safe_load((folder / "config.yaml").read_text())
+    path = model or (str(BUNDLED) if described["model_name"] == "demo" else described["model_name"])
+    if model is None and described["revision"]:  # circuit-tracer knows no revisions
+        path = snapshot_download(path, revision=described["revision"])
     return ReplacementModel.from_pretrained_and_transcoders(path, load_set(folder), backend="nnsight", device=torch.device("cpu"))
 
 

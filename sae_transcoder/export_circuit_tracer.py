@@ -41,6 +41,7 @@ def writer(source: Source) -> Write:
             save_file({key: value.contiguous() for key, value in renamed.items()}, folder / f"layer_{number}.safetensors")
         described = {
             "model_name": source.settings["model_name"],
+            "revision": source.settings["revision"],
             "model_kind": "transcoder_set",
             "feature_input_hook": "mlp.hook_in",
             "feature_output_hook": "mlp.hook_out",

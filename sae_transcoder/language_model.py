@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import constants, get_token
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import (
@@ -53,6 +53,8 @@ def _cannot_load(cfg: ModelConfig, what: str, error: Exception) -> ConfigError:
     elif any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
         who = "the login may not read it" if known else "run `hf auth login`, or set HF_TOKEN"
         fix = f"there is no such model on {page}, or it is private: check the name, {who}"
+    elif any(isinstance(cause, HfHubHTTPError) and cause.response.status_code == 401 for cause in causes):
+        fix = "the hub does not know the token; run `hf auth login`, or correct HF_TOKEN"
     elif any(isinstance(cause, RevisionNotFoundError) for cause in causes):
         fix = f"there is no such branch, tag or commit on {page}; check revision"
     elif (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
@@ -129,12 +131,12 @@ def load(cfg: Config, device: torch.device, layers: int | None = None) -> PreTra
             arguments["quantization_config"] = _in_few_bits(cfg.quantization, dtype)
         if cfg.quantization is not None or getattr(model_config, "quantization_config", None) is not None:
             arguments["device_map"] = {"": device}  # quantized weights are not moved afterwards
-        if not (predicts_next_token(model_config) and (cfg.loss_fn != LossFn.fvu or cfg.eval_end_to_end)):
+        if not wants_head(cfg, model_config):
             with _quiet() if layers is not None else contextlib.nullcontext():  # it reports every weight of the other layers
                 return _ready(AutoModel.from_pretrained(model_path(cfg), config=model_config, **arguments), device)
         loaded: Any = AutoModelForCausalLM.from_pretrained(model_path(cfg), output_loading_info=True, **arguments)
         model, info = loaded
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:  # ImportError: what a quantized checkpoint needs
         raise _cannot_load(cfg, "weights", error) from error
     if not info["missing_keys"]:
         return _ready(model, device)
@@ -177,13 +179,34 @@ def _in_few_bits(quantization: Quantization, dtype: torch.dtype) -> BitsAndBytes
 WEIGHT_BYTES = {Quantization.int8: 1.0, Quantization.nf4: 0.5 + 4 / 64}
 
 
-def weight_bytes(cfg: ModelConfig, model: PreTrainedModel, dtype: torch.dtype) -> int:
-    """Bytes of the model's weights once it is loaded."""
+def quantized_weight(cfg: ModelConfig, model_config: Any) -> float | None:
+    """Bytes of a linear layer's weight, where the settings or the checkpoint itself quantize it."""
+    own = getattr(model_config, "quantization_config", None) or {}
+    if cfg.quantization is not None:
+        return WEIGHT_BYTES[cfg.quantization]
+    if own.get("load_in_4bit"):
+        return WEIGHT_BYTES[Quantization.nf4]
+    if own.get("load_in_8bit"):
+        return WEIGHT_BYTES[Quantization.int8]
+    return own["bits"] / 8 if "bits" in own else None  # as GPTQ and AWQ say it
+
+
+def weight_bytes(cfg: Config, model: PreTrainedModel, dtype: torch.dtype) -> int:
+    """Bytes of the weights of a model, given without its head, once it is loaded, with the head that the run needs."""
     every = sum(p.numel() for p in model.parameters())
-    if cfg.quantization is None:
+    text = text_config(model)
+    if wants_head(cfg, model.config) and not getattr(text, "tie_word_embeddings", True):
+        every += text.vocab_size * text.hidden_size
+    quantized = quantized_weight(cfg, model.config)
+    if quantized is None:
         return every * dtype.itemsize
     linear = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear | Conv1D))
-    return (every - linear) * dtype.itemsize + int(linear * WEIGHT_BYTES[cfg.quantization])
+    return (every - linear) * dtype.itemsize + int(linear * quantized)
+
+
+def wants_head(cfg: Config, model_config: Any) -> bool:
+    """Whether the run or its evaluation computes logits, and the model can."""
+    return predicts_next_token(model_config) and (cfg.loss_fn != LossFn.fvu or cfg.eval_end_to_end)
 
 
 def predicts_next_token(model_config: Any) -> bool:

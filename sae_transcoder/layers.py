@@ -16,8 +16,11 @@ def stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 
     Raises ConfigError where no list of modules has as many members as the model has layers.
     """
-    count = getattr(language_model.text_config(model), "num_hidden_layers", None)
-    for name, module in model.named_modules():
+    text = language_model.text_config(model)
+    count = getattr(text, "num_hidden_layers", None)
+    parts = ((name, part) for name, part in model.named_modules() if isinstance(part, PreTrainedModel))
+    inside, part = next(((n, p) for n, p in parts if type(p.config) is type(text)), ("", model))  # not a part that sees images
+    for name, module in part.named_modules(prefix=inside):
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return name, module
     raise ConfigError(

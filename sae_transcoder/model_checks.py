@@ -33,13 +33,15 @@ def loss_faults(cfg: Config, model_config: Any) -> list[str]:
 
 def quantization_faults(cfg: Config, model_config: Any) -> list[str]:
     """Packages that are not there, and models that are quantized already."""
-    if cfg.quantization is None:
+    own = getattr(model_config, "quantization_config", None) or {}
+    if cfg.quantization is not None and own:
+        return [f"quantization={cfg.quantization}: the weights of {cfg.model_name} are quantized already; set quantization=null"]
+    if cfg.quantization is None and own.get("quant_method") != "bitsandbytes":
         return []
-    if getattr(model_config, "quantization_config", None) is not None:
-        return [f"quantization={cfg.quantization}: the weights of {cfg.model_name} are quantized already; leave it out"]
     if lacking := [name for name in ("bitsandbytes", "accelerate") if find_spec(name) is None]:
-        install = "pip install -c constraints.txt -e '.[quantization]'"
-        return [f"quantization={cfg.quantization}: needs {' and '.join(lacking)}; run {install}, or leave it out"]
+        what = f"model_name={cfg.model_name}" if own else f"quantization={cfg.quantization}"
+        fix = "choose another model" if own else "set quantization=null"
+        return [f"{what}: needs {' and '.join(lacking)}; run pip install -c constraints.txt -e '.[quantization]', or {fix}"]
     return []
 
 

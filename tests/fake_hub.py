@@ -57,6 +57,9 @@ def handler_of(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             hub.requests.append(f"{self.command} {self.path}")
             parts = self.path.split("?")[0].strip("/").removeprefix("api/models/").split("/")
+            if not self.known() and "Authorization" in self.headers:
+                self.answer(401, X_Error_Message="Invalid credentials in Authorization header")
+                return
             refusal = REFUSALS.get(parts[0], (None, None))[self.known()]
             if refusal:
                 self.answer(refusal[0], X_Error_Code=refusal[1], X_Error_Message=refusal[1])

@@ -48,6 +48,8 @@ def shell(request: pytest.FixtureRequest) -> Iterator[pexpect.spawn]:
 )
 def test_tab_completes_groups_choices_and_fields(shell: pexpect.spawn, typed: str, offered: list[str]) -> None:
     shell.send(typed)
-    for text in offered:
-        shell.expect_exact(text)
-    settle(shell)
+    try:
+        for text in offered:
+            shell.expect_exact(text)
+    finally:
+        settle(shell)

@@ -61,6 +61,7 @@ def test_a_push_without_a_login_is_refused_with_the_fix(hub: FakeHub, run: Train
     [
         ("gated/model", None, ["accept its conditions on", "/gated/model", "hf auth login", "HF_TOKEN"]),
         ("forbidden/model", TOKEN, ["accept its conditions on", "/forbidden/model", "with the account that is logged in"]),
+        ("forbidden/model", "hf_stale", ["does not know the token", "hf auth login", "HF_TOKEN"]),
         ("missing/model", None, ["no such model", "or it is private", "hf auth login"]),
         ("missing/model", TOKEN, ["no such model", "the login may not read it"]),
     ],
@@ -77,7 +78,15 @@ def test_a_model_that_the_hub_does_not_give_is_named_with_what_to_do(
 
 def test_a_model_of_the_hub_is_read_at_its_revision_and_others_are_named(hub: FakeHub, tmp_path: Path) -> None:
     shutil.copytree(DEMO, hub.models / "open" / "model")
-    settings = ["model_type=sae", "model_name=open/model", "dataset=demo", "layers=[2]", f"save_dir={tmp_path}/out", "dry_run=true"]
+    settings = [
+        "model_type=sae",
+        "model_name=open/model",
+        "dataset=demo",
+        "layers=[2]",
+        f"save_dir={tmp_path}/out",
+        f"cache_dir={tmp_path}/cache",
+        "dry_run=true",
+    ]
     done = call(hub, tmp_path / "home", "train", *settings)
     assert done.returncode == 0, done.stderr
     assert "GET /open/model/resolve/main/config.json" in hub.requests

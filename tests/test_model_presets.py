@@ -1,6 +1,7 @@
 """conf/model: each preset's model has the layers and sites that a config may name, told from its config alone, without a network."""
 
 import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -38,12 +39,12 @@ def test_a_presets_layers_and_sites_are_found_and_as_wide_as_it_says(choice: str
     text = (CONF / f"{choice}.yaml").read_text()
     count, width = map(int, re.search(r"(\d+) layers of width (\d+)", text).groups())
     folder = config_only(yaml.safe_load(text)["model_name"], tmp_path)
-    usual = ["model_type=sae", f"model={choice}", f"model_name={folder}"]
-    outline = language_model.outline(composed(*usual))
+    cfg = composed("model_type=sae", f"model={choice}", f"model_name={folder}")
+    outline = language_model.outline(cfg)
     assert language_model.predicts_next_token(outline.config)
     for site in Site:
-        every = hookpoints.find(composed(*usual, f"site={site}"), outline)
+        every = hookpoints.find(replace(cfg, site=site), outline)
         assert len(every) == count
-        two = composed(*usual, f"site={site}", "layers=[0,1]")
+        two = replace(cfg, site=site, layers=[0, 1])
         assert hookpoints.find(two, outline) == every[:2]
         assert hookpoints.widths(two, outline, every[:2]) == dict.fromkeys(every[:2], width)

@@ -37,6 +37,15 @@ def test_weights_take_what_the_estimate_says_and_activations_stay_near(quantizat
     assert torch.cosine_similarity(theirs, exact, dim=-1)[:, 1:].min() > least
 
 
+def test_a_head_of_its_own_counts_where_it_is_loaded() -> None:
+    whole, headless = composed("experiment=demo"), composed("experiment=demo", "eval_end_to_end=false")
+    model = language_model.outline(whole)
+    tied = language_model.weight_bytes(whole, model, torch.float32)
+    model.config.tie_word_embeddings = False
+    assert language_model.weight_bytes(whole, model, torch.float32) - tied == 4096 * 256 * 4
+    assert language_model.weight_bytes(headless, model, torch.float32) == tied
+
+
 @pytest.mark.parametrize("quantization", ["int8", "nf4"])
 @pytest.mark.parametrize("loss", [["eval_end_to_end=false"], ["loss_fn=kl"]])
 def test_runs_train_on_it_with_its_first_layers_and_through_the_whole(quantization: str, loss: list[str], tmp_path: Path) -> None:
@@ -61,3 +70,16 @@ def test_weights_that_are_quantized_already_are_not_again(tmp_path: Path) -> Non
     )
     with pytest.raises(ConfigError, match=r"quantization=nf4: the weights of .* are quantized already"):
         preflight.plan(composed("experiment=demo", f"model_name={tmp_path}/model", "quantization=nf4"))
+
+
+def test_a_checkpoint_of_quantized_weights_is_estimated_and_trains_as_it_is(tmp_path: Path) -> None:
+    few = composed("experiment=demo", "quantization=nf4")
+    language_model.load(few, CPU).save_pretrained(tmp_path / "model")
+    language_model.tokenizer(few).save_pretrained(tmp_path / "model")
+    stored = composed("experiment=demo", f"model_name={tmp_path}/model")
+    assert language_model.weight_bytes(stored, language_model.outline(stored), torch.float32) == language_model.weight_bytes(
+        few, language_model.outline(few), torch.float32
+    )
+    usual = [*SHORT, "k=4", f"save_dir={tmp_path}", f"cache_dir={tmp_path}/cache"]
+    ours, theirs = (train(load_config(*usual, own)) for own in (f"model_name={tmp_path}/model", "quantization=nf4"))
+    assert ours.evaluation.mean()["fvu"] == pytest.approx(theirs.evaluation.mean()["fvu"], rel=1e-4)

@@ -88,7 +88,7 @@ def test_twelve_runs_on_four_gpus_are_one_array_and_end_as_on_this_machine(
 
 
 FAULTS = """
-time.sleep({9: 4.2}.get(cfg.k, 0.5))  # its 40 steps outlast three times the minute that a job has, wherever it is preempted
+time.sleep({9: 2.9}.get(cfg.k, 0.5))  # its 40 steps outlast a preempted job and one more minute, which is what a job has
 if cfg.k == 5 and step == 10:
     raise ValueError("planted")
 """
@@ -139,7 +139,7 @@ def test_raising_killed_preempted_requeued_and_timed_out_runs_end_as_they_should
         if k != 5:
             assert_equal(directory, by(folder, "k")[k])
     record = slurm_record.read(folder / slurm_record.FOLDER, found(9).slurm_job)
-    assert record.timeouts >= 2
+    assert record.timeouts >= 1
 
 
 def test_a_command_that_does_not_wait_says_which_jobs_and_the_same_command_finds_them(
@@ -270,6 +270,7 @@ def test_queued_jobs_run_the_configs_and_the_code_of_their_submission(on_cluster
     assert on_cluster.job(numbers["live"])["JobState"] == "FAILED"
 
 
+@pytest.mark.kill
 def test_a_pack_without_enough_memory_is_split_and_the_run_to_blame_named(on_cluster: Cluster, cache: Path, tmp_path: Path) -> None:
     greedy = """
     if cfg.k == 5 and step == 10:
@@ -341,6 +342,7 @@ def test_two_tasks_of_a_job_train_one_run_together_as_one_process_with_twice_the
     assert len(printed) == 2, "a log for each task"
 
 
+@pytest.mark.kill
 def test_two_tasks_share_the_hookpoints_of_a_sweeps_runs_and_come_back_when_one_is_killed(
     on_cluster: Cluster, cache: Path, tmp_path: Path
 ) -> None:
