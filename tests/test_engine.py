@@ -156,7 +156,6 @@ def test_runs_of_different_batches_are_refused_as_a_pack(cache: Path, tmp_path: 
         engine.train([short(cache, tmp_path), short(cache, tmp_path, "batch_size=8", "max_samples=64")])
 
 
-@pytest.mark.kill
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
 def test_a_signal_saves_the_state_and_the_same_command_goes_on_bit_for_bit(cache: Path, tmp_path: Path, number: int) -> None:
     undisturbed = short(cache, tmp_path / "a", "max_samples=256")

@@ -251,7 +251,6 @@ def test_an_exception_on_one_rank_ends_both_with_its_message(trained: Trained) -
     )
 
 
-@pytest.mark.kill
 def test_a_killed_rank_ends_the_other_and_the_same_command_goes_on_bit_for_bit(trained: Trained, tmp_path: Path) -> None:
     runs = [trained.on_two("killed", *STOPPED)]
     start = time.monotonic()

@@ -270,7 +270,6 @@ def test_queued_jobs_run_the_configs_and_the_code_of_their_submission(on_cluster
     assert on_cluster.job(numbers["live"])["JobState"] == "FAILED"
 
 
-@pytest.mark.kill
 def test_a_pack_without_enough_memory_is_split_and_the_run_to_blame_named(on_cluster: Cluster, cache: Path, tmp_path: Path) -> None:
     greedy = """
     if cfg.k == 5 and step == 10:
@@ -342,7 +341,6 @@ def test_two_tasks_of_a_job_train_one_run_together_as_one_process_with_twice_the
     assert len(printed) == 2, "a log for each task"
 
 
-@pytest.mark.kill
 def test_two_tasks_share_the_hookpoints_of_a_sweeps_runs_and_come_back_when_one_is_killed(
     on_cluster: Cluster, cache: Path, tmp_path: Path
 ) -> None:

@@ -73,7 +73,6 @@ def assert_nobody_left(folder: Path) -> None:
     pytest.fail(f"left behind: {living_in(folder)}")
 
 
-@pytest.mark.kill
 @pytest.mark.parametrize(
     ("number", "workers"), [(signal.SIGKILL, 1), (signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGKILL, 2), (signal.SIGINT, 2)]
 )
@@ -105,7 +104,6 @@ def test_a_sweep_that_was_stopped_goes_on_and_ends_as_if_undisturbed(
     assert_all_equal(tmp_path, undisturbed)
 
 
-@pytest.mark.kill
 def test_where_a_workers_process_dies_its_pack_is_split_and_the_results_are_the_same(
     cache: Path, tmp_path: Path, undisturbed: Path
 ) -> None:
@@ -139,7 +137,6 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.kill
 def test_a_run_that_kills_its_process_fails_with_its_reason_and_the_others_finish(cache: Path, tmp_path: Path) -> None:
     script = tmp_path / "deadly.py"
     script.write_text(DEADLY)
