@@ -88,7 +88,7 @@ def test_twelve_runs_on_four_gpus_are_one_array_and_end_as_on_this_machine(
 
 
 FAULTS = """
-time.sleep({9: 2.9}.get(cfg.k, 0.5))  # its 40 steps outlast a preempted job and one more minute, which is what a job has
+time.sleep({9: 2.5}.get(cfg.k, 0.5))  # its 40 steps outlast a preempted job and one more minute, which is what a job has
 if cfg.k == 5 and step == 10:
     raise ValueError("planted")
 """
