@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AutoModel
 
 from sae_transcoder import host_memory
-from sae_transcoder.upstream import largest, select
+from sae_transcoder.selection import largest, select
 
 REPEATS = 9
 PIECE = 256  # tokens: a piece of the pre-activations stays in the processor's cache

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoModel
 
 from sae_transcoder import host_memory, language_model
-from sae_transcoder.upstream import largest, select
+from sae_transcoder.selection import largest, select
 
 TOKENS, WIDTH, LAYERS = 4096, 256, 3
 

@@ -24,6 +24,7 @@ from sae_transcoder.outcome import Outcome, Result
 from sae_transcoder.packs import check_shared
 from sae_transcoder.preflight import Plan
 from sae_transcoder.ranks import Ranks
+from sae_transcoder.read_ahead import read_ahead
 from sae_transcoder.shortage import free_memory, is_out_of_memory, make_room
 from sae_transcoder.status import State
 from sae_transcoder.step_end import after_step, attempt
@@ -212,6 +213,7 @@ def batch(model: PreTrainedModel, active: Sequence[Member], bar: display.Bar) ->
         read = torch.from_numpy(rows)
         tokens = onto(lead.plan.device, read)
         seen = {} if end_to_end else activations(model, turn, tokens)
+        read_ahead([member.run for member in turn], read, seen)
     except Exception as error:
         if lead.ranks.size > 1:
             raise
@@ -220,7 +222,7 @@ def batch(model: PreTrainedModel, active: Sequence[Member], bar: display.Bar) ->
     for member in turn:
         member.amid_batch = True
         with attempt(member, failed):
-            if member.run.train_end_to_end(model, tokens) if end_to_end else member.run.train_on(read, seen):
+            if member.run.train_end_to_end(model, read, tokens) if end_to_end else member.run.train_on(read, seen):
                 stepped.append(member)
     del seen
     after_step(model, stepped, bar, failed)

@@ -1,12 +1,19 @@
 """Which positions of a batch count, and what a coder is given and asked for at them."""
 
+from collections.abc import Hashable
+
 import torch
 from torch import Tensor, isin, tensor
 
 from sae_transcoder.config import Config, ModelType
 from sae_transcoder.forward import Activations
 from sae_transcoder.ranks import ALONE, Ranks
-from sae_transcoder.transfer import onto
+from sae_transcoder.transfer import onto, true_places
+
+
+def key(cfg: Config) -> Hashable:
+    """The same for runs whose positions at a hookpoint, and inputs and targets there, are the same."""
+    return cfg.model_type, tuple(cfg.exclude_tokens), cfg.exclude_first_tokens, cfg.max_norm_multiple
 
 
 def counted(cfg: Config, tokens: Tensor) -> Tensor | None:
@@ -18,25 +25,31 @@ def counted(cfg: Config, tokens: Tensor) -> Tensor | None:
     return mask.flatten()
 
 
+def within_norm(cfg: Config, seen: Activations, mask: Tensor | None, ranks: Ranks = ALONE) -> Tensor:
+    """Which positions count at a hookpoint, [batch * position]: those of `mask` (None: all) whose norm is at most `max_norm_multiple` times
+    the median; ranks: those that share the batch, of whose norms the median is taken."""
+    assert cfg.max_norm_multiple is not None
+    given = seen.input if cfg.model_type == ModelType.transcoder else seen.output
+    norms = given.detach().flatten(0, 1).float().norm(dim=-1)
+    mask = torch.ones_like(norms, dtype=torch.bool) if mask is None else onto(norms.device, mask)
+    every = torch.where(mask, norms, torch.inf)
+    if ranks.size > 1:  # which may have different numbers of them
+        own = every.new_full((cfg.batch_size * cfg.max_seq_length,), torch.inf)
+        own[: len(every)] = every
+        every = ranks.concatenated(own)
+    middle = (every.isfinite().sum() - 1) // 2
+    median = every.sort().values.gather(0, middle.clamp(min=0)[None])
+    return mask & (norms <= cfg.max_norm_multiple * median)
+
+
 def kept(cfg: Config, seen: Activations, mask: Tensor | None, ranks: Ranks = ALONE) -> Tensor | None:
     """Which positions count at a hookpoint, in order [token]: those of `mask` whose norm is not an outlier; None: all.
 
-    ranks: those that share the batch, of whose norms the median is taken. A mask on the host is read there: nothing waits for a GPU.
+    With `max_norm_multiple` a GPU is waited for. A mask on the host is read there.
     """
-    device = seen.output.device
     if cfg.max_norm_multiple is None:
-        return None if mask is None else onto(device, mask.nonzero()[:, 0])
-    given = seen.input if cfg.model_type == ModelType.transcoder else seen.output
-    norms = given.detach().flatten(0, 1).float().norm(dim=-1)
-    mask = torch.ones_like(norms, dtype=torch.bool) if mask is None else onto(device, mask)
-    counting = norms[mask]
-    if ranks.size == 1:
-        median = counting.median()
-    else:  # ranks may have different numbers of them
-        padded = counting.new_full((cfg.batch_size * cfg.max_seq_length,), torch.nan)
-        padded[: len(counting)] = counting
-        median = ranks.concatenated(padded).nanmedian()
-    return (mask & (norms <= cfg.max_norm_multiple * median)).nonzero()[:, 0]
+        return None if mask is None else onto(seen.output.device, mask.nonzero()[:, 0])
+    return true_places([within_norm(cfg, seen, mask, ranks)])[0]
 
 
 def pair(cfg: Config, seen: Activations, kept: Tensor | None) -> tuple[Tensor, Tensor]:

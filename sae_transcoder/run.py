@@ -18,6 +18,7 @@ from sae_transcoder import coder_names, positions
 from sae_transcoder.config import Config
 from sae_transcoder.forward import Activations, end_to_end_loss, spliced_output
 from sae_transcoder.ranks import ALONE, Ranks
+from sae_transcoder.read_ahead import read_ahead
 from sae_transcoder.sparsify_config import length, optimizers, sparsify_configs
 from sae_transcoder.upstream import CorrectedCoder, ForwardOutput, SparseCoder
 
@@ -74,6 +75,7 @@ class Run:
         self.fired = {n: torch.zeros(c.num_latents + 1, dtype=torch.bool, device=device) for n, c in self.coders.items()}
         self.tokens_in_step: dict[str, Tensor | int] = dict.fromkeys(self.coders, 0)  # in the current step
         self.losses = ["fvu", *(["auxk"] if cfg.auxk_alpha > 0 else []), *(["multi_topk_fvu"] if cfg.multi_topk else [])]
+        self.dead: dict[str, Tensor] | None = None  # {coder: rows of latents that AuxK may use in this step}; None: not read yet
         # Since the last line of metrics: {"fvu/<coder>": ...}, and over how many batches, {"<coder>": ...}.
         self.sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=device))
         self.summed: dict[str, int] = defaultdict(int)
@@ -110,18 +112,20 @@ class Run:
     def train_on(self, tokens: Tensor, seen: Mapping[str, Activations]) -> bool:
         """Trains on the batch `tokens` [batch, position], on the host, and its activations {hookpoint: ...}; true if an optimizer step was
         made."""
-        cfg, mask = self.cfg, positions.counted(self.cfg, tokens)
-        # Runs that take the same side of a module at the same positions share what follows from that.
-        alike = (cfg.model_type, tuple(cfg.exclude_tokens), cfg.exclude_first_tokens, cfg.max_norm_multiple)
+        cfg, alike = self.cfg, positions.key(self.cfg)  # runs that agree in it share what follows
+        read_ahead([self], tokens, seen)
+
+        def kept(here: Activations) -> Tensor | None:
+            return here.once(alike, lambda: positions.kept(cfg, here, positions.counted(cfg, tokens), self.ranks))
 
         def taken(here: Activations) -> tuple[Tensor, Tensor]:
-            return positions.pair(cfg, here, positions.kept(cfg, here, mask, self.ranks))
+            return positions.pair(cfg, here, kept(here))
 
-        pairs = {p: seen[p].once(("pair", *alike), partial(taken, seen[p])) for p in self.points}
+        pairs = {p: seen[p].once(("pair", alike), partial(taken, seen[p])) for p in self.points}
         rows, *counts = self.ranks.totals([len(tokens), *(len(y) for _, y in pairs.values())])
         for (point, (x, y)), count in zip(pairs.items(), counts, strict=True):
             if count:
-                variance = seen[point].once(("variance", cfg.corrections, *alike), partial(self._variance, y, count))
+                variance = seen[point].once(("variance", cfg.corrections, alike), partial(self._variance, y, count))
                 for name in coder_names.names(point, cfg.init_seeds):
                     self._backward(name, x, y, count, variance)
         return self._end_batch(rows * tokens.shape[1])
@@ -143,18 +147,19 @@ class Run:
         # sparsify divides by the pieces once more, though each is a share of the batch's loss already.
         divisor = self.batches_in_step * (1 if cfg.corrections else pieces)
         for x_piece, y_piece in zip(x.chunk(pieces), y.chunk(pieces), strict=True) if len(y) else ():
-            out = coder(x=x_piece, y=y_piece, dead_mask=dead, total_variance=variance)
+            out = coder(x=x_piece, y=y_piece, total_variance=variance, **dead)
             loss = out.fvu + cfg.auxk_alpha * out.auxk_loss + out.multi_topk_fvu / 8
             loss.div(divisor).backward()
             self._count(name, coder, out)
 
-    def train_end_to_end(self, model: PreTrainedModel, tokens: Tensor) -> bool:
-        """Trains on the batch `tokens` [batch, position] by the loss of `model` with the coders' outputs in place of the modules';
-        each seed in a forward of its own. True if an optimizer step was made."""
+    def train_end_to_end(self, model: PreTrainedModel, tokens: Tensor, there: Tensor) -> bool:
+        """Trains on the batch `tokens` [batch, position], on the host, `there` the same on the device, by the loss of `model` with the coders'
+        outputs in place of the modules'; each seed in a forward of its own. True if an optimizer step was made."""
         cfg, (rows,) = self.cfg, self.ranks.totals([len(tokens)])
+        read_ahead([self], tokens, {})
         share = len(tokens) / rows if cfg.corrections else 1.0  # of the batch's loss
         if not len(tokens):  # the other ranks wait in the forward: one sequence, of which nothing counts
-            tokens, mask = tokens.new_zeros(1, tokens.shape[1]), tokens.new_zeros(tokens.shape[1], dtype=torch.bool)
+            there, mask = there.new_zeros(1, tokens.shape[1]), tokens.new_zeros(tokens.shape[1], dtype=torch.bool)
         else:
             mask = positions.counted(self.cfg, tokens)  # type: ignore[assignment]
         for names in coder_names.by_seed(self.coders):
@@ -164,7 +169,9 @@ class Run:
                 point: str, seen: Activations, names: dict[str, str] = names, own_losses: list[Tensor] = own_losses
             ) -> Tensor:
                 name, coder = names[point], self.coders[names[point]]
-                kept = positions.kept(cfg, seen, mask, self.ranks)
+                kept = positions.kept(
+                    cfg, seen, mask, self.ranks
+                )  # with max_norm_multiple it waits: norms follow from earlier coders
                 x, y = positions.pair(cfg, seen, kept)
                 y = y.detach()
                 (count,) = self.ranks.totals([len(y)])
@@ -173,7 +180,7 @@ class Run:
                 variance, dead = self._variance(y, count), self._ready(name, coder, x.detach(), y, count)
                 if not len(y):
                     return seen.output
-                out = coder(x=x, y=y, dead_mask=dead, total_variance=variance)
+                out = coder(x=x, y=y, total_variance=variance, **dead)
                 self._count(name, coder, out)
                 if cfg.corrections:  # sparsify leaves them out
                     own_losses.append(cfg.auxk_alpha * out.auxk_loss + out.multi_topk_fvu / 8)
@@ -181,7 +188,7 @@ class Run:
                 output = seen.output if cfg.corrections else seen.output.detach()
                 return spliced_output(output, kept, out.sae_out)
 
-            loss = end_to_end_loss(model, tokens, list(names), replace, cfg.loss_fn)
+            loss = end_to_end_loss(model, there, list(names), replace, cfg.loss_fn)
             if loss.requires_grad:  # else every token of the batch was excluded
                 (loss * share + sum(own_losses)).div(self.batches_in_step).backward()
             seed = coder_names.seed(next(iter(names.values())))
@@ -189,8 +196,20 @@ class Run:
             self.summed[seed] += 1
         return self._end_batch(rows * tokens.shape[1])
 
-    def _ready(self, name: str, coder: SparseCoder, x: Tensor, y: Tensor, count: int) -> Tensor | None:
-        """Makes the coder ready for a batch and counts it; the latents that AuxK may use, None for no AuxK."""
+    @property
+    def _aux_acts(self) -> bool:
+        """Whether AuxK may act in this batch."""
+        return self.cfg.auxk_alpha > 0 and self.tokens > self.cfg.dead_feature_threshold  # before, none can be dead
+
+    def idle(self) -> dict[str, Tensor]:
+        """{coder: which latents have not fired for so long that AuxK may use them [latent]}, of coders that are told by their rows."""
+        return self._dead_masks() if self._aux_acts and self.cfg.corrections else {}
+
+    def _dead_masks(self) -> dict[str, Tensor]:
+        return {name: idle > self.cfg.dead_feature_threshold for name, idle in self.tokens_since_fired.items()}
+
+    def _ready(self, name: str, coder: SparseCoder, x: Tensor, y: Tensor, count: int) -> dict[str, Tensor]:
+        """Makes the coder ready for a batch and counts it; returns which latents AuxK may use, as the coder's forward takes them."""
         if name not in self.biases_set:
             self._start(name, coder, x, y, count)
         self.tokens_in_step[name] += count
@@ -199,16 +218,20 @@ class Run:
             _ = self.sums[f"{loss}/{name}"]  # there also where no token is this rank's
         if self.coder_config.normalize_decoder:
             coder.set_decoder_norm_to_unit_norm()
-        if self.cfg.auxk_alpha == 0 or self.tokens <= self.cfg.dead_feature_threshold:  # none can be dead yet
-            return None
-        return self.tokens_since_fired[name] > self.cfg.dead_feature_threshold
+        if not self._aux_acts:
+            return {}
+        if not self.cfg.corrections:
+            return {"dead_mask": self._dead_masks()[name]}
+        assert self.dead is not None
+        dead = self.dead.get(name)
+        return {} if dead is None or not len(dead) else {"dead": dead}
 
     def _count(self, name: str, coder: SparseCoder, out: ForwardOutput) -> None:
         """Notes which latents fired, and the losses."""
         chosen = out.latent_indices
         if self.cfg.corrections:
             chosen = torch.where(out.latent_acts > 0, chosen, coder.num_latents)
-        self.fired[name][chosen.flatten()] = True
+        self.fired[name].scatter_(0, chosen.flatten(), True)
         values = {"fvu": out.fvu, "auxk": out.auxk_loss, "multi_topk_fvu": out.multi_topk_fvu}
         for loss in self.losses:
             self.sums[f"{loss}/{name}"] += values[loss].detach()
@@ -257,9 +280,10 @@ class Run:
             schedule.step()
         for name, idle in self.tokens_since_fired.items():
             idle += self.tokens_in_step[name]
-            idle[self.fired[name][:-1]] = 0
+            idle.masked_fill_(self.fired[name][:-1], 0)
             self.fired[name].zero_()
             self.tokens_in_step[name] = 0
+        self.dead = None
         self.step += 1
         self._set_k()
 
@@ -311,6 +335,7 @@ class Run:
             self.tokens_since_fired[name].copy_(state["tokens_since_fired"][name])
             self.fired[name].copy_(state["fired"][name])
         self.tokens_in_step = state["tokens_in_step"]
+        self.dead = None
         self.sums.update({name: value.to(self.device) for name, value in state["sums"].items()})
         self.summed.update(state["summed"])
         self._set_k()

@@ -2,9 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass
-from io import StringIO
 from typing import Any
 
 import torch
@@ -12,12 +10,7 @@ from schedulefree import ScheduleFreeWrapper
 from transformers import get_linear_schedule_with_warmup
 
 from sae_transcoder.config import Config, Optimizer, normalize_decoder, run_dir, run_name, warmup_steps
-
-with redirect_stdout(StringIO()):  # it prints that Triton is missing, on every machine without a GPU
-    from sparsify import SparseCoderConfig, TrainConfig
-    from sparsify.muon import Muon
-    from sparsify.sign_sgd import SignSGD
-    from sparsify.sparse_coder import SparseCoder
+from sae_transcoder.sparsify_parts import Muon, SignSGD, SparseCoder, SparseCoderConfig, TrainConfig
 
 
 @dataclass(frozen=True)

@@ -7,102 +7,71 @@ a test of sparsify itself that fails once the correction may go.
    Here it does neither.
 3. With `multi_topk` the returned `sae_out`, `latent_acts` and `latent_indices` are those of 4k latents (sparse_coder.py:262).
    Here they are those of k.
-4. The encoder's backward materialises a tensor of [tokens, k, d_in] (fused_encoder.py:77), and the decoder's sorts once more. Here one
-   inverted index serves both: for each latent, the tokens that selected it. Nor are pre-activations kept whole: of a piece of them the
+4. The encoder's backward materialises a tensor of [tokens, k, d_in] (fused_encoder.py:77), and the decoder's sorts once more. Here
+   row_sums.py has one way of working with the chosen latents for both. Nor are pre-activations kept whole: of a piece of them the
    chosen ones are taken.
-5. sparsify takes its Triton decoder wherever Triton is installed (utils.py:90), on a CPU too, where it crashes. Here the tensors decide.
+5. sparsify takes its Triton decoder wherever Triton is installed (utils.py:90), on a CPU too, where it crashes. On a GPU its kernels are
+   compiled anew for each number of tokens and each k (xformers.py:17), and their backward misreads a gradient that is not contiguous.
+   Here PyTorch's own embedding_bag decodes, as where Triton is not installed.
 6. With `multi_topk` and `skip_connection` the reconstruction by 4k latents lacks the skip (sparse_coder.py:264). Here it has it.
+7. AuxK asks the device how many latents are dead (sparse_coder.py:224), for each coder of each batch, and takes a top-k over all latents
+   of which the dead ones alone are not minus infinity. Here the dead rows are given (dead_latents.py) and multiplied by themselves.
+8. Importing sparsify asks the driver whether the GPU has bfloat16 (sparse_coder.py:208). Here (sparsify_parts.py) the coder asks when it runs.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
-from functools import cached_property
-from io import StringIO
-from typing import Any
+from collections.abc import Sequence
+from functools import cache, partial, wraps
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-with redirect_stdout(StringIO()):  # it prints that Triton is missing, on every machine without a GPU
-    import sparsify.sparse_coder as sparse_coder
-    import sparsify.utils as utils
-    from sparsify.sparse_coder import ForwardOutput, SparseCoder
+from sae_transcoder.row_sums import Chosen, Every, Sums, sums
+from sae_transcoder.selection import Choice, largest, largest_of_groups, select
+from sae_transcoder.sparsify_parts import ForwardOutput, SparseCoder, sparse_coder, utils
+
+sparse_coder.decoder_impl = utils.eager_decode
 
 
-def decode(indices: Tensor, acts: Tensor, decoder: Tensor) -> Tensor:
-    """Sum of the decoder's columns of the chosen latents: indices and acts [token, k], decoder [d, latent] -> [token, d].
-
-    Triton's kernel needs a GPU and a multiple of 8 latents, and adds up in an order that changes from run to run.
-    """
-    return (utils.triton_decode if by_triton(decoder) else utils.eager_decode)(indices, acts, decoder)
-
-
-def by_triton(decoder: Tensor) -> bool:
-    """Whether Triton's kernel decodes with this decoder [d, latent]."""
-    return decoder.is_cuda and decoder.shape[1] % 8 == 0 and not torch.are_deterministic_algorithms_enabled() and TRITON
+@cache
+def product_dtype(device: torch.device) -> torch.dtype:
+    """The number format of coders' products: bfloat16 on a GPU that has it, as sparsify's, else float32."""
+    has = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.bfloat16 if has else torch.float32
 
 
-TRITON = utils.decoder_impl is utils.triton_decode
-sparse_coder.decoder_impl = decode
+sparsifys_forward = SparseCoder.forward.__wrapped__  # type: ignore[attr-defined] # without autocast, about which it asked at its import
 
 
-class Chosen:
-    """The latents chosen for each token, `indices` [token, k] of so many `latents`; and which tokens chose each latent, for backward
-    passes: sums over tokens then are sums over rows, in an order that does not change."""
-
-    def __init__(self, indices: Tensor, latents: int):
-        self.indices, self.latents = indices, latents
-
-    @cached_property
-    def by_latent(self) -> tuple[Tensor, Tensor]:
-        """An inverted index: the entries of `indices`, counted row by row, sorted by latent [token * k], and where each latent's begin."""
-        latents, order = self.indices.flatten().sort(stable=True)
-        return order, torch.searchsorted(latents, torch.arange(self.latents, device=order.device))
-
-    def sum_of_rows(self, rows: Tensor, weights: Tensor) -> Tensor:
-        """For each latent the sum of `rows` [token, d] of the tokens that chose it, weighted by `weights` [token, k]: [latent, d]."""
-        order, starts = self.by_latent
-        return F.embedding_bag(
-            order // self.indices.shape[1], rows, starts, mode="sum", per_sample_weights=weights.flatten()[order]
-        )
-
-    def sums(self, weights: Tensor) -> Tensor:
-        """For each latent the sum of `weights` [token, k] where it was chosen: [latent]."""
-        order, starts = self.by_latent
-        return F.embedding_bag(order, weights.reshape(-1, 1), starts, mode="sum")[:, 0]
+@wraps(sparsifys_forward)
+def in_bfloat16(self: SparseCoder, x: Tensor, *arguments: Any, **named: Any) -> ForwardOutput:
+    """sparsify's forward, in bfloat16 on a GPU that has it."""
+    dtype = product_dtype(x.device)
+    with torch.autocast("cuda", dtype=dtype, enabled=dtype == torch.bfloat16):
+        return sparsifys_forward(self, x, *arguments, **named)
 
 
-Selection = tuple[Tensor, Tensor]  # pre-activations of chosen latents and which latents these are, both [token, k]
+SparseCoder.forward = in_bfloat16
 
 
-def largest(preacts: Tensor, k: int) -> Selection:
-    """The k largest of each row of `preacts` [token, latent], in no order.
+class Selection(NamedTuple):
+    """Latents that fire for tokens, by one way of choosing them."""
 
-    torch's top-k on a CPU moves whole rows about. There, where it pays, the columns of a row's k largest maxima are looked at alone: what is
-    among the k largest is the maximum of its column or below it, so no other column has any.
-    """
-    latents, group = preacts.shape[1], 8
-    if preacts.is_cuda or k < 2 * group or latents < 2 * group * k or latents % group:
-        return preacts.topk(k, dim=-1, sorted=False)
-    width = latents // group
-    columns = preacts.unflatten(1, (group, width)).amax(1).topk(k, dim=-1, sorted=False).indices
-    candidates = (columns[:, None] + torch.arange(0, latents, width)[:, None]).flatten(1)
-    values, places = preacts.gather(1, candidates).topk(k, dim=-1, sorted=False)
-    return values, candidates.gather(1, places)
+    preacts: Tensor  # of the chosen latents, in the shape that `by` takes
+    by: Sums
+    indices: Tensor | None  # of the chosen latents [token, k], None: all are
+    rows: Tensor | None = None  # the latents among which they were chosen; None: all
 
+    def among(self, weight: Tensor) -> Tensor:
+        """The rows of a weight or bias [latent, ...] of the latents among which they were chosen."""
+        return weight if self.rows is None else weight[self.rows]
 
-def select(given: Tensor, weight: Tensor, bias: Tensor, choices: Sequence[Callable[[Tensor], Selection]]) -> list[Selection]:
-    """What each of `choices` takes of the pre-activations given @ weight.T + bias, of given [token, d_in], weight [latent, d_in].
-
-    A piece of tokens at a time: on a CPU its pre-activations stay in the cache, and need no fresh pages, as large tensors do each time.
-    """
-    size = max(1, PIECE[given.device.type] // len(weight))
-    pieces = [[choose(preacts) for choose in choices] for piece in given.split(size) for preacts in [F.linear(piece, weight, bias)]]
-    return [tuple(torch.cat(parts) for parts in zip(*own, strict=True)) for own in zip(*pieces, strict=True)]  # type: ignore[misc]
-
-
-PIECE = {"cpu": 2**21, "cuda": 2**28}  # pre-activations in a piece
+    def added(self, whole: Tensor | None, own: Tensor, like: Tensor) -> Tensor:
+        """`whole`, shaped as `like` [latent, ...] (None: zeros), with the gradient `own` of these latents' rows added in place."""
+        if self.rows is None:
+            return own if whole is None else whole.add_(own)
+        return (torch.zeros_like(like) if whole is None else whole).index_add_(0, self.rows, own)
 
 
 class SelectedLatents(torch.autograd.Function):
@@ -110,50 +79,55 @@ class SelectedLatents(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, given: Tensor, preacts: Tensor, chosen: Chosen
-    ) -> Tensor:
+        ctx: Any, x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, given: Tensor, *selections: Selection
+    ) -> tuple[Tensor, ...]:
         """x: [token, d_in]; shift: what was taken from it [d_in], None for nothing; weight: [latent, d_in], bias: [latent]; given: x - shift;
-        preacts: given @ weight.T + bias at the chosen latents [token, k]. Returns their activations [token, k]."""
-        acts = F.relu(preacts)
-        ctx.save_for_backward(given, weight, acts)
-        ctx.chosen = chosen
-        return acts
+        selections: of the pre-activations given @ weight.T + bias. Returns the activations of each. x learns of the first alone."""
+        acts = [F.relu(s.preacts).to(weight.dtype) for s in selections]
+        ctx.save_for_backward(given, weight, bias, *acts)
+        ctx.selections = selections
+        ctx.set_materialize_grads(False)
+        return tuple(acts)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        given, weight, acts = ctx.saved_tensors
-        chosen, needed = ctx.chosen, ctx.needs_input_grad
-        grad = (grads[0] * (acts > 0)).to(weight.dtype)
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        given, weight, bias, *acts = ctx.saved_tensors
         grad_x = grad_shift = grad_weight = grad_bias = None
-        if needed[0]:
-            grad_x = F.embedding_bag(chosen.indices, weight, mode="sum", per_sample_weights=grad)
-        if needed[1] or needed[3]:
-            grad_bias = chosen.sums(grad)
-        if needed[1]:  # the sum over tokens first: one product in place of one for each token
-            grad_shift = -(grad_bias @ weight)
-        if needed[2]:
-            grad_weight = chosen.sum_of_rows(given.to(weight.dtype), grad)
-        return grad_x, grad_shift, grad_weight, grad_bias, None, None, None
+        for i, (selection, fired, grad) in enumerate(zip(ctx.selections, acts, grads, strict=True)):
+            if grad is None:
+                continue
+            grad = grad * (fired > 0)
+            if i == 0 and ctx.needs_input_grad[0]:
+                grad_x = selection.by.rows(grad, weight)
+            totals = selection.by.totals(grad)
+            if ctx.needs_input_grad[1]:  # the sum over tokens first: one product in place of one for each token
+                own = totals @ selection.among(weight)
+                grad_shift = -own if grad_shift is None else grad_shift - own
+            grad_bias = selection.added(grad_bias, totals, bias)
+            grad_weight = selection.added(grad_weight, selection.by.over_tokens(grad, given.to(weight.dtype)), weight)
+        return grad_x, grad_shift, grad_weight, grad_bias, None, *[None] * len(acts)
 
 
 class SparseDecode(torch.autograd.Function):
-    """Sum of the decoder's rows of the chosen latents, with sparsify's forward and the inverted index in the backward."""
+    """Sums of the decoder's rows of chosen latents, all selections' gradients in one tensor."""
 
     @staticmethod
-    def forward(ctx: Any, acts: Tensor, weight: Tensor, chosen: Chosen) -> Tensor:
-        """acts: [token, k]; weight: [latent, d] -> [token, d]."""
-        with torch.enable_grad():  # torch's own backward for the activations; its one for the weights sorts again
-            own = acts.detach().requires_grad_()
-            out = F.embedding_bag(chosen.indices, weight.detach(), mode="sum", per_sample_weights=own)
-        ctx.own, ctx.out, ctx.chosen = own, out, chosen
-        return out.detach()
+    def forward(ctx: Any, weight: Tensor, selections: Sequence[Selection], *acts: Tensor) -> tuple[Tensor, ...]:
+        """weight: [latent, d]; acts: of each of `selections` -> [token, d] for each."""
+        ctx.save_for_backward(weight, *acts)
+        ctx.selections = selections
+        ctx.set_materialize_grads(False)
+        return tuple(s.by.rows(own, s.among(weight)) for s, own in zip(selections, acts, strict=True))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        (grad,) = grads
-        grad_acts = torch.autograd.grad(ctx.out, ctx.own, grad, retain_graph=True)[0] if ctx.needs_input_grad[0] else None
-        grad_weight = ctx.chosen.sum_of_rows(grad.contiguous(), ctx.own.detach()) if ctx.needs_input_grad[1] else None
-        return grad_acts, grad_weight, None
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        weight, *acts = ctx.saved_tensors
+        grad_weight, grad_acts = None, []
+        for selection, own, grad in zip(ctx.selections, acts, grads, strict=True):
+            grad_acts.append(None if grad is None else selection.by.dots(grad.contiguous(), selection.among(weight)))
+            if grad is not None:
+                grad_weight = selection.added(grad_weight, selection.by.over_tokens(own, grad.contiguous()), weight)
+        return grad_weight, None, *grad_acts
 
 
 class SquaredError(torch.autograd.Function):
@@ -175,76 +149,77 @@ class SquaredError(torch.autograd.Function):
 class CorrectedCoder(SparseCoder):
     """sparsify's coder: its parameters, initialisation, decoder and files; the forward with the corrections above."""
 
-    def choose(self, preacts: Tensor) -> Selection:
+    def choose(self, preacts: Tensor) -> tuple[Tensor, Tensor]:
         """The latents that fire by `cfg.k` and `cfg.activation`, by their preacts [token, latent]."""
-        if self.cfg.activation == "groupmax":
-            groups = preacts.unflatten(-1, (self.cfg.k, -1))
-            first = torch.arange(0, preacts.shape[1], groups.shape[-1], device=preacts.device)
-            values, places = groups.max(dim=-1)
-            return values, first + places
-        return largest(preacts, self.cfg.k)
+        return (largest_of_groups if self.cfg.activation == "groupmax" else largest)(preacts, self.cfg.k)
 
-    def rows(self, acts: Tensor, chosen: Chosen) -> Tensor:
-        """Sum of the decoder's rows of the chosen latents: acts [token, k] -> [token, d]."""
-        assert self.W_dec is not None
-        if by_triton(self.W_dec.mT):
-            return utils.triton_decode(chosen.indices, acts.to(self.dtype), self.W_dec.mT)
-        return SparseDecode.apply(acts.to(self.dtype), self.W_dec, chosen)
+    @torch.no_grad()
+    def selections(self, given: Tensor, dead: Tensor | None, usual: int) -> list[Selection]:
+        """The latents that fire for the inputs given [token, d_in]; for AuxK, where there are `dead` ones [row], at most `usual` of them; for
+        Multi-TopK."""
+        dtype = product_dtype(given.device)
+        choices: list[Choice] = [self.choose]
+        if dead is not None:
+            few = len(dead) <= usual
+            among = partial(torch.index_select, dim=1, index=dead)
+            choices.append((lambda preacts: (among(preacts),)) if few else (lambda preacts: largest(among(preacts), usual)))
+        if self.cfg.multi_topk:  # k may be decaying
+            choices.append(lambda preacts: largest(preacts, min(4 * self.cfg.k, self.num_latents)))
+        weight, bias = self.encoder.weight, self.encoder.bias
+        kept = select(given.to(dtype), weight.to(dtype), bias.to(dtype), choices)
+        found = []
+        for i, (preacts, *indices) in enumerate(kept):
+            rows = dead if i == 1 else None
+            if indices:
+                chosen = Chosen.alike(indices[0], self.num_latents if rows is None else len(rows))
+                found.append(Selection(preacts.flatten(), sums(chosen, dtype), indices[0], rows))
+            else:
+                found.append(Selection(preacts, Every(dtype), None, rows))
+        return found
 
-    @torch.autocast("cuda", dtype=torch.bfloat16, enabled=torch.cuda.is_available() and torch.cuda.is_bf16_supported())
     def forward(
-        self,
-        x: Tensor,
-        y: Tensor | None = None,
-        *,
-        dead_mask: Tensor | None = None,
-        total_variance: Tensor | None = None,
+        self, x: Tensor, y: Tensor | None = None, *, dead: Tensor | None = None, total_variance: Tensor | None = None
     ) -> ForwardOutput:
         """The losses of sparsify's forward (sparse_coder.py:198).
 
-        x: [token, d_in]; y: the target [token, d_in], x itself where it is None; dead_mask: [latent], the latents that AuxK may use;
+        x: [token, d_in]; y: the target [token, d_in], x itself where it is None; dead: which latents AuxK may use [row], None for no AuxK;
         total_variance: what squared errors are divided by, that of y where it is None. latent_acts holds zeros at chosen latents
         whose pre-activation is not positive.
         """
+        assert self.W_dec is not None
         y = x if y is None else y
         shift = None if self.cfg.transcode else self.b_dec
-        weight, bias = self.encoder.weight, self.encoder.bias
-        dead = 0 if dead_mask is None else int(dead_mask.sum())
+        given = (x if shift is None else x - shift).detach()
         usual = y.shape[-1] // 2  # latents that AuxK takes: Gao et al. 2024, appendix B.1
-        choices = [self.choose]
-        if dead_mask is not None and dead > 0:
-            choices.append(lambda preacts: largest(torch.where(dead_mask, preacts, -torch.inf), min(usual, dead)))
-        if self.cfg.multi_topk:  # k may be decaying
-            choices.append(lambda preacts: largest(preacts, min(4 * self.cfg.k, self.num_latents)))
-        with torch.no_grad():
-            given = x if shift is None else x - shift
-            selections = iter(select(given, weight, bias, choices))
+        selections = self.selections(given, dead, usual)
+        wide = selections.pop() if self.cfg.multi_topk else None
+        main = selections[0]
 
-        def latents(x: Tensor) -> tuple[Tensor, Chosen]:
-            preacts, indices = next(selections)
-            chosen = Chosen(indices, self.num_latents)
-            return SelectedLatents.apply(x, shift, weight, bias, given, preacts, chosen), chosen
+        def decoded(x: Tensor, *selections: Selection) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+            acts = SelectedLatents.apply(x, shift, self.encoder.weight, self.encoder.bias, given, *selections)
+            return acts, SparseDecode.apply(self.W_dec, selections, *acts)
 
-        acts, chosen = latents(x)
-        sae_out = self.rows(acts, chosen) + self.b_dec
-        if self.W_skip is not None:
-            skip = x.to(self.dtype) @ self.W_skip.mT
-            sae_out = sae_out + skip
+        acts, (reconstructed, *predicted) = decoded(x, *selections)
+        skip = None if self.W_skip is None else self.skipped(x)
+        sae_out = reconstructed + self.b_dec if skip is None else reconstructed + self.b_dec + skip
         if total_variance is None:
             total_variance = (y - y.mean(0)).pow(2).sum()
         fvu = SquaredError.apply(sae_out, y) / total_variance
-
-        # In an end-to-end run x depends on earlier coders, which this coder's own losses are not to train.
-        local = x.detach()
-        auxk_loss = multi_topk_fvu = sae_out.new_tensor(0.0)
-        if dead > 0:
+        auxk_loss = multi_topk_fvu = sae_out.new_zeros(())
+        if dead is not None:
             # The decoder alone: the error already has b_dec taken out.
-            predicted = self.rows(*latents(local))
             error = (y - sae_out).detach()
-            auxk_loss = min(dead / usual, 1.0) * SquaredError.apply(predicted, error) / total_variance
-        if self.cfg.multi_topk:
-            wide = self.rows(*latents(local)) + self.b_dec
-            if self.W_skip is not None:
-                wide = wide + skip
-            multi_topk_fvu = SquaredError.apply(wide, y) / total_variance
-        return ForwardOutput(sae_out, acts, chosen.indices, fvu, auxk_loss, multi_topk_fvu)
+            auxk_loss = min(len(dead) / usual, 1.0) * SquaredError.apply(predicted[0], error) / total_variance
+        if wide is not None:
+            # In an end-to-end run x depends on earlier coders, which this coder's own losses are not to train.
+            _, (by_4k,) = decoded(x.detach(), wide)
+            skip = self.skipped(x.detach()) if skip is not None and x.requires_grad else skip
+            output = by_4k + self.b_dec if skip is None else by_4k + self.b_dec + skip
+            multi_topk_fvu = SquaredError.apply(output, y) / total_variance
+        assert main.indices is not None
+        return ForwardOutput(sae_out, acts[0].view_as(main.indices), main.indices, fvu, auxk_loss, multi_topk_fvu)
+
+    def skipped(self, x: Tensor) -> Tensor:
+        """What the skip connection adds for inputs x [token, d_in]: [token, d_in]."""
+        dtype = product_dtype(x.device)
+        return x.to(dtype) @ self.W_skip.to(dtype).mT

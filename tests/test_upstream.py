@@ -1,13 +1,20 @@
 """The corrections of sparsify's coder: right by autograd, and each still needed. A test named `..._still_...` fails once sparsify
 has mended the fault: then the correction may go."""
 
+import subprocess
+import sys
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
-from sparsify import SparseCoder, SparseCoderConfig
+from sparsify import SparseCoder, SparseCoderConfig, sparse_coder
 from sparsify.fused_encoder import fused_encoder
 
-from sae_transcoder.upstream import PIECE, Chosen, CorrectedCoder, SelectedLatents, SparseDecode, SquaredError, largest
+from sae_transcoder import row_sums, selection
+from sae_transcoder.pieces import PIECE
+from sae_transcoder.row_sums import Bags, Chosen, Every, Products, Sums
+from sae_transcoder.upstream import CorrectedCoder, SelectedLatents, Selection, SparseDecode, SquaredError
 
 TOKENS, WIDTH, LATENTS, K = 24, 8, 32, 4
 
@@ -44,14 +51,24 @@ def dense_losses(coder: SparseCoder, x: torch.Tensor, dead: torch.Tensor | None)
     return error.pow(2).sum() / variance, aux, multi
 
 
+@pytest.fixture(params=["as here", "as on a GPU"])
+def ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ways of working that a device of this kind takes, and those that a GPU takes."""
+    if request.param == "as on a GPU":
+        for table in (row_sums.WAYS, selection.TWO_STAGES):
+            monkeypatch.setitem(table, "cpu", table["cuda"])
+
+
+@pytest.mark.usefixtures("ways")
+@pytest.mark.parametrize("many", [2, 5, 10], ids=lambda n: f"one of {n} dead")  # more than half the width, and fewer
 @pytest.mark.parametrize("transcode", [False, True])
 @pytest.mark.parametrize("skip_connection", [False, True])
-def test_losses_and_gradients_equal_dense_autograd(transcode: bool, skip_connection: bool) -> None:
+def test_losses_and_gradients_equal_dense_autograd(transcode: bool, skip_connection: bool, many: int) -> None:
     coder, x = pair(CorrectedCoder, multi_topk=True, transcode=transcode, skip_connection=skip_connection)
-    dead = torch.arange(LATENTS) % 5 == 0
+    dead = torch.arange(LATENTS) % many == 0
     expected = dense_losses(coder, x, dead)
     wanted = torch.autograd.grad(expected[0] + expected[1] / 32 + expected[2] / 8, list(coder.parameters()))
-    out = coder(x=x, y=x, dead_mask=dead)
+    out = coder(x=x, y=x, dead=dead.nonzero()[:, 0])
     got = torch.autograd.grad(out.fvu + out.auxk_loss / 32 + out.multi_topk_fvu / 8, list(coder.parameters()))
     torch.testing.assert_close((out.fvu, out.auxk_loss, out.multi_topk_fvu), expected)
     torch.testing.assert_close(got, wanted, atol=1e-6, rtol=1e-4)
@@ -65,52 +82,65 @@ def test_groupmax_chooses_one_latent_of_each_group() -> None:
     torch.testing.assert_close(out.fvu, theirs.fvu)
 
 
-@pytest.mark.parametrize(("latents", "k"), [(512, 8), (512, 16), (1024, 64), (2048, 32), (2050, 32), (2048, 2048), (1, 1)])
-def test_the_largest_are_those_of_torch(latents: int, k: int) -> None:
-    preacts = torch.randn(50, latents, generator=torch.Generator().manual_seed(0))
-    preacts[:10] = -torch.inf  # as for AuxK, where fewer latents than k may be dead
-    preacts[:10, ::3] = 1.0
-    values, indices = largest(preacts, k)
-    assert torch.equal(values.sort().values, preacts.topk(k).values.sort().values)
-    assert torch.equal(preacts.gather(1, indices), values)
-    assert all(len(set(row)) == k for row in indices.tolist())
-
-
 def test_selecting_piece_by_piece_gives_what_the_whole_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     coder, x = pair(CorrectedCoder, multi_topk=True)
-    dead = torch.arange(LATENTS) % 5 == 0
-    whole = coder(x=x, dead_mask=dead)
-    monkeypatch.setitem(PIECE, "cpu", 5 * LATENTS)  # 24 tokens in pieces of 5
-    in_pieces = coder(x=x, dead_mask=dead)
+    dead = torch.arange(0, LATENTS, 5)
+    whole = coder(x=x, dead=dead)
+    monkeypatch.setitem(PIECE, "cpu", 5 * LATENTS)  # 24 tokens in pieces of 4 and 5
+    in_pieces = coder(x=x, dead=dead)
     torch.testing.assert_close(in_pieces, whole)
 
 
+KINDS = {
+    "bags": lambda chosen: Bags(chosen),
+    "cut bags": lambda chosen: Bags(chosen, 2),
+    "products": lambda chosen: Products(chosen, torch.float64),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shifted", [True, False])
-def test_the_selection_passes_gradcheck(shifted: bool) -> None:
+def test_the_selection_passes_gradcheck(shifted: bool, kind: str) -> None:
     generator = torch.Generator().manual_seed(0)
     x, shift, weight, bias = (
         torch.randn(*shape, dtype=torch.float64, generator=generator, requires_grad=True)
         for shape in [(6, 5), (5,), (12, 5), (12,)]
     )
-    chosen = Chosen(F.linear(x - shift if shifted else x, weight, bias).topk(3).indices, 12)
+    rows = torch.tensor([1, 4, 7, 11])
+    indices = F.linear(x - shift if shifted else x, weight, bias).topk(3).indices
+    by: list[Sums] = [KINDS[kind](Chosen.alike(indices, 12)), Every(torch.float64)]
 
     def selected(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *shift: torch.Tensor) -> torch.Tensor:
         given = (x - shift[0] if shift else x).detach()
-        preacts = F.linear(given, weight, bias).detach().gather(1, chosen.indices)
-        return SelectedLatents.apply(x, *(shift or [None]), weight, bias, given, preacts, chosen)
+        preacts = F.linear(given, weight, bias).detach()
+        main = Selection(preacts.gather(1, indices).flatten(), by[0], indices)
+        own, among = SelectedLatents.apply(
+            x, *(shift or [None]), weight, bias, given, main, Selection(preacts[:, rows], by[1], None, rows)
+        )
+        return own if x.requires_grad else torch.cat([own, among.flatten()])  # x learns of the first selection alone
 
-    assert torch.autograd.gradcheck(selected, (x, weight, bias, *([shift] if shifted else [])))
+    parameters = (weight, bias, *([shift] if shifted else []))
+    assert torch.autograd.gradcheck(selected, (x, *parameters))
+    assert torch.autograd.gradcheck(selected, (x.detach(), *parameters))
 
 
-def test_the_decoder_and_the_squared_error_pass_gradcheck() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_decoder_and_the_squared_error_pass_gradcheck(kind: str) -> None:
     generator = torch.Generator().manual_seed(0)
-    acts, weight, target = (torch.randn(*shape, dtype=torch.float64, generator=generator) for shape in [(6, 3), (12, 5), (6, 5)])
-    chosen = Chosen(torch.rand(6, 12, generator=generator).topk(3).indices, 12)
+    acts, dead, weight, target = (
+        torch.randn(*shape, dtype=torch.float64, generator=generator) for shape in [(18,), (6, 4), (12, 5), (6, 5)]
+    )
+    indices, rows = torch.rand(6, 12, generator=generator).topk(3).indices, torch.tensor([1, 4, 7, 11])
+    selections = (
+        Selection(acts, KINDS[kind](Chosen.alike(indices, 12)), indices),
+        Selection(dead, Every(torch.float64), None, rows),
+    )
 
-    def decoded(acts: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return SquaredError.apply(SparseDecode.apply(acts, weight, chosen), target)
+    def decoded(acts: torch.Tensor, dead: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        own, among = SparseDecode.apply(weight, selections, acts, dead)
+        return SquaredError.apply(own, target) + SquaredError.apply(among, target) / 3
 
-    assert torch.autograd.gradcheck(decoded, (acts.requires_grad_(), weight.requires_grad_()))
+    assert torch.autograd.gradcheck(decoded, (acts.requires_grad_(), dead.requires_grad_(), weight.requires_grad_()))
 
 
 def test_where_all_chosen_latents_are_positive_weights_equal_sparsifys() -> None:
@@ -174,14 +204,45 @@ def test_sparsify_still_materialises_tokens_by_k_by_width() -> None:
     assert "grad_values.unsqueeze(2) * input.unsqueeze(1)" in inspect.getsource(FusedEncoder.backward)
 
 
-def test_on_a_cpu_the_decoder_is_the_eager_one_though_triton_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_decoder_is_tritons_though_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     from sae_transcoder import upstream
 
-    monkeypatch.setattr(upstream, "TRITON", True)
-    monkeypatch.setattr(upstream.utils, "triton_decode", lambda *_: pytest.fail("a GPU's kernel on a CPU"))
+    monkeypatch.setattr(upstream.utils, "triton_decode", lambda *_: pytest.fail("a kernel that misreads gradients"))
     for kind in (SparseCoder, CorrectedCoder):
         coder, x = pair(kind)
         coder(x=x).fvu.backward()
+    assert sparse_coder.decoder_impl is upstream.utils.eager_decode
+
+
+def test_importing_our_coder_asks_no_driver_and_sparsify_still_does() -> None:
+    """Where a GPU is asked, a context of half a GB is made on it."""
+    asking = "import torch; torch.cuda.is_available = lambda: True; torch.cuda._lazy_init = lambda: exit(3); import {}"
+    codes = {
+        name: subprocess.run([sys.executable, "-c", asking.format(name)], capture_output=True).returncode
+        for name in ("sae_transcoder.upstream", "sae_transcoder.preflight, sae_transcoder.sparsify_config", "sparsify")
+    }
+    assert codes == {"sae_transcoder.upstream": 0, "sae_transcoder.preflight, sae_transcoder.sparsify_config": 0, "sparsify": 3}
+
+
+@pytest.mark.parametrize("kind", [SparseCoder, CorrectedCoder])
+def test_on_a_gpu_that_has_it_coders_multiply_in_bfloat16(kind: type[SparseCoder], monkeypatch: pytest.MonkeyPatch) -> None:
+    from sae_transcoder import upstream
+
+    coder, x = pair(kind)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert upstream.product_dtype.__wrapped__(torch.device("cuda")) == torch.bfloat16
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert upstream.product_dtype.__wrapped__(torch.device("cuda")) == torch.float32
+    exact = coder(x=x).fvu
+    monkeypatch.setattr(upstream, "product_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr(torch, "autocast", partial(autocast_of_a_cpu, torch.autocast))
+    assert coder(x=x).fvu != exact
+    torch.testing.assert_close(coder(x=x).fvu, exact, rtol=0.02, atol=0)
+
+
+def autocast_of_a_cpu(real: type, device: str, **settings: object) -> object:
+    """autocast for "cuda", which does nothing here, on the CPU."""
+    return real("cpu", **settings)
 
 
 def test_sparsify_still_takes_triton_by_import_and_not_by_device() -> None:
@@ -194,9 +255,10 @@ def test_sparsify_still_takes_triton_by_import_and_not_by_device() -> None:
     assert "is_cuda" not in source
 
 
-def test_a_coders_own_losses_do_not_train_earlier_coders() -> None:
-    coder, x = pair(CorrectedCoder, multi_topk=True)
+@pytest.mark.parametrize("skip_connection", [False, True])
+def test_a_coders_own_losses_do_not_train_earlier_coders(skip_connection: bool) -> None:
+    coder, x = pair(CorrectedCoder, multi_topk=True, skip_connection=skip_connection)
     x = x.requires_grad_()
-    out = coder(x=x, y=x.detach(), dead_mask=torch.arange(LATENTS) % 5 == 0)
+    out = coder(x=x, y=x.detach(), dead=torch.arange(0, LATENTS, 5))
     (given,) = torch.autograd.grad(out.auxk_loss + out.multi_topk_fvu, x, allow_unused=True)
     assert given is None or not given.any()

@@ -1,0 +1,86 @@
+"""What does AuxK cost? A training step in which it acts, over one without it, for different numbers of dead latents; on a CPU or a GPU.
+
+    python benchmarks/auxk_cost.py                        here; half a minute
+    git worktree add ../before COMMIT && PYTHONPATH=../before python benchmarks/auxk_cost.py         an older version, for comparison
+
+The demo model to the end of layer 2 on 16 sequences of 256 tokens, an SAE of 2,048 latents, k = 32; AuxK takes up to 128 dead latents a token.
+Steps of all kinds in turn; the median of each.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+from common import say, show
+from transformers import AutoModel
+
+from sae_transcoder import language_model
+from sae_transcoder.composition import composed
+from sae_transcoder.forward import capture
+from sae_transcoder.run import Run
+
+POINT, WIDTH, SEQUENCES, LENGTH = "layers.2", 256, 16, 256
+DEAD = (0, 16, 128, 256, 512, 1024, 2048)
+
+
+def step_with(dead: int, model: torch.nn.Module, device: torch.device, steps: int) -> Callable[[], None]:
+    """A call that makes a training step of a run, of whose latents so many count as dead; 0: without AuxK."""
+    settings = [
+        "experiment=demo",
+        f"batch_size={SEQUENCES}",
+        f"max_steps={steps}",
+        "max_samples=null",
+        "dead_feature_threshold=1000",
+    ]
+    cfg = composed([*settings, f"auxk_alpha={0.03125 if dead else 0}"])
+    run = Run(cfg, {POINT: WIDTH}, steps * SEQUENCES, device)
+    run.tokens = 10**6  # past the threshold: latents may be dead
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randperm(run.coders[POINT].num_latents, generator=generator)[:dead].to(device)
+
+    def step() -> None:
+        run.tokens_since_fired[POINT].zero_()
+        run.tokens_since_fired[POINT][latents] = 10**6  # whatever fired
+        tokens = torch.randint(4096, (SEQUENCES, LENGTH), generator=generator)
+        run.train_on(tokens, capture(model, [POINT], tokens.to(device)))
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=9, help="timed steps of each kind (9)")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--markdown", action="store_true", help="a table for a README")
+    asked = parser.parse_args()
+    device = torch.device(asked.device)
+    torch.set_float32_matmul_precision("high")  # as in training
+    if device.type == "cpu":
+        from sae_transcoder import host_memory
+
+        host_memory.keep_freed()
+    model = AutoModel.from_pretrained(language_model.DEMO, dtype=torch.float32).to(device).eval()
+    steps = {dead: step_with(dead, model, device, asked.steps + 2) for dead in DEAD}
+    times: dict[int, list[float]] = {dead: [] for dead in DEAD}
+    for i in range(asked.steps + 2):
+        for dead, step in steps.items():
+            start = time.perf_counter()
+            step()
+            times[dead].append(time.perf_counter() - start)
+        say(f"round {i + 1}")
+    usual = {dead: median(own[2:]) for dead, own in times.items()}
+    rows = [[f"{dead:,}" if dead else "no AuxK", f"{1000 * t:.0f} ms", f"{t / usual[0]:.2f}"] for dead, t in usual.items()]
+    show(
+        f"{asked.steps} steps each, {device}",
+        ["dead of 2,048 latents", "a step", "of one without AuxK"],
+        rows,
+        markdown=asked.markdown,
+    )
+
+
+if __name__ == "__main__":
+    main()

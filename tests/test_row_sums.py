@@ -1,0 +1,94 @@
+"""Sums of the rows that fire: each kind equals products of dense matrices, for as many latents a token or differing numbers."""
+
+import pytest
+import torch
+
+from sae_transcoder import row_sums
+from sae_transcoder.pieces import PIECE
+from sae_transcoder.row_sums import WAYS, Bags, Chosen, Every, Products, Sums, sums
+
+TOKENS, LATENTS, WIDTH = 37, 24, 5
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def alike() -> Chosen:
+    """Three latents a token, the first of them on every token."""
+    indices = torch.rand(TOKENS, LATENTS - 1, generator=generator()).topk(3).indices + 1
+    indices[:, 0] = 0
+    return Chosen.alike(indices, LATENTS)
+
+
+def ragged() -> Chosen:
+    """None to five latents a token."""
+    counts = torch.randint(0, 6, (TOKENS,), generator=generator())
+    rows = [torch.randperm(LATENTS, generator=generator())[:n] for n in counts.tolist()]
+    return Chosen(torch.cat(rows), counts.cumsum(0) - counts, LATENTS)
+
+
+KINDS = {
+    "bags": lambda chosen: Bags(chosen),
+    "bags cut at 4": lambda chosen: Bags(chosen, 4),
+    "products": lambda chosen: Products(chosen, torch.float32),
+}
+
+
+@pytest.mark.parametrize("chosen", [alike, ragged])
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_gives_what_dense_matrices_give(kind: str, chosen: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PIECE, "cpu", 10 * LATENTS)  # in pieces
+    choices = chosen()
+    acts, weight, values, grad = (
+        torch.randn(*shape, generator=generator())
+        for shape in [(len(choices.latent),), (LATENTS, WIDTH), (TOKENS, WIDTH), (TOKENS, WIDTH)]
+    )
+    dense = torch.zeros(TOKENS, LATENTS)
+    dense[choices.token, choices.latent] = acts
+    by = KINDS[kind](choices)
+    torch.testing.assert_close(by.rows(acts, weight), dense @ weight)
+    torch.testing.assert_close(by.dots(grad, weight), (grad @ weight.T)[choices.token, choices.latent])
+    torch.testing.assert_close(by.over_tokens(acts, values), dense.T @ values)
+    torch.testing.assert_close(by.totals(acts), dense.sum(0))
+
+
+def test_latents_that_all_fire_give_what_dense_matrices_give() -> None:
+    acts, weight, values = (torch.randn(*shape, generator=generator()) for shape in [(TOKENS, 4), (4, WIDTH), (TOKENS, WIDTH)])
+    by = Every(torch.float32)
+    assert torch.equal(by.rows(acts, weight), acts @ weight)
+    assert torch.equal(by.dots(values, weight), values @ weight.T)
+    assert torch.equal(by.over_tokens(acts, values), acts.T @ values)
+    assert torch.equal(by.totals(acts), acts.sum(0))
+
+
+def test_products_in_bfloat16_round_as_that_does_and_sums_stay_float32() -> None:
+    choices = alike()
+    acts, weight = torch.randn(len(choices.latent), generator=generator()), torch.randn(LATENTS, WIDTH, generator=generator())
+    exact, rounded = Products(choices, torch.float32), Products(choices, torch.bfloat16)
+    for name, arguments in {"rows": (acts, weight), "dots": (torch.randn(TOKENS, WIDTH), weight), "totals": (acts,)}.items():
+        found, wanted = getattr(rounded, name)(*arguments), getattr(exact, name)(*arguments)
+        assert found.dtype == torch.float32
+        assert not torch.equal(found, wanted)
+        assert (found - wanted).norm() / wanted.norm() < 0.005
+
+
+def test_a_bag_is_at_most_so_long_whatever_fires() -> None:
+    by = Bags(alike(), 4)
+    begins, _ = by.cuts
+    ends = torch.cat([begins[1:], torch.tensor([len(by.chosen.latent)])])
+    assert (ends - begins).max() <= 4
+    whole = Bags(alike())
+    starts = whole.by_latent[2]
+    assert (torch.cat([starts[1:], torch.tensor([len(whole.chosen.latent)])]) - starts).max() == TOKENS
+
+
+def test_one_place_decides_by_device_and_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    def way(latents: int, k: int) -> Sums:
+        return sums(Chosen.alike(torch.zeros(2, k, dtype=torch.long), latents), torch.float32)
+
+    assert all(isinstance(by, Bags) and by.cut is None for by in (way(4608, 64), way(8, 8)))
+    monkeypatch.setitem(row_sums.WAYS, "cpu", WAYS["cuda"])
+    assert isinstance(way(4608, 64), Products)
+    assert isinstance(way(262_144, 64), Bags)
+    assert way(262_144, 64).cut == 256
