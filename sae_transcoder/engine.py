@@ -29,6 +29,7 @@ from sae_transcoder.shortage import free_memory, is_out_of_memory, make_room
 from sae_transcoder.status import State
 from sae_transcoder.step_end import after_step, attempt
 from sae_transcoder.stop_signal import Stopped, StopSignal
+from sae_transcoder.team import teams, train_on
 from sae_transcoder.transfer import onto
 
 log = logging.getLogger(__name__)
@@ -219,11 +220,16 @@ def batch(model: PreTrainedModel, active: Sequence[Member], bar: display.Bar) ->
             raise
         return dict.fromkeys(turn, error)
     stepped = []
-    for member in turn:
-        member.amid_batch = True
-        with attempt(member, failed):
-            if member.run.train_end_to_end(model, read, tokens) if end_to_end else member.run.train_on(read, seen):
-                stepped.append(member)
+    by_run = {member.run: member for member in turn}
+    for runs in teams(list(by_run), read.numel()):
+        team = [by_run[run] for run in runs]
+        for member in team:
+            member.amid_batch = True
+        with attempt(team, failed):
+            if end_to_end:
+                stepped += [lead] if lead.run.train_end_to_end(model, read, tokens) else []
+            else:
+                stepped += [by_run[run] for run in train_on(runs, read, seen)]
     del seen
     after_step(model, stepped, bar, failed)
     for member in turn:

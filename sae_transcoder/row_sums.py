@@ -109,74 +109,87 @@ class Bags:
 
 
 class Products:
-    """By products of matrices of the number format `dtype`, acts [entry] written between zeros, a piece of tokens at a time."""
+    """By products of matrices of the number format `dtype`, acts [entry] written between zeros, a piece of tokens at a time.
 
-    def __init__(self, chosen: Chosen, dtype: torch.dtype):
-        self.chosen, self.dtype = chosen, dtype
+    blocks: coders side by side, whose tokens and latents follow each other; each has its own product, and all are one piece.
+    """
+
+    def __init__(self, chosen: Chosen, dtype: torch.dtype, blocks: int = 1):
+        self.chosen, self.dtype, self.blocks = chosen, dtype, blocks
+        self.width = chosen.latents // blocks
 
     def _pieces(self) -> Iterator[tuple[slice, slice, Tensor]]:
         """For each piece its tokens, its entries, and where these lie in it [entry]; where tokens have differing numbers of entries all
         entries are given, those of other tokens one place past its end, for where a token's begin is not known on the host."""
-        chosen = self.chosen
-        for start, stop in pieces(chosen.tokens, chosen.latents, chosen.latent.device.type):
+        chosen, width = self.chosen, self.width
+        every = [(0, chosen.tokens)] if self.blocks > 1 else pieces(chosen.tokens, width, chosen.latent.device.type)
+        for start, stop in every:
             own = slice(start * chosen.k, stop * chosen.k) if chosen.k else slice(None)
-            places = (chosen.token[own] - start) * chosen.latents + chosen.latent[own]
-            end = (stop - start) * chosen.latents
+            latent = chosen.latent[own] if self.blocks == 1 else chosen.latent[own] % width
+            places = (chosen.token[own] - start) * width + latent
+            end = (stop - start) * width
             if not chosen.k:
                 places = torch.where((places >= 0) & (places < end), places, end)
             yield slice(start, stop), own, places
 
     def _dense(self, acts: Tensor, tokens: slice, places: Tensor) -> Tensor:
-        """acts [token, latent] of a piece."""
-        size = (tokens.stop - tokens.start) * self.chosen.latents
+        """acts [block, token, latent] of a piece."""
+        size = (tokens.stop - tokens.start) * self.width
         values = torch.zeros(size + 1, dtype=self.dtype, device=acts.device).scatter_(0, places, acts.to(self.dtype))
-        return values[:-1].view(-1, self.chosen.latents)
+        return values[:-1].view(self.blocks, -1, self.width)
+
+    def _blocks(self, values: Tensor) -> Tensor:
+        """values [row, d] in the number format, each block's rows by themselves [block, row, d]."""
+        return values.to(self.dtype).unflatten(0, (self.blocks, -1))
 
     def rows(self, acts: Tensor, weight: Tensor) -> Tensor:
-        weight = weight.to(self.dtype)
-        found = [self._dense(acts[own], tokens, places) @ weight for tokens, own, places in self._pieces()]
+        weight = self._blocks(weight)
+        found = [(self._dense(acts[own], tokens, places) @ weight).flatten(0, 1) for tokens, own, places in self._pieces()]
         return torch.cat(found).to(acts.dtype)
 
     def dots(self, grad: Tensor, weight: Tensor) -> Tensor:
-        weight, rows = weight.to(self.dtype), grad.to(self.dtype)
+        weight = self._blocks(weight)
         found = torch.zeros(len(self.chosen.latent), dtype=grad.dtype, device=grad.device)
         for tokens, own, places in self._pieces():
-            product = (rows[tokens] @ weight.mT).flatten()
+            product = (self._blocks(grad[tokens]) @ weight.mT).flatten()
             inside = places < len(product)
             found[own] += product[places.clamp(max=len(product) - 1)].where(inside, 0)
         return found
 
     def over_tokens(self, acts: Tensor, values: Tensor) -> Tensor:
-        values = values.to(self.dtype)
         found = torch.zeros(self.chosen.latents, values.shape[1], dtype=acts.dtype, device=acts.device)
         for tokens, own, places in self._pieces():
-            found += self._dense(acts[own], tokens, places).mT @ values[tokens]
+            found += (self._dense(acts[own], tokens, places).mT @ self._blocks(values[tokens])).flatten(0, 1)
         return found
 
     def totals(self, acts: Tensor) -> Tensor:
         found = torch.zeros(self.chosen.latents, dtype=acts.dtype, device=acts.device)
         for tokens, own, places in self._pieces():
-            found += self._dense(acts[own], tokens, places).sum(0, dtype=acts.dtype)
+            found += self._dense(acts[own], tokens, places).sum(1, dtype=acts.dtype).flatten()
         return found
 
 
 class Every:
-    """By products of matrices of the number format `dtype`, for latents that all fire for all tokens: acts [token, latent]."""
+    """By products of matrices of the number format `dtype`, for latents that all fire for all tokens: acts [block, token, latent], where the
+    blocks are coders side by side, whose tokens and latents follow each other in all other tensors."""
 
-    def __init__(self, dtype: torch.dtype):
-        self.dtype = dtype
+    def __init__(self, dtype: torch.dtype, blocks: int = 1):
+        self.dtype, self.blocks = dtype, blocks
+
+    def _blocks(self, values: Tensor) -> Tensor:
+        return values.to(self.dtype).unflatten(0, (self.blocks, -1))
 
     def rows(self, acts: Tensor, weight: Tensor) -> Tensor:
-        return (acts.to(self.dtype) @ weight.to(self.dtype)).to(acts.dtype)
+        return (acts.to(self.dtype) @ self._blocks(weight)).to(acts.dtype).flatten(0, 1)
 
     def dots(self, grad: Tensor, weight: Tensor) -> Tensor:
-        return (grad.to(self.dtype) @ weight.to(self.dtype).mT).to(grad.dtype)
+        return (self._blocks(grad) @ self._blocks(weight).mT).to(grad.dtype)
 
     def over_tokens(self, acts: Tensor, values: Tensor) -> Tensor:
-        return (acts.to(self.dtype).mT @ values.to(self.dtype)).to(values.dtype)
+        return (acts.to(self.dtype).mT @ self._blocks(values)).to(values.dtype).flatten(0, 1)
 
     def totals(self, acts: Tensor) -> Tensor:
-        return acts.sum(0)
+        return acts.sum(1).flatten()
 
 
 class Way(NamedTuple):
@@ -191,9 +204,9 @@ class Way(NamedTuple):
 WAYS = {"cpu": Way(0, None), "cuda": Way(500, 256)}
 
 
-def sums(chosen: Chosen, dtype: torch.dtype) -> Sums:
-    """The faster kind for these choices on the device where they lie; dtype: the number format of products."""
+def sums(chosen: Chosen, dtype: torch.dtype, blocks: int = 1) -> Sums:
+    """The faster kind for these choices on the device where they lie; dtype: the number format of products; blocks: coders side by side."""
     way = WAYS[chosen.latent.device.type]
-    if chosen.latents * chosen.tokens <= way.products * len(chosen.latent):
-        return Products(chosen, dtype)
+    if chosen.latents // blocks * chosen.tokens <= way.products * len(chosen.latent):
+        return Products(chosen, dtype, blocks)
     return Bags(chosen, way.cut)

@@ -2,11 +2,11 @@
 
 import copy
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_model
@@ -19,7 +19,7 @@ from sae_transcoder.config import Config
 from sae_transcoder.forward import Activations, end_to_end_loss, spliced_output
 from sae_transcoder.ranks import ALONE, Ranks
 from sae_transcoder.read_ahead import read_ahead
-from sae_transcoder.sparsify_config import length, optimizers, sparsify_configs
+from sae_transcoder.sparsify_config import length, optimizers, sparsify_configs, step_together
 from sae_transcoder.upstream import CorrectedCoder, ForwardOutput, SparseCoder
 
 
@@ -29,6 +29,21 @@ def fitting_k(coder: SparseCoder, k: int) -> int:
     if coder.cfg.activation == "groupmax":
         k = next(divisor for divisor in range(k, coder.num_latents + 1) if coder.num_latents % divisor == 0)
     return k
+
+
+class Task(NamedTuple):
+    """A coder's part of a batch."""
+
+    name: str
+    coder: SparseCoder
+    x: Tensor  # its inputs [token, d_in]
+    y: Tensor  # and targets [token, d], this rank's
+    variance: Tensor  # what squared errors are divided by
+    dead: dict[str, Tensor]  # which latents AuxK may use, as the coder's forward takes them
+
+    def pieces(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and targets in so many pieces, none where there is no token."""
+        return zip(self.x.chunk(count), self.y.chunk(count), strict=True) if len(self.y) else iter(())
 
 
 class Run:
@@ -65,7 +80,7 @@ class Run:
         first = next(iter(widths.values()))
         self.first_k = min(cfg.num_latents or first * cfg.expansion_factor, round(first * 10))
         self.optimizers, self.schedules = optimizers(cfg, list(self.coders.values()), self.length)
-        self.batch = self.step = self.tokens = 0
+        self.batch = self.step = self.tokens = self.rows_in_batch = 0
         self.biases_set: set[str] = set()  # coders whose biases were set from data
         for name in self.coders.keys() & start_from.keys():
             load_model(self.coders[name], start_from[name] / "sae.safetensors", device=str(device))
@@ -112,6 +127,12 @@ class Run:
     def train_on(self, tokens: Tensor, seen: Mapping[str, Activations]) -> bool:
         """Trains on the batch `tokens` [batch, position], on the host, and its activations {hookpoint: ...}; true if an optimizer step was
         made."""
+        for task in self.tasks(tokens, seen):
+            self.backward(task)
+        return self.end_batch(tokens.shape[1])
+
+    def tasks(self, tokens: Tensor, seen: Mapping[str, Activations]) -> list[Task]:
+        """What is to be done for the batch, by coder, each made ready for it."""
         cfg, alike = self.cfg, positions.key(self.cfg)  # runs that agree in it share what follows
         read_ahead([self], tokens, seen)
 
@@ -122,13 +143,14 @@ class Run:
             return positions.pair(cfg, here, kept(here))
 
         pairs = {p: seen[p].once(("pair", alike), partial(taken, seen[p])) for p in self.points}
-        rows, *counts = self.ranks.totals([len(tokens), *(len(y) for _, y in pairs.values())])
+        self.rows_in_batch, *counts = self.ranks.totals([len(tokens), *(len(y) for _, y in pairs.values())])
+        tasks = []
         for (point, (x, y)), count in zip(pairs.items(), counts, strict=True):
             if count:
                 variance = seen[point].once(("variance", cfg.corrections, alike), partial(self._variance, y, count))
                 for name in coder_names.names(point, cfg.init_seeds):
-                    self._backward(name, x, y, count, variance)
-        return self._end_batch(rows * tokens.shape[1])
+                    tasks.append(Task(name, self.coders[name], x, y, variance, self._ready(name, x, y, count)))
+        return tasks
 
     def _mean(self, values: Tensor, count: int) -> Tensor:
         """The mean [d] of the `count` tokens of a batch, of which `values` [token, d] are this rank's."""
@@ -140,24 +162,30 @@ class Run:
             return (y - y.mean(0)).pow(2).sum()
         return self.ranks.add((y - self._mean(y, count)).pow(2).sum())
 
-    def _backward(self, name: str, x: Tensor, y: Tensor, count: int, variance: Tensor) -> None:
-        """x, y: this rank's inputs and targets, each [token, d]; count: tokens of all ranks."""
-        cfg, pieces, coder = self.cfg, self.cfg.micro_acc_steps, self.coders[name]
-        dead = self._ready(name, coder, x, y, count)
+    def backward(self, task: Task) -> None:
+        """A coder's forward and backward on its part of the batch."""
+        for x, y in task.pieces(self.cfg.micro_acc_steps):
+            out = task.coder(x=x, y=y, total_variance=task.variance, **task.dead)
+            self.loss(task, out).backward()
+            self.count(task.name, out, acts=bool(task.dead))
+
+    def loss(self, task: Task, out: ForwardOutput) -> Tensor:
+        """The share of the optimizer step's loss that a coder's output has."""
+        loss = out.fvu
+        if task.dead:
+            loss = loss + self.cfg.auxk_alpha * out.auxk_loss
+        if self.cfg.multi_topk:
+            loss = loss + out.multi_topk_fvu / 8
         # sparsify divides by the pieces once more, though each is a share of the batch's loss already.
-        divisor = self.batches_in_step * (1 if cfg.corrections else pieces)
-        for x_piece, y_piece in zip(x.chunk(pieces), y.chunk(pieces), strict=True) if len(y) else ():
-            out = coder(x=x_piece, y=y_piece, total_variance=variance, **dead)
-            loss = out.fvu + cfg.auxk_alpha * out.auxk_loss + out.multi_topk_fvu / 8
-            loss.div(divisor).backward()
-            self._count(name, coder, out)
+        divisor = self.batches_in_step * (1 if self.cfg.corrections else self.cfg.micro_acc_steps)
+        return loss if divisor == 1 else loss / divisor
 
     def train_end_to_end(self, model: PreTrainedModel, tokens: Tensor, there: Tensor) -> bool:
         """Trains on the batch `tokens` [batch, position], on the host, `there` the same on the device, by the loss of `model` with the coders'
         outputs in place of the modules'; each seed in a forward of its own. True if an optimizer step was made."""
-        cfg, (rows,) = self.cfg, self.ranks.totals([len(tokens)])
+        cfg, (self.rows_in_batch,) = self.cfg, self.ranks.totals([len(tokens)])
         read_ahead([self], tokens, {})
-        share = len(tokens) / rows if cfg.corrections else 1.0  # of the batch's loss
+        share = len(tokens) / self.rows_in_batch if cfg.corrections else 1.0  # of the batch's loss
         if not len(tokens):  # the other ranks wait in the forward: one sequence, of which nothing counts
             there, mask = there.new_zeros(1, tokens.shape[1]), tokens.new_zeros(tokens.shape[1], dtype=torch.bool)
         else:
@@ -177,11 +205,11 @@ class Run:
                 (count,) = self.ranks.totals([len(y)])
                 if not count:
                     return seen.output
-                variance, dead = self._variance(y, count), self._ready(name, coder, x.detach(), y, count)
+                variance, dead = self._variance(y, count), self._ready(name, x.detach(), y, count)
                 if not len(y):
                     return seen.output
                 out = coder(x=x, y=y, total_variance=variance, **dead)
-                self._count(name, coder, out)
+                self.count(name, out, acts=bool(dead))
                 if cfg.corrections:  # sparsify leaves them out
                     own_losses.append(cfg.auxk_alpha * out.auxk_loss + out.multi_topk_fvu / 8)
                 # sparsify cuts the gradient that reaches earlier coders through positions left out.
@@ -194,7 +222,7 @@ class Run:
             seed = coder_names.seed(next(iter(names.values())))
             self.sums["/".join([cfg.loss_fn, *filter(None, [seed])])] += loss.detach() * share
             self.summed[seed] += 1
-        return self._end_batch(rows * tokens.shape[1])
+        return self.end_batch(tokens.shape[1])
 
     @property
     def _aux_acts(self) -> bool:
@@ -208,8 +236,9 @@ class Run:
     def _dead_masks(self) -> dict[str, Tensor]:
         return {name: idle > self.cfg.dead_feature_threshold for name, idle in self.tokens_since_fired.items()}
 
-    def _ready(self, name: str, coder: SparseCoder, x: Tensor, y: Tensor, count: int) -> dict[str, Tensor]:
+    def _ready(self, name: str, x: Tensor, y: Tensor, count: int) -> dict[str, Tensor]:
         """Makes the coder ready for a batch and counts it; returns which latents AuxK may use, as the coder's forward takes them."""
+        coder = self.coders[name]
         if name not in self.biases_set:
             self._start(name, coder, x, y, count)
         self.tokens_in_step[name] += count
@@ -226,23 +255,24 @@ class Run:
         dead = self.dead.get(name)
         return {} if dead is None or not len(dead) else {"dead": dead}
 
-    def _count(self, name: str, coder: SparseCoder, out: ForwardOutput) -> None:
-        """Notes which latents fired, and the losses."""
+    def count(self, name: str, out: ForwardOutput, *, acts: bool) -> None:
+        """Notes which latents fired, and the losses; acts: whether AuxK did."""
         chosen = out.latent_indices
         if self.cfg.corrections:
-            chosen = torch.where(out.latent_acts > 0, chosen, coder.num_latents)
+            chosen = torch.where(out.latent_acts > 0, chosen, self.coders[name].num_latents)
         self.fired[name].scatter_(0, chosen.flatten(), True)
         values = {"fvu": out.fvu, "auxk": out.auxk_loss, "multi_topk_fvu": out.multi_topk_fvu}
-        for loss in self.losses:
+        for loss in self.losses if acts else [loss for loss in self.losses if loss != "auxk"]:
             self.sums[f"{loss}/{name}"] += values[loss].detach()
 
-    def _end_batch(self, tokens: int) -> bool:
-        self.tokens += tokens
+    def end_batch(self, positions: int, *, steps: bool = True) -> bool:
+        """Counts the batch, whose sequences have so many positions; true if an optimizer step is due, which is made unless `steps` is false."""
+        self.tokens += self.rows_in_batch * positions
         self.batch += 1
-        if self.batch % self.cfg.grad_acc_steps == 0 or (self.cfg.corrections and self.done):
-            self._optimizer_step()
-            return True
-        return False
+        due = self.batch % self.cfg.grad_acc_steps == 0 or (self.cfg.corrections and self.done)
+        if due and steps:
+            optimizer_step([self])
+        return due
 
     def _start(self, name: str, coder: SparseCoder, x: Tensor, y: Tensor, count: int) -> None:
         """Sets the biases from the first tokens, so that pre-activations are centred (trainer.py:423)."""
@@ -265,17 +295,19 @@ class Run:
                 param.grad = gradient.view_as(param)
             self.fired[name] = self.ranks.add(self.fired[name].int()).bool()
 
-    def _optimizer_step(self) -> None:
+    def before_optimizers(self) -> list[torch.optim.Optimizer]:
+        """Makes gradients those of the step; returns the optimizers that are to step by them."""
         self._add_up()
         for coder in self.coders.values():
             if self.coder_config.normalize_decoder and coder.W_dec.grad is not None:
                 coder.remove_gradient_parallel_to_decoder_directions()
         self.lr_used = self.optimizers[0].param_groups[0]["lr"]
         self.k_used = next(iter(self.coders.values())).cfg.k
-        if any(c.b_dec.grad is not None for c in self.coders.values()):  # else every token of the step was excluded
-            for optimizer in self.optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
+        # Else every token of the step was excluded.
+        return self.optimizers if any(c.b_dec.grad is not None for c in self.coders.values()) else []
+
+    def after_optimizers(self) -> None:
+        """Counts the step, once the optimizers have made it."""
         for schedule in self.schedules:
             schedule.step()
         for name, idle in self.tokens_since_fired.items():
@@ -370,3 +402,13 @@ class Run:
             for param, value in zip(params, kept, strict=False):
                 param.copy_(value)
         return copies
+
+
+def optimizer_step(runs: Sequence[Run]) -> None:
+    """An optimizer step of runs, their optimizers' kernels launched together."""
+    optimizers = [optimizer for run in runs for optimizer in run.before_optimizers()]
+    step_together(optimizers)
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    for run in runs:
+        run.after_optimizers()

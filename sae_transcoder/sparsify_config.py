@@ -1,7 +1,8 @@
 """What reaches sparsify: its own configs, its optimizers and schedules, for a run of a given length."""
 
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,3 +114,28 @@ def optimizers(cfg: Config, coders: Sequence[SparseCoder], length: Length) -> tu
         ]
     adam = torch.optim.Adam(groups, weight_decay=cfg.weight_decay or 0.0, fused=cfg.corrections)
     return [adam], [get_linear_schedule_with_warmup(adam, warmup, span)]
+
+
+def step_together(optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Has each optimizer make its step; fused Adams of equal settings make theirs in one call, whose kernels treat each tensor as alone."""
+    alike: dict[Hashable, list[torch.optim.Adam]] = {}
+    for optimizer in optimizers:
+        if type(optimizer) is torch.optim.Adam and optimizer.defaults["fused"] and len(optimizers) > 1:
+            alike.setdefault(repr([settings(group) for group in optimizer.param_groups]), []).append(optimizer)
+        else:
+            optimizer.step()
+    for adams in alike.values():
+        one = torch.optim.Adam([torch.zeros(())], fused=True)
+        one.state = defaultdict(dict, {p: adam.state[p] for adam in adams for g in adam.param_groups for p in g["params"]})
+        one.param_groups = [
+            {**settings(groups[0]), "params": [p for group in groups for p in group["params"]]}
+            for groups in zip(*(adam.param_groups for adam in adams), strict=True)
+        ]
+        one.step()
+        for adam in adams:
+            adam._opt_called = True  # type: ignore[attr-defined] # else its schedule warns that it steps before its optimizer
+
+
+def settings(group: dict[str, Any]) -> dict[str, Any]:
+    """What a group of parameters is trained by."""
+    return {name: value for name, value in group.items() if name not in ("params", "initial_lr")}

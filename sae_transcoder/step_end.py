@@ -1,7 +1,7 @@
 """What an optimizer step makes due for the runs of a pack: evaluation, metrics, exports, saves; and whose fault it is if that fails."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from transformers import PreTrainedModel
 
@@ -18,7 +18,7 @@ def after_step(model: PreTrainedModel, stepped: Sequence[Member], bar: display.B
     subjects: dict[Member, Subject] = {}
     for member in stepped:
         if member.saving or member.evaluating or member.keeping:
-            with attempt(member, failed):
+            with attempt([member], failed):
                 if subject := member.subject():
                     subjects[member] = subject
     with bar.paused():
@@ -35,20 +35,20 @@ def after_step(model: PreTrainedModel, stepped: Sequence[Member], bar: display.B
         return
     for member in stepped:
         if member not in failed:
-            with attempt(member, failed):
+            with attempt([member], failed):
                 member.after_step(bar, subjects.get(member), measured.get(member))
 
 
 @contextmanager
-def attempt(member: Member, failed: dict[Member, Exception]) -> Iterator[None]:
-    """What fails while it is open is the failure of that run; of several ranks, which no longer do the same then, of all."""
+def attempt(members: Sequence[Member], failed: dict[Member, Exception]) -> Iterator[None]:
+    """What fails while it is open is the failure of these runs; of several ranks, which no longer do the same then, of all."""
     try:
-        with concerning(member.directory):
+        with concerning(members[0].directory) if len(members) == 1 else nullcontext():
             yield
     except Exception as error:
-        if member.ranks.size > 1:
+        if members[0].ranks.size > 1:
             raise
-        failed[member] = error
+        failed.update(dict.fromkeys(members, error))
 
 
 def evaluated(

@@ -19,15 +19,14 @@ a test of sparsify itself that fails once the correction may go.
 8. Importing sparsify asks the driver whether the GPU has bfloat16 (sparse_coder.py:208). Here (sparsify_parts.py) the coder asks when it runs.
 """
 
-from collections.abc import Sequence
 from functools import cache, partial, wraps
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from sae_transcoder.row_sums import Chosen, Every, Sums, sums
+from sae_transcoder.gradients import SelectedLatents, Selection, SparseDecode, SquaredError
+from sae_transcoder.row_sums import Chosen, Every, sums
 from sae_transcoder.selection import Choice, largest, largest_of_groups, select
 from sae_transcoder.sparsify_parts import ForwardOutput, SparseCoder, sparse_coder, utils
 
@@ -55,97 +54,6 @@ def in_bfloat16(self: SparseCoder, x: Tensor, *arguments: Any, **named: Any) -> 
 SparseCoder.forward = in_bfloat16
 
 
-class Selection(NamedTuple):
-    """Latents that fire for tokens, by one way of choosing them."""
-
-    preacts: Tensor  # of the chosen latents, in the shape that `by` takes
-    by: Sums
-    indices: Tensor | None  # of the chosen latents [token, k], None: all are
-    rows: Tensor | None = None  # the latents among which they were chosen; None: all
-
-    def among(self, weight: Tensor) -> Tensor:
-        """The rows of a weight or bias [latent, ...] of the latents among which they were chosen."""
-        return weight if self.rows is None else weight[self.rows]
-
-    def added(self, whole: Tensor | None, own: Tensor, like: Tensor) -> Tensor:
-        """`whole`, shaped as `like` [latent, ...] (None: zeros), with the gradient `own` of these latents' rows added in place."""
-        if self.rows is None:
-            return own if whole is None else whole.add_(own)
-        return (torch.zeros_like(like) if whole is None else whole).index_add_(0, self.rows, own)
-
-
-class SelectedLatents(torch.autograd.Function):
-    """ReLU of chosen pre-activations, with a backward that costs what was chosen and not all latents."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, given: Tensor, *selections: Selection
-    ) -> tuple[Tensor, ...]:
-        """x: [token, d_in]; shift: what was taken from it [d_in], None for nothing; weight: [latent, d_in], bias: [latent]; given: x - shift;
-        selections: of the pre-activations given @ weight.T + bias. Returns the activations of each. x learns of the first alone."""
-        acts = [F.relu(s.preacts).to(weight.dtype) for s in selections]
-        ctx.save_for_backward(given, weight, bias, *acts)
-        ctx.selections = selections
-        ctx.set_materialize_grads(False)
-        return tuple(acts)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        given, weight, bias, *acts = ctx.saved_tensors
-        grad_x = grad_shift = grad_weight = grad_bias = None
-        for i, (selection, fired, grad) in enumerate(zip(ctx.selections, acts, grads, strict=True)):
-            if grad is None:
-                continue
-            grad = grad * (fired > 0)
-            if i == 0 and ctx.needs_input_grad[0]:
-                grad_x = selection.by.rows(grad, weight)
-            totals = selection.by.totals(grad)
-            if ctx.needs_input_grad[1]:  # the sum over tokens first: one product in place of one for each token
-                own = totals @ selection.among(weight)
-                grad_shift = -own if grad_shift is None else grad_shift - own
-            grad_bias = selection.added(grad_bias, totals, bias)
-            grad_weight = selection.added(grad_weight, selection.by.over_tokens(grad, given.to(weight.dtype)), weight)
-        return grad_x, grad_shift, grad_weight, grad_bias, None, *[None] * len(acts)
-
-
-class SparseDecode(torch.autograd.Function):
-    """Sums of the decoder's rows of chosen latents, all selections' gradients in one tensor."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, selections: Sequence[Selection], *acts: Tensor) -> tuple[Tensor, ...]:
-        """weight: [latent, d]; acts: of each of `selections` -> [token, d] for each."""
-        ctx.save_for_backward(weight, *acts)
-        ctx.selections = selections
-        ctx.set_materialize_grads(False)
-        return tuple(s.by.rows(own, s.among(weight)) for s, own in zip(selections, acts, strict=True))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        weight, *acts = ctx.saved_tensors
-        grad_weight, grad_acts = None, []
-        for selection, own, grad in zip(ctx.selections, acts, grads, strict=True):
-            grad_acts.append(None if grad is None else selection.by.dots(grad.contiguous(), selection.among(weight)))
-            if grad is not None:
-                grad_weight = selection.added(grad_weight, selection.by.over_tokens(own, grad.contiguous()), weight)
-        return grad_weight, None, *grad_acts
-
-
-class SquaredError(torch.autograd.Function):
-    """Sum of squared differences, with one pass back."""
-
-    @staticmethod
-    def forward(ctx: Any, output: Tensor, target: Tensor) -> Tensor:
-        """output: what is trained, target: what it should be, both [token, d] -> a scalar."""
-        error = target - output
-        ctx.save_for_backward(error)
-        return error.pow(2).sum()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (error,) = ctx.saved_tensors
-        return error * (-2 * grads[0]), None
-
-
 class CorrectedCoder(SparseCoder):
     """sparsify's coder: its parameters, initialisation, decoder and files; the forward with the corrections above."""
 
@@ -154,28 +62,27 @@ class CorrectedCoder(SparseCoder):
         return (largest_of_groups if self.cfg.activation == "groupmax" else largest)(preacts, self.cfg.k)
 
     @torch.no_grad()
-    def selections(self, given: Tensor, dead: Tensor | None, usual: int) -> list[Selection]:
-        """The latents that fire for the inputs given [token, d_in]; for AuxK, where there are `dead` ones [row], at most `usual` of them; for
-        Multi-TopK."""
+    def selections(self, given: Tensor, dead: Tensor | None, usual: int) -> tuple[list[Selection], Tensor]:
+        """The latents that fire for the inputs given [token, d_in], and their indices [token, k]; for AuxK, where there are `dead` ones [row],
+        at most `usual` of them; for Multi-TopK."""
         dtype = product_dtype(given.device)
         choices: list[Choice] = [self.choose]
         if dead is not None:
-            few = len(dead) <= usual
             among = partial(torch.index_select, dim=1, index=dead)
+            few = len(dead) <= usual
             choices.append((lambda preacts: (among(preacts),)) if few else (lambda preacts: largest(among(preacts), usual)))
         if self.cfg.multi_topk:  # k may be decaying
             choices.append(lambda preacts: largest(preacts, min(4 * self.cfg.k, self.num_latents)))
         weight, bias = self.encoder.weight, self.encoder.bias
         kept = select(given.to(dtype), weight.to(dtype), bias.to(dtype), choices)
         found = []
-        for i, (preacts, *indices) in enumerate(kept):
-            rows = dead if i == 1 else None
+        for (preacts, *indices), rows in zip(kept, [None, dead, None] if dead is not None else [None, None], strict=False):
             if indices:
                 chosen = Chosen.alike(indices[0], self.num_latents if rows is None else len(rows))
-                found.append(Selection(preacts.flatten(), sums(chosen, dtype), indices[0], rows))
+                found.append(Selection(preacts.flatten(), sums(chosen, dtype), rows))
             else:
-                found.append(Selection(preacts, Every(dtype), None, rows))
-        return found
+                found.append(Selection(preacts[None], Every(dtype), rows))
+        return found, kept[0][1]
 
     def forward(
         self, x: Tensor, y: Tensor | None = None, *, dead: Tensor | None = None, total_variance: Tensor | None = None
@@ -191,9 +98,8 @@ class CorrectedCoder(SparseCoder):
         shift = None if self.cfg.transcode else self.b_dec
         given = (x if shift is None else x - shift).detach()
         usual = y.shape[-1] // 2  # latents that AuxK takes: Gao et al. 2024, appendix B.1
-        selections = self.selections(given, dead, usual)
+        selections, indices = self.selections(given, dead, usual)
         wide = selections.pop() if self.cfg.multi_topk else None
-        main = selections[0]
 
         def decoded(x: Tensor, *selections: Selection) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
             acts = SelectedLatents.apply(x, shift, self.encoder.weight, self.encoder.bias, given, *selections)
@@ -216,8 +122,7 @@ class CorrectedCoder(SparseCoder):
             skip = self.skipped(x.detach()) if skip is not None and x.requires_grad else skip
             output = by_4k + self.b_dec if skip is None else by_4k + self.b_dec + skip
             multi_topk_fvu = SquaredError.apply(output, y) / total_variance
-        assert main.indices is not None
-        return ForwardOutput(sae_out, acts[0].view_as(main.indices), main.indices, fvu, auxk_loss, multi_topk_fvu)
+        return ForwardOutput(sae_out, acts[0].view_as(indices), indices, fvu, auxk_loss, multi_topk_fvu)
 
     def skipped(self, x: Tensor) -> Tensor:
         """What the skip connection adds for inputs x [token, d_in]: [token, d_in]."""

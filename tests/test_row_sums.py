@@ -56,10 +56,38 @@ def test_each_kind_gives_what_dense_matrices_give(kind: str, chosen: object, mon
 def test_latents_that_all_fire_give_what_dense_matrices_give() -> None:
     acts, weight, values = (torch.randn(*shape, generator=generator()) for shape in [(TOKENS, 4), (4, WIDTH), (TOKENS, WIDTH)])
     by = Every(torch.float32)
-    assert torch.equal(by.rows(acts, weight), acts @ weight)
-    assert torch.equal(by.dots(values, weight), values @ weight.T)
-    assert torch.equal(by.over_tokens(acts, values), acts.T @ values)
-    assert torch.equal(by.totals(acts), acts.sum(0))
+    torch.testing.assert_close(by.rows(acts[None], weight), acts @ weight)
+    torch.testing.assert_close(by.dots(values, weight), (values @ weight.T)[None])
+    torch.testing.assert_close(by.over_tokens(acts[None], values), acts.T @ values)
+    torch.testing.assert_close(by.totals(acts[None]), acts.sum(0))
+
+
+@pytest.mark.parametrize("kind", ["bags", "products", "every"])
+def test_coders_side_by_side_give_what_each_gives(kind: str) -> None:
+    """Their tokens and latents follow each other."""
+    coders, k = 3, 2
+    weight, values = (torch.randn(coders, rows, WIDTH, generator=generator()) for rows in (LATENTS, TOKENS))
+    if kind == "every":
+        acts = torch.randn(coders, TOKENS, LATENTS, generator=generator())
+        together, alone = Every(torch.float32, coders), [Every(torch.float32)] * coders
+        own = [acts[i, None] for i in range(coders)]
+    else:
+        indices = torch.rand(coders, TOKENS, LATENTS, generator=generator()).topk(k).indices
+        acts = torch.randn(coders * TOKENS * k, generator=generator())
+        offsets = torch.arange(coders)[:, None, None] * LATENTS
+        every = Chosen.alike((indices + offsets).flatten(0, 1), coders * LATENTS)
+        together = Bags(every) if kind == "bags" else Products(every, torch.float32, coders)
+        alone = [Products(Chosen.alike(which, LATENTS), torch.float32) for which in indices]
+        own = list(acts.chunk(coders))
+    weights, rows = weight.flatten(0, 1), values.flatten(0, 1)
+    for name, whole, parts in [
+        ("rows", (acts, weights), zip(own, weight, strict=True)),
+        ("dots", (rows, weights), zip(values, weight, strict=True)),
+        ("over_tokens", (acts, rows), zip(own, values, strict=True)),
+        ("totals", (acts,), zip(own, strict=True)),
+    ]:
+        wanted = torch.cat([getattr(by, name)(*part) for by, part in zip(alone, parts, strict=True)])
+        torch.testing.assert_close(getattr(together, name)(*whole), wanted)
 
 
 def test_products_in_bfloat16_round_as_that_does_and_sums_stay_float32() -> None:

@@ -12,9 +12,10 @@ from sparsify import SparseCoder, SparseCoderConfig, sparse_coder
 from sparsify.fused_encoder import fused_encoder
 
 from sae_transcoder import row_sums, selection
+from sae_transcoder.gradients import SelectedLatents, Selection, SparseDecode, SquaredError
 from sae_transcoder.pieces import PIECE
 from sae_transcoder.row_sums import Bags, Chosen, Every, Products, Sums
-from sae_transcoder.upstream import CorrectedCoder, SelectedLatents, Selection, SparseDecode, SquaredError
+from sae_transcoder.upstream import CorrectedCoder
 
 TOKENS, WIDTH, LATENTS, K = 24, 8, 32, 4
 
@@ -113,9 +114,9 @@ def test_the_selection_passes_gradcheck(shifted: bool, kind: str) -> None:
     def selected(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *shift: torch.Tensor) -> torch.Tensor:
         given = (x - shift[0] if shift else x).detach()
         preacts = F.linear(given, weight, bias).detach()
-        main = Selection(preacts.gather(1, indices).flatten(), by[0], indices)
+        main = Selection(preacts.gather(1, indices).flatten(), by[0])
         own, among = SelectedLatents.apply(
-            x, *(shift or [None]), weight, bias, given, main, Selection(preacts[:, rows], by[1], None, rows)
+            x, *(shift or [None]), weight, bias, given, main, Selection(preacts[None, :, rows], by[1], rows)
         )
         return own if x.requires_grad else torch.cat([own, among.flatten()])  # x learns of the first selection alone
 
@@ -128,12 +129,12 @@ def test_the_selection_passes_gradcheck(shifted: bool, kind: str) -> None:
 def test_the_decoder_and_the_squared_error_pass_gradcheck(kind: str) -> None:
     generator = torch.Generator().manual_seed(0)
     acts, dead, weight, target = (
-        torch.randn(*shape, dtype=torch.float64, generator=generator) for shape in [(18,), (6, 4), (12, 5), (6, 5)]
+        torch.randn(*shape, dtype=torch.float64, generator=generator) for shape in [(18,), (1, 6, 4), (12, 5), (6, 5)]
     )
     indices, rows = torch.rand(6, 12, generator=generator).topk(3).indices, torch.tensor([1, 4, 7, 11])
     selections = (
-        Selection(acts, KINDS[kind](Chosen.alike(indices, 12)), indices),
-        Selection(dead, Every(torch.float64), None, rows),
+        Selection(acts, KINDS[kind](Chosen.alike(indices, 12))),
+        Selection(dead, Every(torch.float64), rows),
     )
 
     def decoded(acts: torch.Tensor, dead: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,63 @@
+"""Runs of a pack that train on a batch together, so that a GPU is asked once for what they have in common; where that does not pay, each
+by itself."""
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from sae_transcoder import stack
+from sae_transcoder.forward import Activations
+from sae_transcoder.pieces import PIECE
+from sae_transcoder.run import Run, Task, optimizer_step
+from sae_transcoder.upstream import CorrectedCoder
+
+# Pre-activations of one coder in a batch up to which its kernels take less time than their launches: by arithmetic some 60 launches of 5
+# microseconds; no GPU has been measured. A CPU launches nothing.
+SMALL = {"cpu": 0, "cuda": 2**24}
+
+
+def pays(device: torch.device, tokens: int, latents: int) -> bool:
+    """Whether coders of so many latents are faster together, in a batch of so many tokens."""
+    return tokens * latents <= SMALL[device.type]
+
+
+def teams(runs: Sequence[Run], tokens: int) -> list[list[Run]]:
+    """The runs in groups that train together on a batch of so many tokens, in order of their first."""
+    small = [r for r in runs if all(pays(r.device, tokens, coder.num_latents) for coder in r.coders.values())]
+    found = [[run] for run in runs if run not in small]
+    return [small, *found] if small else found
+
+
+def train_on(runs: Sequence[Run], tokens: Tensor, seen: Mapping[str, Activations]) -> list[Run]:
+    """Trains the runs on the batch `tokens` [batch, position], on the host, and its activations {hookpoint: ...}; returns those of which an
+    optimizer step was made."""
+    groups: dict[object, list[tuple[Run, Task]]] = {}
+    for run in runs:
+        for task in run.tasks(tokens, seen):
+            shape = stack.shape(task.coder) if pays(run.device, len(task.y), task.coder.num_latents) else None
+            alone = (run, task.name) if shape is None else None
+            groups.setdefault((shape, alone, id(task.x), id(task.y), run.cfg.micro_acc_steps), []).append((run, task))
+    for group in groups.values():
+        most = max(1, PIECE[group[0][0].device.type] // max(1, len(group[0][1].y) * group[0][1].coder.num_latents))
+        for start in range(0, len(group), most):
+            backward(group[start : start + most])
+    due = [run for run in runs if run.end_batch(tokens.shape[1], steps=False)]
+    optimizer_step(due)
+    return due
+
+
+def backward(group: Sequence[tuple[Run, Task]]) -> None:
+    """Forward and backward of coders of one shape on the same inputs."""
+    (run, task), *others = group
+    if not others:
+        run.backward(task)
+        return
+    coders = [cast(CorrectedCoder, own.coder) for _, own in group]
+    dead = [own.dead.get("dead") for _, own in group]
+    for x, y in task.pieces(run.cfg.micro_acc_steps):
+        outs = stack.forward_together(coders, x, y, dead, task.variance)
+        torch.stack([own.loss(each, out) for (own, each), out in zip(group, outs, strict=True)]).sum().backward()
+        for (own, each), out in zip(group, outs, strict=True):
+            own.count(each.name, out, acts=bool(each.dead))
