@@ -193,20 +193,21 @@ class Every:
 
 
 class Way(NamedTuple):
-    """Up to how many latents for each that fires matrices are multiplied, and where longer bags are cut."""
+    """How a device is asked for sums."""
 
-    products: int
-    cut: int | None
-
-
-# A CPU multiplies too slowly for zeros to be worth it (benchmarks/bare.py), and its threads share the bags. By arithmetic a GPU reads 500 rows
-# in a product in the time of one on its own; no GPU has been measured.
-WAYS = {"cpu": Way(0, None), "cuda": Way(500, 256)}
+    products: int  # matrices are multiplied where there are at most so many latents for each that fires
+    auxk: int  # the same for AuxK's
+    cut: int | None  # longer bags are cut
 
 
-def sums(chosen: Chosen, dtype: torch.dtype, blocks: int = 1) -> Sums:
+# A CPU reads about four rows in a product in the time of one on its own (benchmarks/bare.py; what fires keeps to bags all the same, for its
+# results are to stay what they were), and its threads share the bags. By arithmetic a GPU reads 500; no GPU has been measured.
+WAYS = {"cpu": Way(0, 4, None), "cuda": Way(500, 500, 256)}
+
+
+def sums(chosen: Chosen, dtype: torch.dtype, blocks: int = 1, *, auxk: bool = False) -> Sums:
     """The faster kind for these choices on the device where they lie; dtype: the number format of products; blocks: coders side by side."""
     way = WAYS[chosen.latent.device.type]
-    if chosen.latents // blocks * chosen.tokens <= way.products * len(chosen.latent):
+    if chosen.latents // blocks * chosen.tokens <= (way.auxk if auxk else way.products) * len(chosen.latent):
         return Products(chosen, dtype, blocks)
     return Bags(chosen, way.cut)

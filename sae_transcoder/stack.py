@@ -61,7 +61,7 @@ def selected(
 
     def chosen(values: Tensor, own: Tensor, latents: int, rows: Tensor | None) -> None:
         own = own.unflatten(0, (count, -1)) + firsts(count, latents, given.device)[:, None]
-        by = sums(Chosen.alike(own.flatten(0, 1), count * latents), dtype, count)
+        by = sums(Chosen.alike(own.flatten(0, 1), count * latents), dtype, count, auxk=rows is not None)
         found.append(Selection(values.flatten(), by, rows, count))
 
     values, indices = first.choose(preacts.flatten(0, 1))

@@ -79,7 +79,7 @@ class CorrectedCoder(SparseCoder):
         for (preacts, *indices), rows in zip(kept, [None, dead, None] if dead is not None else [None, None], strict=False):
             if indices:
                 chosen = Chosen.alike(indices[0], self.num_latents if rows is None else len(rows))
-                found.append(Selection(preacts.flatten(), sums(chosen, dtype), rows))
+                found.append(Selection(preacts.flatten(), sums(chosen, dtype, auxk=rows is not None), rows))
             else:
                 found.append(Selection(preacts[None], Every(dtype), rows))
         return found, kept[0][1]

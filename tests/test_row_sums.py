@@ -112,10 +112,11 @@ def test_a_bag_is_at_most_so_long_whatever_fires() -> None:
 
 
 def test_one_place_decides_by_device_and_shape(monkeypatch: pytest.MonkeyPatch) -> None:
-    def way(latents: int, k: int) -> Sums:
-        return sums(Chosen.alike(torch.zeros(2, k, dtype=torch.long), latents), torch.float32)
+    def way(latents: int, k: int, *, auxk: bool = False) -> Sums:
+        return sums(Chosen.alike(torch.zeros(2, k, dtype=torch.long), latents), torch.float32, auxk=auxk)
 
     assert all(isinstance(by, Bags) and by.cut is None for by in (way(4608, 64), way(8, 8)))
+    assert [type(way(latents, 128, auxk=True)) for latents in (200, 512, 513)] == [Products, Products, Bags]
     monkeypatch.setitem(row_sums.WAYS, "cpu", WAYS["cuda"])
     assert isinstance(way(4608, 64), Products)
     assert isinstance(way(262_144, 64), Bags)
