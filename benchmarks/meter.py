@@ -42,6 +42,8 @@ class Job:
     dtype: str = "float32"  # of the language model
     seed: int = 42
     log_every: int = 10  # optimizer steps
+    skip: int = 0  # first steps, which are not timed
+    wandb: bool = True  # whether peers log to it, offline
 
     def ids(self) -> np.ndarray:
         """The tokens of the run, int64 [sequence, position]."""
@@ -73,9 +75,13 @@ def memory(name: str) -> int:
 @dataclass
 class Meter:
     """Seconds from the first batch to the last optimizer step, and the peak memory in between, in bytes: on a GPU what torch allocated,
-    else what the process held beyond what it held when the meter was made, that is after imports and before the model is loaded."""
+    else what the process held beyond what it held when the meter was made, that is after imports and before the model is loaded.
+
+    skip: calls of optimizers after which the clock starts, in place of the first batch.
+    """
 
     device: str
+    skip: int = 0
     began: Any = None
     ended: Any = None
     cpu: tuple[float, float] = (0.0, 0.0)  # seconds of all threads at the first batch and after the last step
@@ -96,7 +102,7 @@ class Meter:
 
     def start(self, *_: Any) -> None:
         """At the first batch; later calls change nothing."""
-        if self.began is None:
+        if self.began is None and self.steps >= self.skip:
             if self.on_gpu:
                 torch.cuda.synchronize()
                 torch.cuda.reset_peak_memory_stats()
@@ -107,6 +113,8 @@ class Meter:
 
     def _stepped(self, *_: Any) -> None:
         self.steps += 1
+        if self.skip:
+            self.start()
         self.note()
 
     def note(self) -> None:
@@ -138,5 +146,6 @@ def deliver(job: Job, meter: Meter, coders: list[dict[str, torch.Tensor]]) -> No
     }
     np.savez(job.weights, **arrays)
     found = meter.found()
-    found["tokens_per_s"] = job.trained_tokens * len(coders) / found["seconds"]  # each coder's count
+    timed = job.trained_tokens * (job.steps - job.skip) // job.steps
+    found["tokens_per_s"] = timed * len(coders) / found["seconds"]  # each coder's count
     print("\n" + json.dumps(found | {"weights": job.weights}), flush=True)

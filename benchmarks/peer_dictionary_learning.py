@@ -47,7 +47,7 @@ def activations(job: Job, meter: Meter) -> Iterator[torch.Tensor]:
 
 def main(job: Job) -> None:
     """Trains; the schedule rises over the warmup and falls linearly to 0, as the others'."""
-    meter = Meter(job.device)
+    meter = Meter(job.device, job.skip * len(job.coders))
     os.environ["WANDB_DIR"] = job.folder
     made: list[TopKTrainer] = []
 
@@ -76,7 +76,13 @@ def main(job: Job) -> None:
     ]
     dtype = getattr(torch, job.dtype)
     trainSAE(
-        activations(job, meter), configs, job.steps, use_wandb=True, log_steps=LOG_EVERY, device=job.device, autocast_dtype=dtype
+        activations(job, meter),
+        configs,
+        job.steps,
+        use_wandb=job.wandb,
+        log_steps=LOG_EVERY,
+        device=job.device,
+        autocast_dtype=dtype,
     )
     found = [t.ae for t in made]
     deliver(

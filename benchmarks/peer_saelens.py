@@ -3,7 +3,7 @@
 Runs in an environment of its own (peers.py) on the same Hugging Face model (`model_class_name="AutoModelForCausalLM"`, for which SAELens hooks
 the module and stops the forward there). One coder: LanguageModelSAETrainingRunner; several: MultiSAETrainingRunner, whose coders share one
 forward and one learning rate. Its buffer is set to one batch and does not mix, so that it trains on the same batches in the same order, and
-need not copy and shuffle activations. Logging is its own: wandb, offline, every `log_every` steps (its default 10).
+need not copy and shuffle activations; on a GPU it prefetches one batch. Logging is its own: wandb, offline, every `log_every` steps (its default 10).
 """
 
 import os
@@ -42,7 +42,8 @@ def settings(job: Job, lr: float) -> dict[str, Any]:
         device=job.device,
         autocast=job.dtype == "bfloat16",
         seed=job.seed,
-        logger=LoggingConfig(wandb_log_frequency=job.log_every, log_weights_to_wandb=False),
+        logger=LoggingConfig(log_to_wandb=job.wandb, wandb_log_frequency=job.log_every, log_weights_to_wandb=False),
+        prefetch_llm_batches=job.device.startswith("cuda"),
         checkpoint_path=None,
         output_path=None,
     )
@@ -58,7 +59,7 @@ def folded(sae: TopKTrainingSAE) -> dict[str, torch.Tensor]:
 
 def main(job: Job) -> None:
     """Trains one coder or several."""
-    meter = Meter(job.device)
+    meter = Meter(job.device, job.skip * len(job.coders))
     os.environ["WANDB_DIR"] = job.folder
     torch.manual_seed(job.seed)  # the runner's seed does not reach the initialisation
     data = Dataset.from_dict({"input_ids": job.ids()})

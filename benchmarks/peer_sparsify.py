@@ -21,7 +21,7 @@ def main(job: Job) -> None:
     """Trains; the schedule (warmup, then linearly to 0) is sparsify's own."""
     sys.modules["bitsandbytes"] = None  # type: ignore[assignment]  # where it is installed, Adam would be its 8-bit one
     (coder,) = job.coders
-    meter = Meter(job.device)
+    meter = Meter(job.device, job.skip)
     os.environ["WANDB_DIR"] = job.folder
     model = AutoModel.from_pretrained(job.model, dtype=getattr(torch, job.dtype)).to(job.device)
     config = TrainConfig(
@@ -35,6 +35,7 @@ def main(job: Job) -> None:
         save_every=job.steps + 2,
         save_dir=job.folder,
         run_name="sparsify",
+        log_to_wandb=job.wandb,
         wandb_log_frequency=job.log_every,
     )
     trainer = Trainer(config, Dataset.from_dict({"input_ids": job.ids()}).with_format("torch"), model)

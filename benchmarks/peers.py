@@ -44,15 +44,19 @@ PEERS = {
 }
 
 
+def found(name: str, folder: Path = DEFAULT) -> Path | None:
+    """The interpreter of a peer's environment, where it is whole."""
+    whole = folder / name / WHOLE
+    return folder / name / "bin" / "python" if whole.exists() and whole.read_text() == repr(PEERS[name]) else None
+
+
 def python(name: str, folder: Path = DEFAULT) -> Path:
     """The interpreter of a peer's environment. Ends the program where there is none."""
-    path = folder / name / "bin" / "python"
-    whole = folder / name / WHOLE
-    if not whole.exists() or whole.read_text() != repr(PEERS[name]):
-        sys.exit(
-            f"{name}: no environment in {folder}; make it with python benchmarks/peers.py {name} (a benchmark goes without it by --without)"
-        )
-    return path
+    if path := found(name, folder):
+        return path
+    sys.exit(
+        f"{name}: no environment in {folder}; make it with python benchmarks/peers.py {name} (a benchmark goes without it by --without)"
+    )
 
 
 def call(*command: str | Path) -> None:
@@ -65,8 +69,7 @@ def call(*command: str | Path) -> None:
 def make(name: str, peer: Peer, folder: Path) -> None:
     """Makes one environment; a file in it says that it is whole."""
     place = folder / name
-    whole = place / WHOLE
-    if whole.exists() and whole.read_text() == repr(peer):
+    if found(name, folder):
         print(f"{name}: is in {place}")
         return
     print(f"{name}: installing into {place}", flush=True)
@@ -79,7 +82,7 @@ def make(name: str, peer: Peer, folder: Path) -> None:
     if peer.alone:
         call(*pip, "--no-deps", *peer.alone)
     call(own, "-c", f"import {peer.imports}")
-    whole.write_text(repr(peer))
+    (place / WHOLE).write_text(repr(peer))
 
 
 def main() -> None:

@@ -280,9 +280,10 @@ class HardwareConfig:
     forward_batch_size: int | None = no_result(None)
     """Sequences per forward of the language model, where a batch of `batch_size` at once needs too much memory; `loss_fn=fvu` only.
     null: a batch. Another number rounds otherwise."""
-    compile_model: bool = no_result(False)
+    compile_model: bool | None = no_result(None)
     """Compile the language model's layers (torch.compile) except those inside which a hookpoint lies. Takes seconds to minutes at the
-    start, and rounds otherwise."""
+    start, and rounds otherwise. true: or refuse the run. null: on a GPU, where torch.compile can, the weights are not quantized and
+    deterministic is not set; should it fail, the run goes on without."""
     deterministic: bool = no_result(False)
     """Deterministic algorithms only, for runs that are bit-identical on the same GPU; slower. On a CPU they are without it."""
     distribute_modules: bool = False

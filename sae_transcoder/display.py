@@ -44,7 +44,7 @@ def facts(plan: Plan) -> dict[str, str]:
     parts = ", ".join(f"{what} {size(held, 'B')}" for what, held in plan.memory.items())
     return {
         "run": run_name(cfg),
-        "model": f"{cfg.model_name}, {size(plan.model_parameters)} parameters{first_layers(plan)}, on {plan.device}",
+        "model": f"{cfg.model_name}, {size(plan.model_parameters)} parameters{first_layers(plan)}, on {plan.device}{compiled(plan)}",
         "hookpoints": f"{several(list(plan.widths))} ({len(plan.widths)})",
         "coders": f"{len(plan.widths) * len(cfg.init_seeds)} of type {cfg.model_type}, d_in {several(list(plan.widths.values()))}, "
         f"{several([f'{n:,}' for n in latents.values()])} latents, k {cfg.k}{dead}",
@@ -62,6 +62,14 @@ def facts(plan: Plan) -> dict[str, str]:
 def first_layers(plan: Plan) -> str:
     """That a part of the language model is loaded; nothing where it is whole."""
     return "" if plan.model_layers is None else f" in its first {plan.model_layers} layers"
+
+
+def compiled(plan: Plan) -> str:
+    """That the language model's layers are compiled, or on a GPU why they are not; nothing where that is as set, or usual on a CPU."""
+    if plan.uncompiled is None:
+        return ", compiled"
+    usual = plan.cfg.compile_model is False or plan.device.type != "cuda"
+    return "" if usual else f", not compiled ({plan.uncompiled})"
 
 
 def ranks(plan: Plan) -> dict[str, str]:

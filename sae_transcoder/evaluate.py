@@ -124,12 +124,13 @@ def measured(
             faults.append(
                 f"{place}: a coder of width {coders[name].d_in}, {hookpoint(name)} of model_name={cfg.model_name} has {width}; set model"
             )
-    faults += model_checks.faults(cfg, outline, device)
+    count = layers.needed(cfg, outline, points)
+    faults += model_checks.faults(cfg, outline, layers.uncompiled(cfg, outline, points, count, device))
     if faults:
         raise ConfigError(*faults)
     sequences = data.heldout(cfg, lambda: language_model.tokenizer(cfg), language_model.text_config(outline).vocab_size)
     subject = heldout.Subject(cfg, coders)
-    model = layers.load(cfg, device, layers.needed(cfg, outline, points), points)
+    model = layers.load(cfg, device, count, points)
     (found,) = heldout.measure(model, [subject], sequences, whole=True)
     return found.evaluation(subject, step, tokens)
 

@@ -1,14 +1,18 @@
 """The language model's stack of layers: where it is, how many of them a run needs, their compilation."""
 
-from collections.abc import Collection, Sequence
+import logging
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from sae_transcoder import language_model
+from sae_transcoder import compilation, language_model
+from sae_transcoder.compilation import Obstacle
 from sae_transcoder.config import Config, ConfigError, LossFn
+
+log = logging.getLogger(__name__)
 
 
 def stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
@@ -69,22 +73,79 @@ def is_part(shorter: nn.Module, whole: nn.Module) -> bool:
     )
 
 
-def load(cfg: Config, device: torch.device, count: int | None, points: Sequence[str]) -> PreTrainedModel:
-    """The language model as coders on these hookpoints need it: of its layers the first `count`, None: all; compiled where that is asked for.
+def uncompiled(
+    cfg: Config, model: PreTrainedModel, points: Collection[str], count: int | None, device: torch.device, *, here: bool = True
+) -> Obstacle | None:
+    """Why the model's layers, of which the first `count` are loaded (None: all), are not compiled; None: they are.
+
+    model: with or without weights; points: the hookpoints; device: where it computes, `here` or on another machine.
+    """
+    if cfg.compile_model is False:
+        return Obstacle("compile_model=false")
+    if cfg.compile_model is None and (reason := unwanted(cfg, model, device)):
+        return reason
+    try:
+        free = outside(model, points, count)
+    except ConfigError:
+        return Obstacle(f"the layers of {cfg.model_name} were not found")
+    if not free:
+        return Obstacle("a hookpoint lies inside each of its layers")
+    return compilation.machine_obstacle(device) if here else None
+
+
+def unwanted(cfg: Config, model: PreTrainedModel, device: torch.device) -> Obstacle | None:
+    """Why compile_model=null does not compile what could be; None: it does."""
+    if device.type != "cuda":
+        return Obstacle("the model is on a CPU", ASKED)
+    if cfg.deterministic:  # which layers are compiled, and so round otherwise, depends on the hookpoints of all runs of a pack
+        return Obstacle("deterministic=true: a compiled layer rounds otherwise", ASKED)
+    if cfg.quantization is not None or getattr(model.config, "quantization_config", None) is not None:
+        return Obstacle("its weights are quantized", ASKED)
+    if error := compilation.failure(cfg):
+        return Obstacle(f"torch.compile failed before: {error}")
+    return None
+
+
+ASKED = "compile_model=true compiles it"
+
+
+def outside(model: PreTrainedModel, points: Collection[str], count: int | None = None) -> list[nn.Module]:
+    """The first `count` layers (None: all) inside which none of the hookpoints lies. Raises ConfigError where layers are not found."""
+    name, layers = stack(model.base_model)  # type: ignore[arg-type]
+    return [layer for i, layer in enumerate(list(layers)[:count]) if not any(point.startswith(f"{name}.{i}.") for point in points)]
+
+
+def compiled(model: PreTrainedModel, points: Collection[str], excuse: Callable[[Exception], None] | None = None) -> PreTrainedModel:
+    """The model, with every layer's forward compiled (torch.compile) in which none of the hookpoints lies; those are as they were.
+
+    The layers are compiled and not the model, since the forward stops at the last hookpoint. excuse: as in compile_forwards.
+    """
+    compilation.compile_forwards(outside(model, points), excuse)
+    return model
+
+
+def load(cfg: Config, device: torch.device, count: int | None, points: Collection[str]) -> PreTrainedModel:
+    """The language model as coders on these hookpoints need it: of its layers the first `count`, None: all; compiled where `uncompiled` finds
+    nothing against it, with compile_model=null until that fails.
 
     Raises ConfigError as language_model.load does.
     """
     model = language_model.load(cfg, device, count)
-    return compiled(model, points) if cfg.compile_model else model
+    if why := uncompiled(cfg, model, points, None, device):
+        # The hookpoints of a pack may lie inside more layers than those of any of its runs.
+        log.log(logging.WARNING if cfg.compile_model else logging.INFO, "%s: its layers are not compiled: %s", cfg.model_name, why)
+        return model
+
+    def excuse(error: Exception) -> None:
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        compilation.FAILED[cfg.model_name, cfg.revision] = said[:SHOWN]
+        log.info("torch.compile failed", exc_info=error)
+        log.warning(
+            "%s goes on uncompiled, torch.compile failed (compile_model=false does not try it): %s", cfg.model_name, said[:SHOWN]
+        )
+
+    log.info("%s: %d of its layers are compiled", cfg.model_name, len(outside(model, points)))
+    return compiled(model, points, excuse if cfg.compile_model is None else None)
 
 
-def compiled(model: PreTrainedModel, points: Sequence[str]) -> PreTrainedModel:
-    """The model, with every layer's forward compiled (torch.compile) in which none of the hookpoints lies; those are as they were.
-
-    The layers are compiled and not the model, since the forward stops at the last hookpoint.
-    """
-    name, layers = stack(model.base_model)  # type: ignore[arg-type]
-    for i, layer in enumerate(layers):
-        if not any(point.startswith(f"{name}.{i}.") for point in points):
-            layer.forward = torch.compile(layer.forward)
-    return model
+SHOWN = 300  # characters of an error that torch.compile gives, which can be pages

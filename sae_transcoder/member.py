@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from filelock import Timeout
 
-from sae_transcoder import checkpoint, coder_names, eval_file, status
-from sae_transcoder.config import Config, ConfigError, run_dir, signature
+from sae_transcoder import checkpoint, coder_names, compilation, eval_file, status
+from sae_transcoder.config import ConfigError, run_dir, signature
 from sae_transcoder.display import Bar
 from sae_transcoder.eval_file import Evaluation
 from sae_transcoder.files import sync
@@ -28,8 +28,8 @@ from sae_transcoder.trackers import Logbook
 
 log = logging.getLogger(__name__)
 
-ROUNDING = ("threads", "forward_batch_size", "compile_model")  # settings that leave the result what it is but for its last digits
-DEFAULTS = Config()
+# Settings that leave the result what it is but for its last digits, as they took effect; and what they were in states that lack them.
+ROUNDING: dict[str, Any] = {"threads": None, "forward_batch_size": None, "compile_model": False}
 HEARTBEAT_EVERY = 5.0  # seconds
 
 
@@ -72,8 +72,9 @@ class Member:
         self.plan, self.cfg, self.directory, self.ranks = plan, plan.cfg, run_dir(plan.cfg), ranks
         self.settings = {
             "dtype": str(dtype),
-            **{name: getattr(self.cfg, name) for name in ROUNDING},
             "threads": torch.get_num_threads(),
+            "forward_batch_size": self.cfg.forward_batch_size,
+            "compile_model": plan.uncompiled is None,
             "data": fingerprint(plan),
             "ranks": ranks.size,
         }
@@ -142,7 +143,7 @@ class Member:
                 f"dataset_name={self.cfg.dataset_name}: its tokens are not those that {self.directory} was begun with; "
                 "restore the data as it was (files, Python version, hub revision), or begin a new run"
             )
-        before = {name: kept.get(name, getattr(DEFAULTS, name)) for name in ROUNDING}  # states of older versions lack some
+        before = ROUNDING | {name: kept[name] for name in ROUNDING if name in kept}
         if changed := [name for name in ROUNDING if before[name] != self.settings[name]]:
             now, then = (", ".join(f"{name}={values[name]}" for name in changed) for values in (self.settings, before))
             self.warning = f"{now}, the run was begun with {then}: it goes on, but not bit for bit as if it had never stopped"
@@ -258,7 +259,9 @@ class Member:
         if (self.directory / "metrics.jsonl").exists():
             sync(self.directory / "metrics.jsonl")
         state = {"run": run.state(), "best": self.best, "rng": torch.get_rng_state()}
-        checkpoint.save_state(self.directory, signature(self.cfg), state | {"settings": self.settings})
+        compiles = self.settings["compile_model"] and compilation.failure(self.cfg) is None
+        settings = self.settings | {"compile_model": compiles}
+        checkpoint.save_state(self.directory, signature(self.cfg), state | {"settings": settings})
         if ranks.size > 1:
             checkpoint.drop_other_rank_states(self.directory, run.batch)
 

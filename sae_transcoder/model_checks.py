@@ -1,25 +1,21 @@
 """What the settings ask of a language model that it, or this machine, cannot do; its outline suffices to tell."""
 
-import os
-import shutil
-import sysconfig
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
-from sae_transcoder import language_model, layers
-from sae_transcoder.config import Config, ConfigError, LossFn
+from sae_transcoder import language_model
+from sae_transcoder.compilation import Obstacle
+from sae_transcoder.config import Config, LossFn
 
 
-def faults(cfg: Config, outline: PreTrainedModel, device: torch.device | None) -> list[str]:
-    """One message for each fault; device: where it will compute, None where that is not this machine's."""
+def faults(cfg: Config, outline: PreTrainedModel, uncompiled: Obstacle | None) -> list[str]:
+    """One message for each fault; uncompiled: why its layers would not be compiled (layers.uncompiled)."""
     return [
         *loss_faults(cfg, outline.config),
         *quantization_faults(cfg, outline.config),
-        *compile_faults(cfg, outline, device),
+        *compile_faults(cfg, uncompiled),
         *token_faults(cfg, language_model.text_config(outline)),
     ]
 
@@ -45,22 +41,11 @@ def quantization_faults(cfg: Config, model_config: Any) -> list[str]:
     return []
 
 
-def compile_faults(cfg: Config, outline: PreTrainedModel, device: torch.device | None) -> list[str]:
-    """What torch.compile lacks; device: where it will compute, None where that is not this machine's."""
-    if not cfg.compile_model:
+def compile_faults(cfg: Config, uncompiled: Obstacle | None) -> list[str]:
+    """A compilation that is asked for and cannot be."""
+    if not cfg.compile_model or uncompiled is None:
         return []
-    try:
-        layers.stack(outline)
-    except ConfigError:
-        return [f"compile_model=True: the layers of {cfg.model_name} were not found; leave it out"]
-    if device is not None and device.type == "cuda" and not any(map(shutil.which, [os.environ.get("CC", "gcc"), "gcc", "clang"])):
-        return ["compile_model=True on a GPU: Triton needs a C compiler, and this machine has none; install gcc, or leave it out"]
-    if device is not None and device.type == "cpu":
-        if not shutil.which(compiler := os.environ.get("CXX", "g++")):
-            return [f"compile_model=True on a CPU: needs a C++ compiler, and there is no {compiler}; install g++, or leave it out"]
-        if not Path(sysconfig.get_path("include"), "Python.h").exists():
-            return ["compile_model=True on a CPU: needs Python's headers; install python3-dev, or leave it out"]
-    return []
+    return [f"compile_model=True: {uncompiled.reason}; {', or '.join(filter(None, [uncompiled.fix, 'leave it out']))}"]
 
 
 def token_faults(cfg: Config, text_config: Any) -> list[str]:

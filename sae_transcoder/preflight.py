@@ -28,6 +28,7 @@ from sae_transcoder.config import (
 if TYPE_CHECKING:
     import torch
 
+    from sae_transcoder.compilation import Obstacle
     from sae_transcoder.data import TokenSets
     from sae_transcoder.sparsify_config import Length
 
@@ -51,6 +52,7 @@ class Plan:
     available: int | None  # bytes of the device; None where it is a cluster's, and not known
     warnings: list[str]
     start_from: dict[str, Path]  # {coder: folder of the weights to start from}
+    uncompiled: Obstacle | None  # why the language model's layers are not compiled; None: they are
     ranks: int = 1  # processes that train it together
 
     @property
@@ -99,11 +101,9 @@ def plan(cfg: Config, known: Known | None = None, *, elsewhere: bool = False, pr
     outline = once(lambda: language_model.outline(cfg), "outline", model)
     points = hookpoints.find(cfg, outline)
     widths = once(lambda: hookpoints.widths(cfg, outline, points), "widths", model, cfg.model_type, tuple(points))
-    faults = (
-        model_checks.faults(cfg, outline, None if elsewhere else device)
-        + width_faults(cfg, widths)
-        + share_faults(cfg, widths, processes)
-    )
+    needs = once(lambda: layers.needed(cfg, outline, points), "layers", model, cfg.loss_fn, cfg.eval_end_to_end, tuple(points))
+    uncompiled = layers.uncompiled(cfg, outline, points, needs, device, here=not elsewhere)
+    faults = model_checks.faults(cfg, outline, uncompiled) + width_faults(cfg, widths) + share_faults(cfg, widths, processes)
     bound = data.needed_samples(cfg, sharing)
     if bound is not None:
         faults += length_faults(cfg, length(cfg, bound, sharing), bound)
@@ -112,7 +112,6 @@ def plan(cfg: Config, known: Known | None = None, *, elsewhere: bool = False, pr
     sizes = {point: memory.latents(cfg, width) for point, width in widths.items()}
     start_from = finetune.find(cfg, [name for point in widths for name in coder_names.names(point, cfg.init_seeds)], widths, sizes)
     dtype = language_model.resolve_dtype(cfg, device)
-    needs = once(lambda: layers.needed(cfg, outline, points), "layers", model, cfg.loss_fn, cfg.eval_end_to_end, tuple(points))
     loaded = outline if needs is None else once(lambda: language_model.outline(cfg, needs), "outline", model, needs)
     parameters = sum(p.numel() for p in loaded.parameters())
     vocabulary = language_model.text_config(outline).vocab_size
@@ -129,8 +128,9 @@ def plan(cfg: Config, known: Known | None = None, *, elsewhere: bool = False, pr
     planned = length(cfg, len(tokens.train), sharing)
     if faults := length_faults(cfg, planned, len(tokens.train)):
         raise ConfigError(*faults)
+    notes = warnings(cfg, planned)
     return Plan(
-        cfg, device, widths, tokens, planned, parameters, needs, needed, available, warnings(cfg, planned), start_from, processes
+        cfg, device, widths, tokens, planned, parameters, needs, needed, available, notes, start_from, uncompiled, processes
     )
 
 

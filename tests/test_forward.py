@@ -1,6 +1,5 @@
-"""How the language model's forward is done: in smaller batches, with its first layers only, compiled; what it gives stays the same."""
+"""How the language model's forward is done: in smaller batches, with its first layers only; what it gives stays the same."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,7 @@ import torch
 from conftest import VOCABULARY, tiny_config, tiny_model
 from test_config import composed
 from test_engine import interrupted, short, weights
-from transformers import AutoModel, Gemma3nTextConfig, LlamaConfig
+from transformers import Gemma3nTextConfig
 
 from sae_transcoder import engine, forward, hookpoints, language_model, layers, preflight
 from sae_transcoder.config import Config, ConfigError, run_dir
@@ -116,44 +115,6 @@ def test_a_pack_loads_what_the_most_demanding_run_needs(cache: Path, tmp_path: P
         [short(cache, tmp_path, *usual, "layers=[0,2]"), short(cache, tmp_path, "max_steps=2", "eval_samples=4", "layers=[3]")]
     )
     assert loaded == [2, None]
-
-
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs g++")
-def test_a_compiled_model_gives_what_the_model_gives(cache: Path, tmp_path: Path) -> None:
-    settings = ["max_steps=4", "layers=[1]", "eval_samples=4"]
-    plain, fast = (short(cache, tmp_path / name, *settings, f"compile_model={name}") for name in ("false", "true"))
-    (one,), (other,) = engine.train([plain]), engine.train([fast])
-    assert one.evaluation.mean()["fvu"] == pytest.approx(other.evaluation.mean()["fvu"], rel=1e-3)
-    assert one.evaluation.mean()["ce_loss_with_sae"] == pytest.approx(other.evaluation.mean()["ce_loss_with_sae"], rel=1e-3)
-
-
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs g++")
-def test_layers_are_compiled_once_for_all_of_them_however_many() -> None:
-    settings = {
-        "vocab_size": 256,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 64,
-    }
-    model = layers.compiled(AutoModel.from_config(LlamaConfig(num_hidden_layers=12, **settings)).eval().requires_grad_(False), [])
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    forward.capture(model, ["layers.11"], torch.arange(16).view(2, 8))
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1  # by itself torch gives up after eight
-
-
-def test_layers_that_hold_a_hookpoint_are_not_compiled() -> None:
-    model = tiny_model("llama")
-    before = [layer.forward for layer in model.layers]
-    layers.compiled(model, ["layers.1.mlp", "layers.2"])
-    assert [layer.forward == own for layer, own in zip(model.layers, before, strict=True)] == [False, True, False, False]
-
-
-def test_compiling_is_refused_on_a_cpu_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ConfigError, match="needs a C\\+\\+ compiler"):
-        preflight.plan(composed("experiment=demo", "compile_model=true", "max_samples=16"))
 
 
 def test_a_forward_of_fewer_sequences_is_refused_for_an_end_to_end_loss() -> None:
