@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -54,13 +55,18 @@ SHAPES = {
 }
 
 
+TABLES = {"pieces": "PIECE", "row_sums": "WAYS", "selection": "TWO_STAGES", "team": "SMALL", "upstream": "PIECE"}
+
+
 def path_of(kind: str) -> ExitStack:
-    """While it is open, tensors on `meta` take the path of a step on cpu or cuda: the one place to adapt where the step decides anew."""
+    """While it is open, tensors on `meta` take the path of a step on cpu or cuda, as the tables by type of device say."""
     stack = ExitStack()
-    stack.enter_context(patch.dict(upstream.PIECE, {"meta": upstream.PIECE[kind]}))
-    if kind == "cuda":
-        stack.enter_context(patch.object(upstream, "largest", lambda preacts, k: preacts.topk(k, dim=-1, sorted=False)))
     stack.enter_context(patch.object(import_module("torch.optim.adam"), "_device_dtype_check_for_fused", lambda *_, **__: None))
+    for module, table in TABLES.items():
+        if find_spec(f"sae_transcoder.{module}") and (kept := getattr(import_module(f"sae_transcoder.{module}"), table, None)):
+            stack.enter_context(patch.dict(kept, {"meta": kept[kind]}))
+    if kind == "cuda" and hasattr(upstream, "largest") and not find_spec("sae_transcoder.selection"):  # of versions without tables
+        stack.enter_context(patch.object(upstream, "largest", lambda preacts, k: preacts.topk(k, dim=-1, sorted=False)))
     return stack
 
 
