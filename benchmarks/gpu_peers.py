@@ -1,0 +1,84 @@
+"""Another program on the work of a row of gpu.py: writes the same model and tokens, and has the program's own script train on them.
+
+    python benchmarks/gpu_peers.py SPEC        started by gpu.py; SPEC: JSON of {"contender", "row", "shape", "folder", "device", "steps", "peers"}
+
+The program comes from the environment that peers.py makes, or else from this one where it can be imported here; where neither is so, that is said.
+"""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gpu_plant
+import numpy as np
+import peers
+import torch
+from common import SCRIPTS, SPARSIFY
+from gpu_measure import SKIP, tell
+from gpu_rows import Row, Shape
+from meter import Coder, Job
+from transformers import AutoModelForCausalLM
+
+from sae_transcoder.language_model import DEMO
+
+
+def interpreter(contender: str, folder: Path) -> Path | None:
+    """The Python that can import the program; None where there is none."""
+    here = Path(sys.executable)
+    if contender == SPARSIFY:
+        return here
+    module = peers.PEERS[contender].imports.partition(".")[0]
+    return peers.found(contender, folder) or (here if importlib.util.find_spec(module) else None)
+
+
+def prepared(row: Row, shape: Shape, folder: Path, device: str, steps: int) -> Job:
+    """Writes model and tokens; what the program is to do with them. Nothing is logged, as in the rows."""
+    dtype = "bfloat16" if device.startswith("cuda") else "float32"
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(shape.config(), dtype=getattr(torch, dtype)).save_pretrained(folder / "model")
+    for file in DEMO.glob("tokenizer*"):  # a tokenizer is loaded, and has nothing to do
+        shutil.copy(file, folder / "model")
+    ids = gpu_plant.tokens(shape.vocabulary, steps * row.tokens).astype(np.int64)
+    np.save(folder / "tokens.npy", ids.reshape(-1, row.length))
+    coders = [Coder(row.k, row.latents, gpu_plant.RATE)] * row.runs
+    return Job(
+        model=str(folder / "model"),
+        hookpoint=f"layers.{shape.layers // 2}",
+        width=shape.width,
+        tokens=str(folder / "tokens.npy"),
+        batch=row.sequences,
+        steps=steps,
+        warmup=1,
+        coders=coders,
+        weights=str(folder / "weights.npz"),
+        folder=str(folder),
+        device=device,
+        dtype=dtype,
+        skip=SKIP,
+        wandb=False,
+    )
+
+
+def main(spec: dict[str, Any]) -> None:
+    """Measures the program."""
+    python = interpreter(spec["contender"], Path(spec["peers"]))
+    if python is None:
+        tell(status="missing")
+        return
+    folder = Path(spec["folder"])
+    job = prepared(Row(**spec["row"]), Shape(**spec["shape"]), folder, spec["device"], spec["steps"] + SKIP)
+    command = [python, Path(__file__).parent / SCRIPTS[spec["contender"]], job.write(folder / "job.json")]
+    done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    if done.returncode:
+        sys.exit(done.returncode)
+    found = json.loads([line for line in done.stdout.splitlines() if line.startswith("{")][-1])
+    tell(step=found["seconds"] / spec["steps"], allocated=found["peak"])
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
