@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_transcoder import checks, coder_names, config, memory, ranks, slurm, slurm_record, status
+from sae_transcoder import checks, coder_names, config, device_memory, memory, ranks, slurm, slurm_record, status
 from sae_transcoder.config import (
     Activation,
     Config,
@@ -24,6 +24,7 @@ from sae_transcoder.config import (
     Resume,
     Tracker,
 )
+from sae_transcoder.peak import Part, peak
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +49,7 @@ class Plan:
     length: Length
     model_parameters: int
     model_layers: int | None  # of the language model's first layers, so many are loaded; None: all
-    memory: dict[str, int]  # bytes, by what holds them
+    memory: list[Part]  # what it holds on its device
     available: int | None  # bytes of the device; None where it is a cluster's, and not known
     warnings: list[str]
     start_from: dict[str, Path]  # {coder: folder of the weights to start from}
@@ -114,15 +115,14 @@ def plan(cfg: Config, known: Known | None = None, *, elsewhere: bool = False, pr
     dtype = language_model.resolve_dtype(cfg, device)
     loaded = outline if needs is None else once(lambda: language_model.outline(cfg, needs), "outline", model, needs)
     parameters = sum(p.numel() for p in loaded.parameters())
-    vocabulary = language_model.text_config(outline).vocab_size
-    weights = language_model.weight_bytes(cfg, loaded, dtype)
-    needed = memory.memory_estimate(cfg, widths, weights, dtype.itemsize, vocabulary, processes)
-    available = memory.cluster_memory(cfg, device) if elsewhere else memory.device_memory(device)
-    if faults := memory.memory_faults(cfg, needed, available, device):
+    model_sizes = layers.sizes(cfg, loaded, dtype)
+    needed = memory.memory_estimate(cfg, widths, model_sizes, device.type, processes)
+    available = device_memory.on_cluster(cfg, device) if elsewhere else device_memory.here(device)
+    if faults := device_memory.faults(cfg, peak([needed]), available, device):
         raise ConfigError(*faults)
     source = str({f.name: getattr(cfg, f.name) for f in fields(DatasetConfig) if f.name != "max_samples"})
     tokens = once(
-        lambda: data.prepare(cfg, lambda: language_model.tokenizer(cfg), vocabulary, sharing),
+        lambda: data.prepare(cfg, lambda: language_model.tokenizer(cfg), model_sizes.vocabulary, sharing),
         *("tokens", model, source, bound),
     )
     planned = length(cfg, len(tokens.train), sharing)
