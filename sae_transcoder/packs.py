@@ -20,6 +20,7 @@ SHARED = [f.name for f in (*fields(ModelConfig), *fields(DatasetConfig)) if f.na
 SHARED += ["batch_size", "device", "threads", "deterministic", "forward_batch_size", "compile_model"]
 
 USABLE = 0.85  # of the device's memory; the estimate is one
+BLIND = 4  # runs side by side where it is not known how many fit
 
 
 def device_count(device: torch.device) -> int:
@@ -57,7 +58,7 @@ def packs(plans: Sequence[Plan], workers: int) -> list[list[int]]:
         cfg, device = plans[members[0]].cfg, plans[members[0]].device
         available = plans[members[0]].available
         room = math.inf if available is None else USABLE * available / math.ceil(workers / device_count(device))
-        most = min(cfg.runs_per_pack or len(members), math.ceil(len(plans) / workers))
+        most = min(cfg.runs_per_pack or (BLIND if available is None else len(members)), math.ceil(len(plans) / workers))
         while members:
             count = largest([plans[i] for i in members[:most]], room)
             found.append(members[:count])
