@@ -223,7 +223,8 @@ class TrainingConfig:
     """Batches, losses and length of a run."""
 
     batch_size: int = 2
-    """Sequences per batch; where several ranks train one run with distribute_modules=false, of each rank."""
+    """Sequences per batch; where several ranks train one run with distribute_modules=false, of each rank. The header warns of batches that
+    are too small for a GPU."""
     grad_acc_steps: int = 8
     """Batches per optimizer step."""
     micro_acc_steps: int = 1

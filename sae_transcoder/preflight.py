@@ -20,10 +20,10 @@ from sae_transcoder.config import (
     ConfigError,
     DatasetConfig,
     Hardware,
-    Optimizer,
     Resume,
     Tracker,
 )
+from sae_transcoder.header_warnings import warnings
 from sae_transcoder.peak import Part, peak
 
 if TYPE_CHECKING:
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from sae_transcoder.sparsify_config import Length
 
 log = logging.getLogger(__name__)
-
-SHORT_RUN = 100_000_000  # tokens below which Adam's automatic rate is far too low (README, "Learning rate")
 
 
 @dataclass(frozen=True)
@@ -128,7 +126,7 @@ def plan(cfg: Config, known: Known | None = None, *, elsewhere: bool = False, pr
     planned = length(cfg, len(tokens.train), sharing)
     if faults := length_faults(cfg, planned, len(tokens.train)):
         raise ConfigError(*faults)
-    notes = warnings(cfg, planned)
+    notes = warnings(cfg, planned, device.type, model_sizes.width)
     return Plan(
         cfg, device, widths, tokens, planned, parameters, needs, needed, available, notes, start_from, uncompiled, processes
     )
@@ -283,20 +281,4 @@ def length_faults(cfg: Config, planned: Length, samples: int) -> list[str]:
         value = getattr(cfg, name)
         if value and value >= planned.steps:
             found.append(f"{name}={value}: the run has {planned.steps} optimizer steps ({how}); {fix}")
-    return found
-
-
-def warnings(cfg: Config, planned: Length) -> list[str]:
-    """What is allowed and likely not meant."""
-    tokens = planned.samples * cfg.max_seq_length
-    found = []
-    if cfg.auxk_alpha > 0 and cfg.dead_feature_threshold >= tokens:
-        found.append(
-            f"dead_feature_threshold={cfg.dead_feature_threshold:,} is not below the run's {tokens:,} tokens: no latent can count as dead, "
-            "AuxK never acts"
-        )
-    if cfg.lr is None and cfg.optimizer == Optimizer.adam and tokens < SHORT_RUN:
-        found.append(
-            f"lr=null: Adam's automatic rate is made for billions of tokens, the run has {tokens:,}; try lr=1e-3 and above"
-        )
     return found
