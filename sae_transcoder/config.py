@@ -223,7 +223,8 @@ class TrainingConfig:
     """Batches, losses and length of a run."""
 
     batch_size: int = 2
-    """Sequences per batch; where several ranks train one run with distribute_modules=false, of each rank."""
+    """Sequences per batch; where several ranks train one run with distribute_modules=false, of each rank. The header warns of batches that
+    are too small for a GPU."""
     grad_acc_steps: int = 8
     """Batches per optimizer step."""
     micro_acc_steps: int = 1
@@ -354,7 +355,7 @@ class SweepConfig:
     """Folder inside `save_dir` for the runs of a sweep. null: for a sweep composed of the experiment or model_type, the swept fields and
     a hash of the other settings, so that more values add runs to the same sweep; for a single run none."""
     runs_per_pack: int | None = no_result(None)
-    """Runs that train side by side at most. null: as many as the memory estimate allows."""
+    """Runs that train side by side at most. null: as many as the memory estimate allows; on a cluster whose memory is not known, 4."""
     workers: int | None = no_result(None)
     """Processes that train packs at the same time, on a machine with GPUs one on each. null: as many as there are GPUs, on a CPU 1."""
     objective: str = no_result("fvu")

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from sae_transcoder.config import run_dir, run_name, warmup_steps
 from sae_transcoder.eval_file import Evaluation
+from sae_transcoder.peak import peak
 from sae_transcoder.preflight import Plan
 
 PLAIN_EVERY = 10.0  # seconds between two lines where there is no terminal
@@ -41,7 +42,8 @@ def facts(plan: Plan) -> dict[str, str]:
     dead = f", AuxK after {size(cfg.dead_feature_threshold)} tokens" if cfg.auxk_alpha else ""
     rate = "automatic" if cfg.lr is None else f"{cfg.lr:g}"
     warmup = "" if cfg.optimizer == "signum" else f", {warmup_steps(cfg, length.steps)} warmup steps"
-    parts = ", ".join(f"{what} {size(held, 'B')}" for what, held in plan.memory.items())
+    needed = peak([plan.memory])
+    parts = ", ".join(f"{what} {size(held, 'B')}" for what, held in needed.parts.items())
     return {
         "run": run_name(cfg),
         "model": f"{cfg.model_name}, {size(plan.model_parameters)} parameters{first_layers(plan)}, on {plan.device}{compiled(plan)}",
@@ -54,7 +56,7 @@ def facts(plan: Plan) -> dict[str, str]:
         "steps": f"{length.steps:,} of {cfg.grad_acc_steps} x {length.batch} sequences",
         **ranks(plan),
         "optimizer": f"{cfg.optimizer}, lr {rate}{warmup}",
-        "memory": f"about {size(sum(plan.memory.values()), 'B')} ({parts})",
+        "memory": f"about {size(needed.held, 'B')}, most {needed.moment} ({parts})",
         "directory": str(run_dir(cfg)),
     }
 

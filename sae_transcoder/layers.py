@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from sae_transcoder import compilation, language_model
 from sae_transcoder.compilation import Obstacle
 from sae_transcoder.config import Config, ConfigError, LossFn
+from sae_transcoder.memory import ModelSizes
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,25 @@ def stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 def children(module: nn.Module) -> str:
     """The names of a module's direct parts, for messages."""
     return ", ".join(name for name, _ in module.named_children())
+
+
+def sizes(cfg: Config, outline: PreTrainedModel, dtype: torch.dtype) -> ModelSizes:
+    """What the memory estimate asks of the model, of which no more than `outline` is loaded."""
+    text = language_model.text_config(outline)
+    try:
+        inside: nn.Module = stack(outline)[1]
+    except ConfigError:
+        inside = outline
+    matrices = [parameter.shape[-2:] for parameter in inside.parameters() if parameter.ndim > 1]
+    return ModelSizes(
+        weights=language_model.weight_bytes(cfg, outline, dtype),
+        itemsize=dtype.itemsize,
+        vocabulary=text.vocab_size,
+        width=text.hidden_size,
+        widest=max(max(shape) for shape in matrices),
+        layers=text.num_hidden_layers,
+        predicts=language_model.wants_head(cfg, outline.config),
+    )
 
 
 def needed(cfg: Config, outline: PreTrainedModel, points: Collection[str]) -> int | None:

@@ -1,16 +1,30 @@
-"""What a run needs of its device's memory, estimated from the sizes of model, coders and batches."""
+"""The estimate of what a run needs of its device's memory, from the sizes of model, coders and batches.
 
-from __future__ import annotations
+It follows what the run really holds, tensor by tensor (tests/test_memory.py measures that on a CPU). Nothing here imports torch.
+"""
 
-import os
+import math
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from sae_transcoder import ranks
-from sae_transcoder.config import Config, LossFn, Optimizer, evaluation_batch
+from sae_transcoder.config import Config, LossFn, ModelType, Optimizer, evaluation_batch
+from sae_transcoder.peak import ALWAYS, BATCH, SAVE, Moment, Part
+from sae_transcoder.pieces import PIECE, SMALL
 
-if TYPE_CHECKING:
-    import torch
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """What the estimate asks of the language model."""
+
+    weights: int  # bytes
+    itemsize: int  # bytes of an activation
+    vocabulary: int
+    width: int  # of the hidden states
+    widest: int  # of what a layer computes of them
+    layers: int
+    predicts: bool  # whether it is loaded with a head
 
 
 def latents(cfg: Config, width: int) -> int:
@@ -25,72 +39,177 @@ def coder_parameters(cfg: Config, width: int) -> int:
 
 # Numbers of the size of the coder that each optimizer keeps beside weights and gradients.
 OPTIMIZER_STATES = {Optimizer.adam: 2, Optimizer.muon: 1, Optimizer.signum: 1}
+CONTEXT = 10**9  # bytes that CUDA and its libraries take; not measured
+BFLOAT16, FLOAT32, FLOAT64, INT64 = 2, 4, 8, 8  # bytes
+CANDIDATES = {"cpu": 8, "cuda": 32}  # latents that are looked at for each that is chosen (selection.py)
 
 
-def memory_estimate(
-    cfg: Config, widths: dict[str, int], model_bytes: int, itemsize: int, vocabulary: int, processes: int = 1
-) -> dict[str, int]:
-    """Bytes that the run needs on its device, or on that of each rank at most, by what holds them; temporary tensors of the largest coder
-    counted once."""
-    tokens = cfg.batch_size * cfg.max_seq_length
+def memory_estimate(cfg: Config, widths: Mapping[str, int], model: ModelSizes, device: str, processes: int = 1) -> list[Part]:
+    """What a run holds on its device, of type cpu or cuda; of several processes on that of the one that holds most."""
     every = {point: coder_parameters(cfg, d) * len(cfg.init_seeds) for point, d in widths.items()}
     own = max(ranks.shares(every, processes), key=lambda s: sum(every[p] for p in s)) if cfg.distribute_modules else list(widths)
-    parameters, copied = sum(every[point] for point in own), sum(every.values())  # the first rank evaluates all
-    sides = 2 if cfg.model_type == "transcoder" else 1
-    captured = sum(tokens * widths[p] * sides * (itemsize + 4 * (itemsize != 4)) for p in own)
-    # Pre-activations, with AuxK a second time, as if whole (they are where they are few, or corrections are off); input, output, error and
-    # their gradients.
-    step = max(tokens // cfg.micro_acc_steps * ((1 + (cfg.auxk_alpha > 0)) * latents(cfg, d) + 6 * d) * 4 for d in widths.values())
-    held = {
-        "language model": model_bytes,
-        "coders": parameters * 4 * (2 + OPTIMIZER_STATES[cfg.optimizer]),
-        "their copy at a save": copied * 4 * (2 if cfg.optimizer == Optimizer.signum else 1),
-        "activations": captured + step,
-    }
+    trained = {point: widths[point] for point in own}
+    found = [Part("language model", model.weights, ALWAYS, True)]
+    found += [Part("CUDA", CONTEXT, ALWAYS, True)] if device == "cuda" else []
+    found += coders(cfg, trained, device)
+    found += batch(cfg, trained, model, device) if cfg.loss_fn == LossFn.fvu else end_to_end(cfg, trained, model)
+    found += update(cfg, trained, device, processes)
+    found += save(cfg, widths, model)  # the first process evaluates all
+    return found
+
+
+def coders(cfg: Config, widths: Mapping[str, int], device: str) -> Iterator[Part]:
+    """Weights, what the optimizer keeps, counts of each latent's tokens, and gradients."""
+    numbers = sum(coder_parameters(cfg, d) for d in widths.values()) * len(cfg.init_seeds)
+    counts = sum(latents(cfg, d) for d in widths.values()) * len(cfg.init_seeds) * (INT64 + 1)
+    yield Part("coders", numbers * FLOAT32 * (1 + OPTIMIZER_STATES[cfg.optimizer]) + counts, ALWAYS)
+    if cfg.grad_acc_steps > 1:
+        yield Part("gradients", numbers * FLOAT32, BATCH)
+    else:  # a run's are gone before the next one trains, unless they train together
+        yield Part("gradients", numbers * FLOAT32, (Moment.coder, Moment.update), None if together(cfg, widths, device) else True)
+
+
+def together(cfg: Config, widths: Mapping[str, int], device: str) -> bool:
+    """Whether the run trains together with others (team.py)."""
+    most = max(latents(cfg, d) for d in widths.values())
+    return cfg.loss_fn == LossFn.fvu and cfg.batch_size * cfg.max_seq_length * most <= SMALL[device]
+
+
+def batch(cfg: Config, widths: Mapping[str, int], model: ModelSizes, device: str) -> Iterator[Part]:
+    """The activations of a batch, what the language model's forward computes besides, and a coder's step."""
+    tokens = cfg.batch_size * cfg.max_seq_length
+    sequences = min(cfg.forward_batch_size or cfg.batch_size, cfg.batch_size)
+    yield from seen(cfg, widths, tokens, model.itemsize, BATCH)
+    if sequences < cfg.batch_size:  # what was seen in pieces is joined
+        for point, d in widths.items():
+            yield Part("pieces of activations", 2 * tokens * d * model.itemsize, (Moment.forward,), point)
+    yield Part("a layer", layer(model, sequences * cfg.max_seq_length), (Moment.forward,), True)
+    yield steps(cfg, widths, tokens, device)
+
+
+def steps(cfg: Config, widths: Mapping[str, int], tokens: int, device: str) -> Part:
+    """What coders' steps make of a batch; one after the other, or where batches are small of as many at once as make a piece."""
+    largest = max(step(cfg, d, tokens, device) for d in widths.values())
+    if not together(cfg, widths, device) or not cfg.corrections or cfg.multi_topk or cfg.skip_connection:
+        return Part("coders' steps", largest, (Moment.coder,), "one by one")
+    beside = max(coder_parameters(cfg, d) for d in widths.values()) * FLOAT32  # weights side by side
+    at_once = max(1, PIECE[device] // (tokens * max(latents(cfg, d) for d in widths.values())))
+    own = min(at_once, len(cfg.init_seeds))
+    return Part("coders' steps", own * (largest + beside), (Moment.coder,), "together", at_once // own)
+
+
+def seen(cfg: Config, widths: Mapping[str, int], tokens: int, itemsize: int, during: Sequence[Moment]) -> Iterator[Part]:
+    """The inputs and outputs of the hookpoints for so many tokens, and what coders are given of them."""
+    alike = (cfg.model_type, tuple(cfg.exclude_tokens), cfg.exclude_first_tokens, cfg.max_norm_multiple)
+    sides = 2 if cfg.model_type == ModelType.transcoder else 1
+    for point, d in widths.items():
+        for tensor in (point, before(point)):
+            yield Part("activations", tokens * d * itemsize, during, tensor)
+        if itemsize != FLOAT32 or any(alike[1:]):  # else they are the same tensors
+            later = [moment for moment in during if moment != Moment.forward]
+            yield Part("coders' inputs", sides * tokens * d * FLOAT32, later, (point, alike))
+
+
+def before(point: str) -> str:
+    """The tensor that a hookpoint is given: the output of the layer before it, or one of its own."""
+    match = re.fullmatch(r"(.*\.)(\d+)", point)
+    return f"{match[1]}{int(match[2]) - 1}" if match else f"{point}'s input"
+
+
+def layer(model: ModelSizes, tokens: int) -> int:
+    """Bytes that a layer computes at once: three tensors of an MLP's inner width, and the hidden states with and without their norm."""
+    return tokens * model.itemsize * (3 * model.widest + 2 * model.width)
+
+
+def end_to_end(cfg: Config, widths: Mapping[str, int], model: ModelSizes) -> Iterator[Part]:
+    """What a forward with the coders in place keeps for its gradient: of each layer after the first hookpoint, of logits and of all coders."""
+    tokens = cfg.batch_size * cfg.max_seq_length
+    first = min(int(next((part for part in point.split(".") if part.isdigit()), 0)) for point in widths)
+    kept = tokens * model.itemsize * (3 * model.widest + 6 * model.width)
+    yield from seen(cfg, widths, tokens, model.itemsize, (Moment.coder,))
+    yield Part("layers", (model.layers - 1 - first) * kept, (Moment.coder,), True)
+    # ce: the logits' softmax and two gradients; kl: softmax, its logarithm, their difference, for both models
+    yield Part("logits", tokens * model.vocabulary * FLOAT32 * (5 if cfg.loss_fn == LossFn.kl else 3), (Moment.coder,), True)
+    yield Part("coders' steps", sum(outputs(cfg, d, tokens) for d in widths.values()), (Moment.coder,), True)
+
+
+def may_die(cfg: Config) -> bool:
+    """Whether AuxK can act: the run may be long enough for dead latents."""
+    samples = math.inf if cfg.max_samples is None else cfg.max_samples
+    return cfg.auxk_alpha > 0 and samples * cfg.max_seq_length > cfg.dead_feature_threshold
+
+
+def entries(cfg: Config, d: int) -> list[int]:
+    """Latents that a token chooses at most, for each reconstruction: by k, by AuxK and by Multi-TopK."""
+    size = latents(cfg, d)
+    k = min(size, 10 * d) if cfg.k_decay_steps else cfg.k
+    return [k, *([min(size, d // 2)] if may_die(cfg) else []), *([min(size, 4 * k)] if cfg.multi_topk else [])]
+
+
+def shifted(cfg: Config) -> bool:
+    """Whether a coder's input is a tensor of its own: of an SAE the bias is taken out."""
+    return cfg.model_type == ModelType.sae
+
+
+def outputs(cfg: Config, d: int, tokens: int) -> int:
+    """Bytes of what a coder's forward makes for so many tokens: of each reconstruction the sum of rows, the same with the bias, and the
+    error, and of one its squares; of each entry the latent, its pre-activation and its activation."""
+    chosen = entries(cfg, d)
+    return tokens * (d * FLOAT32 * (shifted(cfg) + 3 * len(chosen) + 1) + sum(chosen) * (INT64 + 2 * FLOAT32))
+
+
+def step(cfg: Config, d: int, tokens: int, device: str) -> int:
+    """Bytes that a coder's forward and backward make at once for a piece of so many tokens of a batch."""
+    tokens, size, chosen = math.ceil(tokens / cfg.micro_acc_steps), latents(cfg, d), entries(cfg, d)
+    row, forward = tokens * d * FLOAT32, outputs(cfg, d, tokens)
+    item = BFLOAT16 if device == "cuda" else FLOAT32  # bytes of a pre-activation
+    if not cfg.corrections:
+        whole = tokens * size * item  # pre-activations, and after ReLU; or their gradient
+        return max(2 * whole + forward, whole + row * (shifted(cfg) + 4 + cfg.k))  # a row for each entry
+    # The output and gradients; entries sorted by latent, with their tokens, places and gradients.
+    backward = row * (shifted(cfg) + len(chosen) + 1) + tokens * (40 * sum(chosen) + 12 * max(chosen))
+    piece = min(tokens, max(1, PIECE[device] // size))  # tokens
+    # Pre-activations of a piece, of the one before and of dead latents, and those among which the largest are looked for.
+    looked_at = max(CANDIDATES[device] * k if 2 * CANDIDATES[device] * k <= size else 0 for k in chosen)
+    choosing = (
+        row * shifted(cfg) + (min(tokens, 2 * piece) + piece * may_die(cfg)) * size * item + piece * looked_at * (INT64 + item)
+    )
+    if device == "cpu":
+        return max(choosing, forward, backward)
+    copies = BFLOAT16 * (size * d + tokens * d)  # of a weight and of rows
+    # Activations of a piece between zeros, or partial sums of latents that fire often.
+    sums = max(piece * size * BFLOAT16, (tokens * sum(chosen) // 256 + size) * d * FLOAT32)
+    return max(choosing + copies, forward, backward + copies + sums)
+
+
+def update(cfg: Config, widths: Mapping[str, int], device: str, processes: int) -> Iterator[Part]:
+    """What an optimizer's step computes, and before it the part of a gradient that is taken out."""
+    largest = max(widths.values(), key=lambda d: coder_parameters(cfg, d))
+    matrix = latents(cfg, largest) * largest
+    held = matrix * {Optimizer.adam: FLOAT32, Optimizer.muon: 4 * BFLOAT16, Optimizer.signum: FLOAT32}[cfg.optimizer]
+    if cfg.optimizer == Optimizer.adam and not cfg.corrections:  # not in one pass; on a GPU for all parameters at once
+        held = 2 * matrix * FLOAT32 if device == "cpu" else sum(coder_parameters(cfg, d) for d in widths.values()) * FLOAT32
+    yield Part("an optimizer's step", held, (Moment.update,), True)
     if processes > 1 and not cfg.distribute_modules:
-        held["gradients exchanged"] = max(coder_parameters(cfg, d) for d in widths.values()) * 4
-    if cfg.loss_fn != LossFn.fvu:  # logits, their softmax, its logarithm and a gradient, float32
-        held["logits"] = tokens * vocabulary * 4 * (4 if cfg.loss_fn == LossFn.kl else 2)
-    elif cfg.eval_end_to_end:  # those of the model as it is and with coders; one sequence's in float64, for the divergence
-        sequences = evaluation_batch(cfg, vocabulary)
-        held["held-out logits"] = cfg.max_seq_length * vocabulary * (2 * itemsize * sequences + 4 * 8)
-    return held
+        yield Part("gradients exchanged", coder_parameters(cfg, largest) * FLOAT32, (Moment.update,), True)
 
 
-def memory_faults(cfg: Config, memory: dict[str, int], there: int | None, device: torch.device) -> list[str]:
-    """A run that needs more than the whole of its device's memory; `there`: bytes, None where they are not known."""
-    needed = sum(memory.values())
-    if there is None or needed <= there:
-        return []
-    parts = ", ".join(f"{what} {held / 1e9:,.1f}" for what, held in memory.items())
-    return [
-        f"expansion_factor={cfg.expansion_factor}, num_latents={cfg.num_latents}, batch_size={cfg.batch_size}: the run needs about "
-        f"{needed / 1e9:,.1f} GB ({parts}), {device} has {there / 1e9:,.1f}; lower them, or choose fewer hookpoints"
-    ]
-
-
-def device_memory(device: torch.device) -> int:
-    """Bytes of a GPU, or of this machine."""
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def cluster_memory(cfg: Config, device: torch.device) -> int | None:
-    """Bytes of a GPU of the cluster, or what a job asks for on a node; None where the settings do not say."""
-    if device.type == "cuda":
-        return None if cfg.gpu_memory_gib is None else int(cfg.gpu_memory_gib * 2**30)
-    return None if cfg.memory is None else mebibytes(cfg.memory) * 2**20 // cfg.tasks_per_node
-
-
-UNITS = {"": 1.0, "K": 2.0**-10, "M": 1.0, "G": 2.0**10, "T": 2.0**20}
-
-
-def mebibytes(text: str) -> int:
-    """An amount of memory in sbatch's notation: a number, in MiB or with K, M, G or T. Raises ValueError for what is none."""
-    match = re.fullmatch(r"(\d+)([KMGT]?)B?", text.upper())
-    if match is None:
-        raise ValueError(f"{text!r}: not an amount of memory")
-    return int(int(match[1]) * UNITS[match[2]])
+def save(cfg: Config, widths: Mapping[str, int], model: ModelSizes) -> Iterator[Part]:
+    """Copies of the coders, and what their evaluation computes."""
+    numbers = sum(coder_parameters(cfg, d) for d in widths.values()) * len(cfg.init_seeds)
+    yield Part("copies of coders", numbers * FLOAT32, SAVE)
+    if cfg.optimizer == Optimizer.signum:  # what is published is an average; the weights go on
+        yield Part("weights kept", numbers * FLOAT32, (Moment.copy,), True)
+    sequences = min(evaluation_batch(cfg, model.vocabulary), cfg.eval_samples)
+    tokens = sequences * cfg.max_seq_length
+    d = max(widths.values(), key=lambda d: coder_parameters(cfg, d))
+    size = latents(cfg, d)
+    encoded = tokens * (2 * size * FLOAT32 + 2 * d * FLOAT32)
+    yield from seen(cfg, widths, tokens, model.itemsize, (Moment.reconstruction,))
+    yield Part("reconstructions", max(encoded, tokens * d * 8 * FLOAT64), (Moment.reconstruction,), True)
+    yield Part("cosines", size * d * FLOAT32 + 2 * min(size, 1024) * size * FLOAT32, (Moment.comparison,), True)
+    if model.predicts:
+        sequence = cfg.max_seq_length * model.vocabulary
+        logits = min(sequences, cfg.forward_batch_size or sequences) * sequence * model.itemsize
+        more = max(encoded, logits + 5 * sequence * FLOAT64, layer(model, tokens))
+        yield Part("held-out logits", logits + more, (Moment.predictions,), True)

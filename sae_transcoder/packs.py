@@ -2,12 +2,14 @@
 
 import json
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 
 import torch
 
 from sae_transcoder.config import Config, ConfigError, DatasetConfig, LossFn, ModelConfig
+from sae_transcoder.peak import peak
 from sae_transcoder.preflight import Plan
 
 # Fields of the model and the data in which runs of one pack may differ: each leaves out its own tokens, and a shorter run reads the
@@ -18,7 +20,7 @@ SHARED = [f.name for f in (*fields(ModelConfig), *fields(DatasetConfig)) if f.na
 SHARED += ["batch_size", "device", "threads", "deterministic", "forward_batch_size", "compile_model"]
 
 USABLE = 0.85  # of the device's memory; the estimate is one
-SHARED_MEMORY = ("language model", "held-out logits", "logits")  # parts of the estimate that a pack has once
+BLIND = 4  # runs side by side where it is not known how many fit
 
 
 def device_count(device: torch.device) -> int:
@@ -41,9 +43,7 @@ def check_shared(cfgs: Sequence[Config]) -> None:
 
 def memory(plans: Sequence[Plan]) -> int:
     """Bytes that a pack of these runs needs on its device."""
-    once = {name: max(plan.memory.get(name, 0) for plan in plans) for name in SHARED_MEMORY}
-    own = sum(held for plan in plans for name, held in plan.memory.items() if name not in SHARED_MEMORY)
-    return sum(once.values()) + own
+    return peak([plan.memory for plan in plans]).held
 
 
 def packs(plans: Sequence[Plan], workers: int) -> list[list[int]]:
@@ -58,12 +58,14 @@ def packs(plans: Sequence[Plan], workers: int) -> list[list[int]]:
         cfg, device = plans[members[0]].cfg, plans[members[0]].device
         available = plans[members[0]].available
         room = math.inf if available is None else USABLE * available / math.ceil(workers / device_count(device))
-        most = min(cfg.runs_per_pack or len(members), math.ceil(len(plans) / workers))
-        pack: list[int] = []
-        for i in members:
-            if pack and (len(pack) == most or memory([plans[j] for j in [*pack, i]]) > room):
-                found.append(pack)
-                pack = []
-            pack.append(i)
-        found.append(pack)
+        most = min(cfg.runs_per_pack or (BLIND if available is None else len(members)), math.ceil(len(plans) / workers))
+        while members:
+            count = largest([plans[i] for i in members[:most]], room)
+            found.append(members[:count])
+            members = members[count:]
     return found
+
+
+def largest(plans: Sequence[Plan], room: float) -> int:
+    """How many of the first of these runs a pack of at most so many bytes has: at least one."""
+    return 1 + bisect_right(range(2, len(plans) + 1), room, key=lambda count: memory(plans[:count]))

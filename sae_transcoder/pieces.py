@@ -6,6 +6,9 @@ from collections.abc import Iterator
 # Numbers in a piece. On a CPU a piece stays in the cache, and needs no fresh pages, as large tensors do each time; on a GPU it is half a GB
 # in bfloat16, large enough for whole waves of its blocks.
 PIECE = {"cpu": 2**21, "cuda": 2**28}
+# Pre-activations of one coder in a batch up to which its kernels take less time than their launches, so that coders are better computed as
+# one: by arithmetic some 60 launches of 5 microseconds; no GPU has been measured. A CPU launches nothing.
+SMALL = {"cpu": 0, "cuda": 2**24}
 
 
 def pieces(tokens: int, latents: int, device: str) -> Iterator[tuple[int, int]]:

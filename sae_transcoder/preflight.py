@@ -13,17 +13,18 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_transcoder import checks, coder_names, config, memory, ranks, slurm, slurm_record, status
+from sae_transcoder import checks, coder_names, config, device_memory, memory, ranks, slurm, slurm_record, status
 from sae_transcoder.config import (
     Activation,
     Config,
     ConfigError,
     DatasetConfig,
     Hardware,
-    Optimizer,
     Resume,
     Tracker,
 )
+from sae_transcoder.header_warnings import warnings
+from sae_transcoder.peak import Part, peak
 
 if TYPE_CHECKING:
     import torch
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from sae_transcoder.sparsify_config import Length
 
 log = logging.getLogger(__name__)
-
-SHORT_RUN = 100_000_000  # tokens below which Adam's automatic rate is far too low (README, "Learning rate")
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Plan:
     length: Length
     model_parameters: int
     model_layers: int | None  # of the language model's first layers, so many are loaded; None: all
-    memory: dict[str, int]  # bytes, by what holds them
+    memory: list[Part]  # what it holds on its device
     available: int | None  # bytes of the device; None where it is a cluster's, and not known
     warnings: list[str]
     start_from: dict[str, Path]  # {coder: folder of the weights to start from}
@@ -114,21 +113,20 @@ def plan(cfg: Config, known: Known | None = None, *, elsewhere: bool = False, pr
     dtype = language_model.resolve_dtype(cfg, device)
     loaded = outline if needs is None else once(lambda: language_model.outline(cfg, needs), "outline", model, needs)
     parameters = sum(p.numel() for p in loaded.parameters())
-    vocabulary = language_model.text_config(outline).vocab_size
-    weights = language_model.weight_bytes(cfg, loaded, dtype)
-    needed = memory.memory_estimate(cfg, widths, weights, dtype.itemsize, vocabulary, processes)
-    available = memory.cluster_memory(cfg, device) if elsewhere else memory.device_memory(device)
-    if faults := memory.memory_faults(cfg, needed, available, device):
+    model_sizes = layers.sizes(cfg, loaded, dtype)
+    needed = memory.memory_estimate(cfg, widths, model_sizes, device.type, processes)
+    available = device_memory.on_cluster(cfg, device) if elsewhere else device_memory.here(device)
+    if faults := device_memory.faults(cfg, peak([needed]), available, device):
         raise ConfigError(*faults)
     source = str({f.name: getattr(cfg, f.name) for f in fields(DatasetConfig) if f.name != "max_samples"})
     tokens = once(
-        lambda: data.prepare(cfg, lambda: language_model.tokenizer(cfg), vocabulary, sharing),
+        lambda: data.prepare(cfg, lambda: language_model.tokenizer(cfg), model_sizes.vocabulary, sharing),
         *("tokens", model, source, bound),
     )
     planned = length(cfg, len(tokens.train), sharing)
     if faults := length_faults(cfg, planned, len(tokens.train)):
         raise ConfigError(*faults)
-    notes = warnings(cfg, planned)
+    notes = warnings(cfg, planned, device.type, model_sizes.width)
     return Plan(
         cfg, device, widths, tokens, planned, parameters, needs, needed, available, notes, start_from, uncompiled, processes
     )
@@ -283,20 +281,4 @@ def length_faults(cfg: Config, planned: Length, samples: int) -> list[str]:
         value = getattr(cfg, name)
         if value and value >= planned.steps:
             found.append(f"{name}={value}: the run has {planned.steps} optimizer steps ({how}); {fix}")
-    return found
-
-
-def warnings(cfg: Config, planned: Length) -> list[str]:
-    """What is allowed and likely not meant."""
-    tokens = planned.samples * cfg.max_seq_length
-    found = []
-    if cfg.auxk_alpha > 0 and cfg.dead_feature_threshold >= tokens:
-        found.append(
-            f"dead_feature_threshold={cfg.dead_feature_threshold:,} is not below the run's {tokens:,} tokens: no latent can count as dead, "
-            "AuxK never acts"
-        )
-    if cfg.lr is None and cfg.optimizer == Optimizer.adam and tokens < SHORT_RUN:
-        found.append(
-            f"lr=null: Adam's automatic rate is made for billions of tokens, the run has {tokens:,}; try lr=1e-3 and above"
-        )
     return found

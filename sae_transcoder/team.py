@@ -9,13 +9,9 @@ from torch import Tensor
 
 from sae_transcoder import stack
 from sae_transcoder.forward import Activations
-from sae_transcoder.pieces import PIECE
+from sae_transcoder.pieces import PIECE, SMALL
 from sae_transcoder.run import Run, Task, optimizer_step
 from sae_transcoder.upstream import CorrectedCoder
-
-# Pre-activations of one coder in a batch up to which its kernels take less time than their launches: by arithmetic some 60 launches of 5
-# microseconds; no GPU has been measured. A CPU launches nothing.
-SMALL = {"cpu": 0, "cuda": 2**24}
 
 
 def pays(device: torch.device, tokens: int, latents: int) -> bool:

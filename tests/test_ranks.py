@@ -18,6 +18,7 @@ from test_engine import lines, weights
 from sae_transcoder import checkpoint, engine, eval_file, preflight, ranks, status
 from sae_transcoder.composition import composed
 from sae_transcoder.config import ConfigError, run_dir
+from sae_transcoder.peak import Moment, held, peak
 
 SHAPE = [
     "experiment=demo", "max_seq_length=32", "eval_samples=8", "k=8", "expansion_factor=2", "threads=1", "log_every=1", "device=cpu",
@@ -297,12 +298,13 @@ def test_length_and_memory_are_those_of_all_ranks(tmp_path: Path) -> None:
     cfg = composed([*SHAPE, "batch_size=4", "max_steps=3", "grad_acc_steps=2", f"save_dir={tmp_path}", "max_samples=64"])
     one, four = preflight.plan(cfg, processes=1), preflight.plan(cfg, processes=2)
     assert (one.length.samples, four.length.samples, four.length.steps) == (24, 48, 3)
-    assert four.memory["gradients exchanged"] == 4 * one.coder_parameters
+    assert held(Moment.update, [four.memory])["gradients exchanged"] == 4 * one.coder_parameters
     with pytest.raises(ConfigError, match="batch_size=4 on 17 ranks with max_samples=64: not one full batch"):
         preflight.plan(replace(cfg, max_steps=None), processes=17)
     shared = composed([*SHAPE, SHARE, "layers=[0,1,2]", f"save_dir={tmp_path}"])
     parts = [preflight.plan(shared, processes=count) for count in (1, 2, 3)]
-    assert [part.memory["coders"] * 3 // parts[0].memory["coders"] for part in parts] == [3, 2, 1]
+    coders = [peak([part.memory]).parts["coders"] for part in parts]
+    assert [own * 3 // coders[0] for own in coders] == [3, 2, 1]
     assert len({part.length for part in parts}) == 1, "each reads all batches"
 
 

@@ -15,7 +15,7 @@ from conftest import tiny_model
 from sae_transcoder import slurm, slurm_after, slurm_record, standing, status
 from sae_transcoder.checks import slurm_faults
 from sae_transcoder.composition import composed
-from sae_transcoder.memory import cluster_memory, mebibytes
+from sae_transcoder.device_memory import mebibytes, on_cluster
 from sae_transcoder.slurm import Job
 from sae_transcoder.slurm_record import Record
 from sae_transcoder.status import State, Status
@@ -176,9 +176,9 @@ def test_the_memory_of_a_clusters_device_is_what_the_settings_say() -> None:
     import torch
 
     cfg = composed(["model_type=sae", "hardware=slurm", "memory=32G"])
-    assert cluster_memory(cfg, torch.device("cuda")) is None
-    assert cluster_memory(replace(cfg, gpu_memory_gib=80.0), torch.device("cuda")) == 80 * 2**30
-    assert cluster_memory(replace(cfg, tasks_per_node=2), torch.device("cpu")) == 16 * 2**30
+    assert on_cluster(cfg, torch.device("cuda")) is None
+    assert on_cluster(replace(cfg, gpu_memory_gib=80.0), torch.device("cuda")) == 80 * 2**30
+    assert on_cluster(replace(cfg, tasks_per_node=2), torch.device("cpu")) == 16 * 2**30
 
 
 @pytest.mark.parametrize("gres", ["gpu", "gpu:1", "gpu:a100:1", "gpu:a100:2(S:0-1)", "lustre:1,gpu:h100:4"])

@@ -107,7 +107,19 @@ def test_packs_are_no_larger_than_memory(cache: Path, tmp_path: Path) -> None:
     plans = [plan(short(cache, tmp_path, f"k={k}")) for k in range(1, 6)]
     two = int(packs.memory(plans[:2]) / packs.USABLE + 1)
     assert packs.packs([replace(each, available=two) for each in plans], 1) == [[0, 1], [2, 3], [4]]
-    assert packs.packs([replace(each, available=None) for each in plans], 1) == [[0, 1, 2, 3, 4]], "a cluster's, not known"
+    assert packs.packs([replace(each, available=None) for each in plans], 1) == [[0, 1, 2, 3], [4]], "a cluster's, not known"
+
+
+@pytest.mark.parametrize(
+    ("settings", "sizes"), [([], [4, 2]), (["gpu_memory_gib=80"], [6]), (["gpu_memory_gib=80", "runs_per_pack=5"], [5, 1])]
+)
+def test_a_job_has_as_many_runs_as_fit_its_gpu_where_that_is_known(
+    cache: Path, tmp_path: Path, settings: list[str], sizes: list[int]
+) -> None:
+    plans = [
+        plan(short(cache, tmp_path, "hardware=slurm", "device=cuda", f"k={k}", *settings), elsewhere=True) for k in range(1, 7)
+    ]
+    assert [len(pack) for pack in packs.packs(plans, 1)] == sizes
 
 
 def test_a_run_that_diverges_or_breaks_fails_alone_with_its_reason(

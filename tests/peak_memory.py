@@ -1,0 +1,33 @@
+"""How much memory tensors hold at most while the engine trains on a CPU: the profiler tells of every allocation, its size and its end."""
+
+from collections.abc import Sequence
+from itertools import accumulate
+from unittest.mock import patch
+
+from torch.profiler import ProfilerActivity, profile
+from transformers import PreTrainedModel
+
+from sae_transcoder import engine
+from sae_transcoder.config import Config
+from sae_transcoder.preflight import Plan, plan
+
+
+def weights(model: PreTrainedModel) -> int:
+    """Bytes of a model's parameters and buffers."""
+    storages = [tensor.untyped_storage() for tensor in (*model.parameters(), *model.buffers())]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def train(cfgs: Sequence[Config]) -> tuple[list[Plan], int]:
+    """Trains the runs side by side; their plans, and the bytes that the language model and all other tensors held at most."""
+    known: dict = {}
+    plans = [plan(cfg, known) for cfg in cfgs]
+    model = engine.loaded(plans)  # before, since weights that are mapped from a file are not allocated
+    with (
+        patch.object(engine, "loaded", lambda _: model),
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled,
+    ):
+        engine.train(cfgs)
+    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]  # type: ignore[union-attr]
+    events.sort(key=lambda event: event.start_ns())
+    return plans, weights(model) + max(accumulate(event.nbytes() for event in events))
