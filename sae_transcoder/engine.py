@@ -3,7 +3,6 @@
 import logging
 import math
 import os
-import resource
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from rich.console import Console
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sae_transcoder import display, forward, host_memory, layers, preflight, ranks
+from sae_transcoder import devices, display, forward, layers, preflight, ranks
 from sae_transcoder.config import Config, ConfigError, LossFn
 from sae_transcoder.failure import fail, fail_together, tell, why
 from sae_transcoder.forward import Activations
@@ -31,23 +30,6 @@ from sae_transcoder.stop_signal import Stopped, StopSignal
 from sae_transcoder.transfer import onto
 
 log = logging.getLogger(__name__)
-
-
-def configure(cfg: Config, device: torch.device) -> None:
-    """Process-wide settings: torch's, malloc's, and that each run of a large pack may keep its files open."""
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    if 0 < limit < 2**20:  # what is more, some systems do not take
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-    if cfg.threads is not None:
-        torch.set_num_threads(cfg.threads)
-    torch.set_float32_matmul_precision("high")  # as sparsify's Trainer.fit
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # Triton's kernels run on the current one
-    else:
-        host_memory.keep_freed()
-    if cfg.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
 
 
 def train(cfgs: Sequence[Config]) -> list[Result]:
@@ -79,10 +61,10 @@ def train_pack(cfgs: Sequence[Config], stop: StopSignal | None = None) -> list[O
             outcomes, plans = planned(cfgs, ours)
             if plans:
                 first = next(iter(plans.values()))
-                configure(first.cfg, first.device)
-                ours.connect(first.device)
                 # Patient: torchrun hands on a signal that may have reached its processes already.
-                with nullcontext(stop) if stop else StopSignal(patient=ours.size > 1) as noted:
+                signals = nullcontext(stop) if stop else StopSignal(patient=ours.size > 1)
+                with devices.configured(first.cfg, first.device), signals as noted:
+                    ours.connect(first.device)
                     outcomes |= train_plans(plans, None, noted, Console(highlight=False), ours)
         except Stopped:
             raise

@@ -14,6 +14,7 @@ import signal
 import sys
 from pathlib import Path
 
+import pretend_gpu
 import torch
 
 from sae_transcoder import engine, ranks
@@ -69,4 +70,6 @@ def main(path: Path) -> None:
 
 
 if __name__ == "__main__":
+    if "PRETEND_GPUS" in os.environ:
+        pretend_gpu.install()
     main(Path(sys.argv[1]))
