@@ -60,7 +60,7 @@ def train(cfg: Config) -> TrainedRun:
     """Trains one run on this machine, goes on with it where it was stopped, or takes its result where it is done, as `sae-train` does.
 
     Raises ConfigError for what the command would refuse, before anything is written, and for a run that is trained elsewhere; Stopped
-    after Ctrl-C, the run saved; what the run failed of otherwise.
+    after Ctrl-C, the run saved; DeviceBroken where the GPU fails, which a new process can use again; what the run failed of otherwise.
     """
     cfg = _checked(cfg)
     if cfg.hardware == Hardware.slurm or cfg.dry_run:
@@ -81,8 +81,8 @@ def sweep(*overrides: str) -> list[TrainedRun]:
     """Trains every combination of the comma-separated values, as `sae-train -m OVERRIDES` does, in the order of the combinations.
 
     Raises ConfigError for what the command would refuse, before anything is written, and for a search; RunFailed for the first run that
-    failed, once the others are done; Stopped after Ctrl-C, the runs saved. Where several GPUs are to be used, call it below
-    `if __name__ == "__main__":`, for each gets a process of its own.
+    failed, once the others are done; Stopped after Ctrl-C, the runs saved; DeviceBroken where the GPU of this process
+    fails. Where several GPUs are to be used, call it below `if __name__ == "__main__":`, for each gets a process of its own.
     """
     given = _with_json(overrides)
     if faults := composition.override_faults(given, []):

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sae_transcoder import devices, display, forward, layers, preflight, ranks
+from sae_transcoder.broken_device import diagnosing, end_if_broken
 from sae_transcoder.config import Config, ConfigError, LossFn
 from sae_transcoder.failure import fail, fail_together, tell, why
 from sae_transcoder.forward import Activations
@@ -35,8 +36,8 @@ log = logging.getLogger(__name__)
 def train(cfgs: Sequence[Config]) -> list[Result]:
     """Trains runs that share model, data and batch size side by side, and returns their results in order.
 
-    Raises ConfigError before anything is written where they share too little, Stopped after a signal, and, once the others are done,
-    what the first run that failed failed of, or that was refused.
+    Raises ConfigError before anything is written where they share too little, Stopped after a signal, DeviceBroken where the GPU fails,
+    and, once the others are done, what the first run that failed failed of, or that was refused.
     """
     outcomes = train_pack(cfgs)
     for outcome in outcomes:
@@ -63,7 +64,7 @@ def train_pack(cfgs: Sequence[Config], stop: StopSignal | None = None) -> list[O
                 first = next(iter(plans.values()))
                 # Patient: torchrun hands on a signal that may have reached its processes already.
                 signals = nullcontext(stop) if stop else StopSignal(patient=ours.size > 1)
-                with devices.configured(first.cfg, first.device), signals as noted:
+                with diagnosing(), devices.configured(first.cfg, first.device), signals as noted:
                     ours.connect(first.device)
                     outcomes |= train_plans(plans, None, noted, Console(highlight=False), ours)
         except Stopped:
@@ -81,6 +82,7 @@ def silence() -> Iterator[None]:
         yield
 
 
+@diagnosing()
 def planned(cfgs: Sequence[Config], ours: Ranks) -> tuple[dict[int, Outcome], dict[int, Plan]]:
     """What was refused, on any rank, and the plans of the other runs."""
     known: preflight.Known = {}
@@ -107,11 +109,12 @@ def train_plans(
     outcomes: dict[int, Outcome] = {}
     failed: dict[Member, Exception] = {}
     try:
-        begin(plans, members, outcomes, console, ours)
-        if model is None and members:
-            model = loaded(list(plans.values()))
-        if model and members:
-            failed = run_pack(model, list(members.values()), stop, console, ours)
+        with diagnosing():
+            begin(plans, members, outcomes, console, ours)
+            if model is None and members:
+                model = loaded(list(plans.values()))
+            if model and members:
+                failed = run_pack(model, list(members.values()), stop, console, ours)
     except Stopped:
         raise
     except BaseException as error:  # nothing of one run alone, such as a model that cannot be loaded
@@ -149,7 +152,8 @@ def loaded(plans: Sequence[Plan]) -> PreTrainedModel:
 def run_pack(
     model: PreTrainedModel, members: Sequence[Member], stop: StopSignal, console: Console, ours: Ranks
 ) -> dict[Member, Exception]:
-    """The loop: batch after batch until every run is done or has failed; returns what failed. Raises Stopped after a signal.
+    """The loop: batch after batch until every run is done or has failed; returns what failed. Raises Stopped after a signal, DeviceBroken
+    where the GPU fails.
 
     Where memory does not suffice for all, it saves the runs that are consistent and returns with unfinished runs closed.
     """
@@ -161,6 +165,8 @@ def run_pack(
     with display.Bar(console, longest.run.length.steps, longest.run.length.samples * positions - before) as bar:
         while active := [m for m in members if not m.closed]:
             faults = batch(model, active, bar)
+            for error in faults.values():
+                end_if_broken(error)
             bar.update(longest.run.step, longest.run.tokens - before)
             if len(active) > 1 and any(is_out_of_memory(error) for error in faults.values()):
                 make_room(active, list(faults.values()))
@@ -230,6 +236,7 @@ def interrupt(members: Sequence[Member], number: int, ours: Ranks) -> None:
             try:
                 member.save_state()
             except Exception as error:  # a full disk: the others are saved yet
+                end_if_broken(error)
                 if ours.size > 1:
                     raise
                 fail(member, error)

@@ -20,6 +20,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from sae_transcoder import composition
+from sae_transcoder.broken_device import FAILED
 from sae_transcoder.config import ConfigError
 
 if TYPE_CHECKING:
@@ -40,9 +41,10 @@ class PeerFailed(Exception):
     """Another rank failed, and this one ends with it; the message is that rank's own."""
 
     @property
-    def lost(self) -> bool:
-        """Whether that rank left no message: nothing is known to be wrong with the run, which can go on from its last save."""
-        return str(self).startswith(LOST)
+    def blameless(self) -> bool:
+        """Whether that rank left no message, or its GPU failed: nothing is known to be wrong with the run, which can go on from its last
+        save."""
+        return any(text in str(self) for text in (LOST, FAILED))
 
 
 def count() -> int:
@@ -145,7 +147,7 @@ class Ranks:
             raise PeerFailed(self.fault)
         try:
             yield
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, torch.AcceleratorError):  # this rank's own GPU
             raise
         except RuntimeError as error:  # gloo has no exception of its own
             raise PeerFailed(self.reason(error)) from None

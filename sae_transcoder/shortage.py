@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from sae_transcoder.broken_device import diagnosing
 from sae_transcoder.member import Member
 from sae_transcoder.status import State
 
@@ -44,7 +45,8 @@ def forget(error: BaseException | None) -> None:
 
 
 def free_memory() -> None:
-    """Gives back what runs that were closed held."""
+    """Gives back what runs that were closed held. Raises DeviceBroken where the GPU has failed meanwhile."""
     gc.collect()
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        with diagnosing():
+            torch.cuda.empty_cache()
