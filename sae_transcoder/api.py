@@ -10,13 +10,10 @@ runs = sweep("experiment=demo", "k=16,32,64")
 """
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -63,7 +60,7 @@ def train(cfg: Config) -> TrainedRun:
     """Trains one run on this machine, goes on with it where it was stopped, or takes its result where it is done, as `sae-train` does.
 
     Raises ConfigError for what the command would refuse, before anything is written, and for a run that is trained elsewhere; Stopped
-    after Ctrl-C, the run saved; what the run failed of otherwise.
+    after Ctrl-C, the run saved; DeviceBroken where the GPU fails, which a new process can use again; what the run failed of otherwise.
     """
     cfg = _checked(cfg)
     if cfg.hardware == Hardware.slurm or cfg.dry_run:
@@ -76,8 +73,7 @@ def train(cfg: Config) -> TrainedRun:
     if what != "done":
         preflight.plan(cfg)  # before anything is written
         run_files.write_config(cfg)
-        with _as_before():
-            engine.train([cfg])
+        engine.train([cfg])
     return _trained(cfg)
 
 
@@ -85,8 +81,8 @@ def sweep(*overrides: str) -> list[TrainedRun]:
     """Trains every combination of the comma-separated values, as `sae-train -m OVERRIDES` does, in the order of the combinations.
 
     Raises ConfigError for what the command would refuse, before anything is written, and for a search; RunFailed for the first run that
-    failed, once the others are done; Stopped after Ctrl-C, the runs saved. Where several GPUs are to be used, call it below
-    `if __name__ == "__main__":`, for each gets a process of its own.
+    failed, once the others are done; Stopped after Ctrl-C, the runs saved; DeviceBroken where the GPU of this process
+    fails. Where several GPUs are to be used, call it below `if __name__ == "__main__":`, for each gets a process of its own.
     """
     given = _with_json(overrides)
     if faults := composition.override_faults(given, []):
@@ -104,8 +100,7 @@ def sweep(*overrides: str) -> list[TrainedRun]:
     params = OmegaConf.select(master, "hydra.sweeper.params") or {}
     parsed = OverridesParser.create(loader).parse_overrides([*(f"{name}={values}" for name, values in params.items()), *given])
     combinations = [job for batch in GridSweeper.split_arguments(parsed, None) for job in batch]
-    with _as_before():
-        jobs = sweeps.train(loader, master, combinations, 0)
+    jobs = sweeps.train(loader, master, combinations, 0)
     for job in jobs:
         if job.error is not None:
             raise sweeps.RunFailed(f"{run_dir(job.cfg)}: {job.error}")
@@ -122,17 +117,6 @@ def _checked(cfg: Config) -> Config:
 
 def _elsewhere(cfg: Config | DictConfig) -> str:
     return "hardware=slurm" if cfg.hardware == Hardware.slurm else "dry_run=True"
-
-
-@contextmanager
-def _as_before() -> Iterator[None]:
-    """What a run sets for the whole process ends with it."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)
 
 
 def _trained(cfg: Config) -> TrainedRun:

@@ -3,7 +3,6 @@
 import logging
 import math
 import os
-import resource
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,8 @@ from rich.console import Console
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sae_transcoder import display, forward, host_memory, layers, preflight, ranks
+from sae_transcoder import devices, display, forward, layers, preflight, ranks
+from sae_transcoder.broken_device import diagnosing, end_if_broken
 from sae_transcoder.config import Config, ConfigError, LossFn
 from sae_transcoder.failure import fail, fail_together, tell, why
 from sae_transcoder.forward import Activations
@@ -35,28 +35,11 @@ from sae_transcoder.transfer import onto
 log = logging.getLogger(__name__)
 
 
-def configure(cfg: Config, device: torch.device) -> None:
-    """Process-wide settings: torch's, malloc's, and that each run of a large pack may keep its files open."""
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    if 0 < limit < 2**20:  # what is more, some systems do not take
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-    if cfg.threads is not None:
-        torch.set_num_threads(cfg.threads)
-    torch.set_float32_matmul_precision("high")  # as sparsify's Trainer.fit
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # Triton's kernels run on the current one
-    else:
-        host_memory.keep_freed()
-    if cfg.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-
-
 def train(cfgs: Sequence[Config]) -> list[Result]:
     """Trains runs that share model, data and batch size side by side, and returns their results in order.
 
-    Raises ConfigError before anything is written where they share too little, Stopped after a signal, and, once the others are done,
-    what the first run that failed failed of, or that was refused.
+    Raises ConfigError before anything is written where they share too little, Stopped after a signal, DeviceBroken where the GPU fails,
+    and, once the others are done, what the first run that failed failed of, or that was refused.
     """
     outcomes = train_pack(cfgs)
     for outcome in outcomes:
@@ -81,10 +64,10 @@ def train_pack(cfgs: Sequence[Config], stop: StopSignal | None = None) -> list[O
             outcomes, plans = planned(cfgs, ours)
             if plans:
                 first = next(iter(plans.values()))
-                configure(first.cfg, first.device)
-                ours.connect(first.device)
                 # Patient: torchrun hands on a signal that may have reached its processes already.
-                with nullcontext(stop) if stop else StopSignal(patient=ours.size > 1) as noted:
+                signals = nullcontext(stop) if stop else StopSignal(patient=ours.size > 1)
+                with diagnosing(), devices.configured(first.cfg, first.device), signals as noted:
+                    ours.connect(first.device)
                     outcomes |= train_plans(plans, None, noted, Console(highlight=False), ours)
         except Stopped:
             raise
@@ -101,6 +84,7 @@ def silence() -> Iterator[None]:
         yield
 
 
+@diagnosing()
 def planned(cfgs: Sequence[Config], ours: Ranks) -> tuple[dict[int, Outcome], dict[int, Plan]]:
     """What was refused, on any rank, and the plans of the other runs."""
     known: preflight.Known = {}
@@ -127,11 +111,12 @@ def train_plans(
     outcomes: dict[int, Outcome] = {}
     failed: dict[Member, Exception] = {}
     try:
-        begin(plans, members, outcomes, console, ours)
-        if model is None and members:
-            model = loaded(list(plans.values()))
-        if model and members:
-            failed = run_pack(model, list(members.values()), stop, console, ours)
+        with diagnosing():
+            begin(plans, members, outcomes, console, ours)
+            if model is None and members:
+                model = loaded(list(plans.values()))
+            if model and members:
+                failed = run_pack(model, list(members.values()), stop, console, ours)
     except Stopped:
         raise
     except BaseException as error:  # nothing of one run alone, such as a model that cannot be loaded
@@ -169,7 +154,8 @@ def loaded(plans: Sequence[Plan]) -> PreTrainedModel:
 def run_pack(
     model: PreTrainedModel, members: Sequence[Member], stop: StopSignal, console: Console, ours: Ranks
 ) -> dict[Member, Exception]:
-    """The loop: batch after batch until every run is done or has failed; returns what failed. Raises Stopped after a signal.
+    """The loop: batch after batch until every run is done or has failed; returns what failed. Raises Stopped after a signal, DeviceBroken
+    where the GPU fails.
 
     Where memory does not suffice for all, it saves the runs that are consistent and returns with unfinished runs closed.
     """
@@ -181,6 +167,8 @@ def run_pack(
     with display.Bar(console, longest.run.length.steps, longest.run.length.samples * positions - before) as bar:
         while active := [m for m in members if not m.closed]:
             faults = batch(model, active, bar)
+            for error in faults.values():
+                end_if_broken(error)
             bar.update(longest.run.step, longest.run.tokens - before)
             if len(active) > 1 and any(is_out_of_memory(error) for error in faults.values()):
                 make_room(active, list(faults.values()))
@@ -256,6 +244,7 @@ def interrupt(members: Sequence[Member], number: int, ours: Ranks) -> None:
             try:
                 member.save_state()
             except Exception as error:  # a full disk: the others are saved yet
+                end_if_broken(error)
                 if ours.size > 1:
                     raise
                 fail(member, error)

@@ -1,12 +1,15 @@
 """The entrypoint `sae-eval PATH [overrides]`: held-out metrics of coders that were trained before, by this project or by sparsify."""
 
+from __future__ import annotations
+
 import argparse
 import hashlib
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sae_transcoder import preflight, status, stored_coders
 from sae_transcoder.composition import refuse
@@ -20,6 +23,11 @@ from sae_transcoder.evaluation_config import (
     settings,
     sparsify_settings,
 )
+
+if TYPE_CHECKING:
+    import torch
+
+    from sae_transcoder.upstream import SparseCoder
 
 DESCRIPTION = """\
 Held-out metrics of sparse coders: reconstruction, sparsity, and the language model with the coders in place.
@@ -93,9 +101,8 @@ def measured(
     cfg: Config, places: dict[str, Path], path: str, step: int | None, tokens: int | None, *, selecting: bool
 ) -> Evaluation:
     """Loads the model and the coders and measures them; `selecting`: only those on the hookpoints that `cfg` names."""
-    from sae_transcoder import data, engine, heldout, hookpoints, language_model, layers, model_checks
+    from sae_transcoder import data, devices, heldout, hookpoints, language_model, layers, model_checks
     from sae_transcoder.coder_names import hookpoint
-    from sae_transcoder.upstream import SparseCoder
 
     device = preflight.find_device(cfg)
     outline = language_model.outline(cfg)
@@ -112,7 +119,26 @@ def measured(
             f"(it has {hookpoints.shape_of_names(filter(None, modules))}); set model or model_name"
         )
     widths = hookpoints.widths(cfg, outline, points)
-    engine.configure(cfg, device)
+    with devices.configured(cfg, device):
+        coders, faults = loaded(cfg, places, widths, device)
+        count = layers.needed(cfg, outline, points)
+        faults += model_checks.faults(cfg, outline, layers.uncompiled(cfg, outline, points, count, device))
+        if faults:
+            raise ConfigError(*faults)
+        sequences = data.heldout(cfg, lambda: language_model.tokenizer(cfg), language_model.text_config(outline).vocab_size)
+        subject = heldout.Subject(cfg, coders)
+        model = layers.load(cfg, device, count, points)
+        (found,) = heldout.measure(model, [subject], sequences, whole=True)
+        return found.evaluation(subject, step, tokens)
+
+
+def loaded(
+    cfg: Config, places: Mapping[str, Path], widths: Mapping[str, int], device: torch.device
+) -> tuple[dict[str, SparseCoder], list[str]]:
+    """The coders {name: coder}, and what is wrong with those that cannot be read or do not fit a hookpoint's width."""
+    from sae_transcoder.coder_names import hookpoint
+    from sae_transcoder.upstream import SparseCoder
+
     coders, faults = {}, []
     for name, place in places.items():
         try:
@@ -124,15 +150,7 @@ def measured(
             faults.append(
                 f"{place}: a coder of width {coders[name].d_in}, {hookpoint(name)} of model_name={cfg.model_name} has {width}; set model"
             )
-    count = layers.needed(cfg, outline, points)
-    faults += model_checks.faults(cfg, outline, layers.uncompiled(cfg, outline, points, count, device))
-    if faults:
-        raise ConfigError(*faults)
-    sequences = data.heldout(cfg, lambda: language_model.tokenizer(cfg), language_model.text_config(outline).vocab_size)
-    subject = heldout.Subject(cfg, coders)
-    model = layers.load(cfg, device, count, points)
-    (found,) = heldout.measure(model, [subject], sequences, whole=True)
-    return found.evaluation(subject, step, tokens)
+    return coders, faults
 
 
 COLUMNS = {

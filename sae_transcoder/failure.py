@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from sae_transcoder.broken_device import DeviceBroken
 from sae_transcoder.checkpoint import DiskError
 from sae_transcoder.config import ConfigError
 from sae_transcoder.member import Diverged, Member
@@ -29,7 +30,8 @@ def fail(member: Member, error: Exception) -> Exception:
 
 def why(error: BaseException) -> str:
     """An error in one line for status.json."""
-    return str(error) if isinstance(error, Diverged | ConfigError | PeerFailed) else f"{type(error).__name__}: {error}"
+    known = isinstance(error, Diverged | ConfigError | PeerFailed | DeviceBroken)
+    return str(error) if known else f"{type(error).__name__}: {error}"
 
 
 def portable(error: Exception) -> Exception:
@@ -43,8 +45,9 @@ def fail_together(members: Sequence[Member], error: BaseException, ours: Ranks) 
     if isinstance(error, PeerFailed):
         log.info("%s\n%s", error, ours.trace())
     elif not isinstance(error, ConfigError):
-        log.exception("%s", error)
-    state = State.interrupted if isinstance(error, PeerFailed) and error.lost else State.failed
+        log.log(logging.INFO if isinstance(error, DeviceBroken) else logging.ERROR, "%s", error, exc_info=error)
+    blameless = isinstance(error, DeviceBroken) or (isinstance(error, PeerFailed) and error.blameless)
+    state = State.interrupted if blameless else State.failed
     for member in members:
         member.close(state, why(error), speaks=ours.leads or not said)
     ours.told()

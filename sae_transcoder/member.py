@@ -170,6 +170,11 @@ class Member:
             log.error("%s: status.json could not be written (%s)", self.directory, error)
 
     @property
+    def logging(self) -> bool:
+        """Whether the step just made is one after which a line of metrics is written."""
+        return self.run.step % self.cfg.log_every == 0 or self.run.done
+
+    @property
     def saving(self) -> bool:
         """Whether the step just made is one after which the run is saved."""
         return self.run.step % self.cfg.save_every == 0 or self.run.done
@@ -185,6 +190,11 @@ class Member:
         """Whether the step just made is one whose coders are kept for good."""
         return self.cfg.keep_every is not None and self.run.step % self.cfg.keep_every == 0
 
+    @property
+    def publishing(self) -> bool:
+        """Whether the step just made is one after which the coders are copied, for any of these."""
+        return self.saving or self.evaluating or self.keeping
+
     def subject(self) -> Subject | None:
         """The coders of all ranks as they would be published now; on the first rank, None on others."""
         if not self.cfg.distribute_modules:
@@ -197,24 +207,26 @@ class Member:
                 found[name] = coder.to(self.plan.device)
         return Subject(self.cfg, found) if self.ranks.leads else None
 
-    def _metrics(self) -> dict[str, float]:
-        """Training losses and dead fractions of all coders, in the order of a process alone."""
+    def training_metrics(self) -> dict[str, float]:
+        """What a line of metrics says of training, on all ranks: rate, k, and losses and dead fractions of all coders in the order of a process
+        alone; nothing where no line is due."""
+        if not self.logging:
+            return {}
+        used = {"lr": self.run.lr_used, "k": self.run.k_used}
         if not self.cfg.distribute_modules:
-            return self.run.metrics()
+            return used | self.run.metrics()
         every = {name: value for part in self.ranks.gather(self.run.metrics()) for name, value in part.items()}
         order = {name: i for i, name in enumerate(self.run.names)}
-        return dict(sorted(every.items(), key=lambda m: (m[0].startswith("dead_fraction"), order[m[0].partition("/")[2]])))
+        return used | dict(sorted(every.items(), key=lambda m: (m[0].startswith("dead_fraction"), order[m[0].partition("/")[2]])))
 
-    def after_step(self, bar: Bar, subject: Subject | None, measured: Measured | None) -> None:
+    def after_step(self, bar: Bar, values: dict[str, float], subject: Subject | None, measured: Measured | None) -> None:
         """What an optimizer step makes due: a line of metrics, exports, eval.json, a save of the training state.
 
-        subject: the coders, where the run saves, keeps or evaluates them now and this is the first rank; measured: their held-out
-        metrics, where they were taken.
+        values: training_metrics; subject: the coders, where the run saves, keeps or evaluates them now and this is the first rank; measured:
+        their held-out metrics, where they were taken.
         """
         run, cfg = self.run, self.cfg
-        values: dict[str, float] = {}
-        if run.step % cfg.log_every == 0 or run.done:
-            values |= {"lr": run.lr_used, "k": run.k_used} | self._metrics()
+        if values:
             bar.note([value for name, value in values.items() if name.startswith("fvu/")])
         if subject and self.saving:
             checkpoint.export(subject.coders, self.directory / "coders")
@@ -227,7 +239,7 @@ class Member:
             if self.evaluating:
                 self.evaluation = measured.evaluation(subject, run.step, run.tokens)
                 eval_file.write(self.directory, self.evaluation)
-            values |= measured.values()
+            values = values | measured.values()
         if values and self.logbook:
             self.logbook.log(run.step, {"tokens": run.tokens} | values)
             refuse_diverged(run.step, values)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from rich.console import Console
 
 from sae_transcoder import config, display, eval_file, language_model
+from sae_transcoder.broken_device import end_if_broken
 from sae_transcoder.failure import portable, tell
 from sae_transcoder.member import Member, Taken
 from sae_transcoder.outcome import Outcome, Result
@@ -27,6 +28,7 @@ def begin(
         try:
             return Member(plan, language_model.resolve_dtype(plan.cfg, plan.device), ours)
         except Exception as error:
+            end_if_broken(error)
             return error
 
     # The first rank takes the directory before the others read what lies there.

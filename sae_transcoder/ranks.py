@@ -2,8 +2,8 @@
 
 torchrun, or the SLURM launcher, starts a process for each rank and says in the environment which it is. Whatever steers training goes
 over gloo, so that no GPU is waited for; sums of activations and gradients go from GPU to GPU over nccl. A rank that fails leaves its
-message in the store where the ranks found each other, and breaks the connections on which the others wait: they end with that message.
-torch is imported where ranks meet.
+message in the store where the ranks found each other, and breaks its gloo connections; on every other rank a thread that watches the store
+breaks off what waits on nccl. They end with that message. torch is imported where ranks meet.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import atexit
 import json
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from sae_transcoder import composition
+from sae_transcoder.broken_device import FAILED
 from sae_transcoder.config import ConfigError
 
 if TYPE_CHECKING:
@@ -34,15 +36,17 @@ WAITING = timedelta(days=30)  # a rank may evaluate for hours while the others w
 SPOKEN = 5.0  # seconds in which the first rank says why a run is refused
 LOST = "another rank is gone without a word"
 TOLD = timedelta(seconds=10)  # in which the first rank says why another one failed
+LOOKS = 1.0  # seconds between two looks at whether another rank has failed
 
 
 class PeerFailed(Exception):
     """Another rank failed, and this one ends with it; the message is that rank's own."""
 
     @property
-    def lost(self) -> bool:
-        """Whether that rank left no message: nothing is known to be wrong with the run, which can go on from its last save."""
-        return str(self).startswith(LOST)
+    def blameless(self) -> bool:
+        """Whether that rank left no message, or its GPU failed: nothing is known to be wrong with the run, which can go on from its last
+        save."""
+        return any(text in str(self) for text in (LOST, FAILED))
 
 
 def count() -> int:
@@ -99,6 +103,8 @@ class Ranks:
         self.fault: str | None = None  # why some rank failed
         self.control: Any = None
         self.data: Any = None
+        self.watching: threading.Thread | None = None
+        self.parted = threading.Event()
 
     def meet(self) -> None:
         """Finds the other ranks. Raises ConfigError where some have not come in time."""
@@ -120,15 +126,34 @@ class Ranks:
         atexit.register(self.part_ways)
 
     def connect(self, device: torch.device) -> None:
-        """Opens the way for tensors of this device; once."""
+        """Opens the way for tensors of this device, and watches over what waits on it; once."""
         if self.size > 1 and self.data is None:
             import torch.distributed as dist
 
             with self.talking():
-                self.data = dist.new_group(backend="nccl" if device.type == "cuda" else "gloo")
+                self.data = dist.new_group(backend="nccl" if device.type == "cuda" else "gloo", timeout=WAITING)
+            self.watching = threading.Thread(target=self.watch, daemon=True)
+            self.watching.start()
+
+    def watch(self) -> None:
+        """Looks for the failure of a rank as long as ranks are together, in a thread of its own; then breaks off the sums under way, which
+        end as if they were done."""
+        while not self.parted.wait(LOOKS):
+            try:
+                if not self.store.check(["fault"]):
+                    continue
+                self.fault = self.fault or json.loads(self.store.get("fault"))["why"]
+            except RuntimeError as error:  # the store went with the rank that kept it
+                self.fault = self.fault or f"{LOST} ({str(error).splitlines()[0]})"
+            if (data := self.data) is not None:
+                data.abort()  # gloo's end with the connections of the rank that failed
+            return
 
     def part_ways(self) -> None:
         """Closes the connections at the end of the process."""
+        self.parted.set()
+        if self.watching is not None:
+            self.watching.join()
         if self.fault is None:
             import torch.distributed as dist
 
@@ -141,14 +166,27 @@ class Ranks:
         """A connection that breaks while it is open is the failure of another rank."""
         import torch
 
-        if self.fault is not None:
-            raise PeerFailed(self.fault)
+        self.refuse_broken()
         try:
             yield
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, torch.AcceleratorError):  # this rank's own GPU
             raise
         except RuntimeError as error:  # gloo has no exception of its own
             raise PeerFailed(self.reason(error)) from None
+
+    def refuse_broken(self) -> None:
+        """Raises PeerFailed where another rank has failed."""
+        if self.fault is not None:
+            raise PeerFailed(self.fault)
+
+    def settle(self, device: torch.device) -> None:
+        """Waits for the sums under way. Raises PeerFailed where they were broken off: nothing computed with them is to be kept."""
+        if self.size > 1:
+            import torch
+
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            self.refuse_broken()
 
     def reason(self, error: Exception) -> str:
         """Why a connection broke, as the rank that failed first says it."""
@@ -183,9 +221,10 @@ class Ranks:
         try:
             self.store.compare_set("fault", "", json.dumps({"why": self.fault, "trace": trace}))
             dist.destroy_process_group(self.control)
+            self.control = None
             if self.data is not None and dist.get_backend(self.data) == "gloo":  # nccl's would wait for what is under way
                 dist.destroy_process_group(self.data)
-            self.control = self.data = None
+                self.data = None
             if own and not self.leads:
                 self.store.wait(["told"], TOLD)
         except RuntimeError:

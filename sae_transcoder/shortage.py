@@ -7,13 +7,15 @@ from collections.abc import Sequence
 
 import torch
 
+from sae_transcoder.broken_device import diagnosing
 from sae_transcoder.member import Member
 from sae_transcoder.status import State
 
 log = logging.getLogger(__name__)
 
-# What torch's allocator on a CPU and cuBLAS say without an exception of their own.
-NO_MEMORY = ("t allocate memory", "bad_alloc", "CUBLAS_STATUS_ALLOC_FAILED")
+# What is said without an exception of its own: by torch's allocator on a CPU, by CUDA and Triton, by cuBLAS and its like, and by cuBLAS where
+# there is no memory to begin with.
+NO_MEMORY = ("t allocate memory", "bad_alloc", "out of memory", "STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED")
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -43,7 +45,8 @@ def forget(error: BaseException | None) -> None:
 
 
 def free_memory() -> None:
-    """Gives back what runs that were closed held."""
+    """Gives back what runs that were closed held. Raises DeviceBroken where the GPU has failed meanwhile."""
     gc.collect()
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        with diagnosing():
+            torch.cuda.empty_cache()

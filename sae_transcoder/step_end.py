@@ -13,11 +13,28 @@ from sae_transcoder.shortage import forget, free_memory, is_out_of_memory
 
 
 def after_step(model: PreTrainedModel, stepped: Sequence[Member], bar: display.Bar, failed: dict[Member, Exception]) -> None:
-    """What the step just made makes due: evaluation, metrics, exports, saves; one run after the other where memory does not suffice for
-    copies of all coders at once."""
+    """What the step just made makes due: metrics, evaluation, exports, saves."""
+    values: dict[Member, dict[str, float]] = {}
+    for member in stepped:
+        with attempt([member], failed):
+            values[member] = member.training_metrics()  # now, for the other ranks wait while the first one evaluates
+            if values[member] or member.publishing:
+                member.ranks.settle(member.plan.device)
+    publish(model, [member for member in stepped if member not in failed], values, bar, failed)
+
+
+def publish(
+    model: PreTrainedModel,
+    stepped: Sequence[Member],
+    values: Mapping[Member, dict[str, float]],
+    bar: display.Bar,
+    failed: dict[Member, Exception],
+) -> None:
+    """What the step makes due once its metrics, `values`, are taken; one run after the other where memory does not suffice for copies of all
+    coders at once."""
     subjects: dict[Member, Subject] = {}
     for member in stepped:
-        if member.saving or member.evaluating or member.keeping:
+        if member.publishing:
             with attempt([member], failed):
                 if subject := member.subject():
                     subjects[member] = subject
@@ -31,12 +48,12 @@ def after_step(model: PreTrainedModel, stepped: Sequence[Member], bar: display.B
         free_memory()
         for member in stepped:
             if member not in failed:
-                after_step(model, [member], bar, failed)
+                publish(model, [member], values, bar, failed)
         return
     for member in stepped:
         if member not in failed:
             with attempt([member], failed):
-                member.after_step(bar, subjects.get(member), measured.get(member))
+                member.after_step(bar, values[member], subjects.get(member), measured.get(member))
 
 
 @contextmanager

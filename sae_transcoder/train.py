@@ -92,9 +92,12 @@ def main() -> None:
         sys.exit(130)
     except BaseException as error:
         # torch is imported by now: a message of our own kinds ends here, anything else is a bug and keeps its traceback.
+        from sae_transcoder.broken_device import DeviceBroken
         from sae_transcoder.stop_signal import Stopped
         from sae_transcoder.sweep import RunFailed
 
+        if isinstance(error, DeviceBroken) or (isinstance(error, ranks.PeerFailed) and error.blameless):
+            refuse([f"{error}; the same command goes on from the last save"])
         if isinstance(error, RunFailed | ranks.PeerFailed):
             refuse([str(error)])
         if isinstance(error, Stopped):

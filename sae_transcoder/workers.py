@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from sae_transcoder import standing, status
+from sae_transcoder.broken_device import EXIT_CODE, DeviceBroken
 from sae_transcoder.config import Config, Hardware, Resume, run_dir, run_name, sweep_dir
 from sae_transcoder.ranks import PeerFailed
 from sae_transcoder.status import State
@@ -47,7 +48,8 @@ def worker_count(plan: Plan) -> int:
 
 
 def run(packs: Sequence[Pack], count: int, device: torch.device, console: Console) -> Errors:
-    """Trains all packs in so many processes at a time; returns why runs failed. Raises Stopped after a signal, the states saved."""
+    """Trains all packs in so many processes at a time; returns why runs failed. Raises Stopped after a signal, the states saved, and, in
+    one process, DeviceBroken."""
     errors: Errors = {}
     with StopSignal() as stop:
         if min(len(packs), count) > 1:
@@ -69,7 +71,7 @@ def gpus(device: torch.device) -> list[str]:
 
 
 def train(pack: Pack, stop: StopSignal) -> Errors:
-    """Trains one pack in this process."""
+    """Trains one pack in this process. Raises Stopped after a signal, DeviceBroken where the GPU fails, the runs left for another process."""
     from sae_transcoder import engine, failure, shortage
     from sae_transcoder.member import Taken
 
@@ -77,7 +79,7 @@ def train(pack: Pack, stop: StopSignal) -> Errors:
         outcomes = engine.train_pack(pack, stop)
     except Exception as error:  # of the whole pack, such as a model that cannot be loaded
         why = failure.why(error)
-        if not (isinstance(error, PeerFailed) and error.lost):  # then the runs are only interrupted
+        if not (isinstance(error, PeerFailed) and error.blameless):  # then the runs are only interrupted
             for cfg in pack:
                 standing.mark(run_dir(cfg), State.failed, why)
         return {run_dir(cfg): why for cfg in pack}
@@ -126,7 +128,7 @@ class Worker:
 
 
 def serve(pipe: Connection, gpu: str | None, log: Path | None) -> None:
-    """A worker's process: trains each pack that comes, until none comes any more, a signal ends it, or its parent is gone."""
+    """A worker's process: trains each pack that comes, until none comes any more, a signal ends it, its GPU fails, or its parent is gone."""
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     if log is not None:  # what several processes print at once is no use on a terminal
@@ -147,6 +149,9 @@ def serve(pipe: Connection, gpu: str | None, log: Path | None) -> None:
                 return
             except Stopped as stopped:
                 sys.exit(128 + stopped.number)
+            except DeviceBroken as broken:
+                print(broken, flush=True)
+                sys.exit(EXIT_CODE)
 
 
 def log_warnings() -> None:
@@ -220,9 +225,11 @@ def finish(worker: Worker, errors: Errors, deaths: Deaths, waiting: list[Pack], 
     worker.process.join()
     code = worker.process.exitcode or 0
     why = f"its process ended with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}"
+    states = {run_dir(cfg): status.read(run_dir(cfg)) for cfg in pack}
+    own = [found for found in states.values() if found and (found.state, found.pid) == (State.interrupted, worker.process.pid)]
+    why += f": {own[0].why}" if own else ""
     why += f"; see {worker.log}" if worker.log else ""
     console.print(f"worker {worker.number}: {why}", markup=False, soft_wrap=True)
-    states = {run_dir(cfg): status.read(run_dir(cfg)) for cfg in pack}
     done = [directory for directory, found in states.items() if found is not None and found.state == State.done]
     errors |= dict.fromkeys(done)
     # With resume=never a run that was begun is refused; here it is the same attempt that goes on.

@@ -1,8 +1,10 @@
 """What test_ranks.py starts on several ranks: trains packs one after the other in one process group.
 
-The argument is a file of JSON, a list of packs, each {"runs": [overrides of each run], "fault": [rank, batch, what] or null}; what: an
-exception's name, or a signal's. Each rank writes what became of it beside that file, rank<r>.json: for each pack the outcomes, and a
-digest of the parameters after each optimizer step.
+The argument is a file of JSON, a list of packs, each {"runs": [overrides of each run], "fault": [rank, batch, what, where], "slow": [seconds
+that each evaluation takes longer, seconds after which a sum over ranks is given up]}, the last two of which may be left out. what: an
+exception's name, or a signal's; where: the method of Run before which it comes, train_on if left out. With PRETEND_GPUS there are GPUs in
+name only. Each rank writes what became of it beside that file, rank<r>.json: for each pack the outcomes, and a digest of the parameters
+after each optimizer step.
 """
 
 import builtins
@@ -12,30 +14,50 @@ import logging
 import os
 import signal
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+import pretend_gpu
 import torch
+import torch.distributed as dist
 
-from sae_transcoder import engine, ranks
+from sae_transcoder import engine, heldout, ranks
 from sae_transcoder.composition import composed
 from sae_transcoder.config import ConfigError
 from sae_transcoder.run import Run
 from sae_transcoder.stop_signal import Stopped
 
 
-def disturb(rank: int, batch: int, what: str) -> None:
-    """Has this rank fail, be killed or be signalled as it begins its `batch`-th batch."""
-    real = Run.train_on
+def disturb(rank: int, batch: int, what: str, where: str = "train_on") -> None:
+    """Has this rank fail, be killed or be signalled after so many batches, before `where`."""
+    real = getattr(Run, where)
 
-    def disturbed(self: Run, tokens: torch.Tensor, seen: dict) -> bool:
+    def disturbed(self: Run, *arguments: object) -> object:
         if ranks.number() == rank and self.batch == batch:
             if what.startswith("SIG"):
                 os.kill(os.getpid(), getattr(signal, what))
             else:
-                raise getattr(builtins, what)("broken on purpose")
-        return real(self, tokens, seen)
+                raise (getattr(builtins, what, None) or getattr(torch, what))("broken on purpose")
+        return real(self, *arguments)
 
-    Run.train_on = disturbed  # type: ignore[method-assign]
+    setattr(Run, where, disturbed)
+
+
+def slow_down(seconds: float, patience: float) -> None:
+    """Has the first rank evaluate for longer than the others wait for its part of a sum."""
+    real = heldout.measure
+
+    def measure(*arguments: Any, **named: Any) -> Any:
+        time.sleep(seconds)
+        return real(*arguments, **named)
+
+    def connect(self: ranks.Ranks, device: torch.device) -> None:
+        self.data = self.data or dist.new_group(backend="gloo", timeout=timedelta(seconds=patience))
+
+    heldout.measure = measure
+    ranks.Ranks.connect = connect  # type: ignore[method-assign]
 
 
 def digest(run: Run) -> str:
@@ -58,6 +80,8 @@ def main(path: Path) -> None:
         Run.train_on = real  # type: ignore[method-assign]
         if pack.get("fault"):
             disturb(*pack["fault"])
+        if pack.get("slow"):
+            slow_down(*pack["slow"])
         said.append({"outcomes": [], "digests": []})
         try:
             outcomes = engine.train_pack([composed(overrides) for overrides in pack["runs"]])
@@ -69,4 +93,6 @@ def main(path: Path) -> None:
 
 
 if __name__ == "__main__":
+    if "PRETEND_GPUS" in os.environ:
+        pretend_gpu.install()
     main(Path(sys.argv[1]))

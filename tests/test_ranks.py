@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -78,12 +79,12 @@ def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(__file__).parent)}
 
 
-def on_ranks(folder: Path, packs: list[dict]) -> tuple[int, list[list[dict]], str]:
+def on_ranks(folder: Path, packs: list[dict], **variables: str) -> tuple[int, list[list[dict]], str]:
     """Trains packs on two ranks: the exit code, what each rank says of each pack, and what was printed."""
     folder.mkdir()
     (folder / "packs.json").write_text(json.dumps(packs))
     command = torchrun(str(Path(__file__).parent / "on_ranks.py"), str(folder / "packs.json"))
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment() | variables, timeout=300)
     said = [json.loads(p.read_text()) if (p := folder / f"rank{r}.json").exists() else [] for r in (0, 1)]
     return done.returncode, said, done.stdout + done.stderr
 
@@ -244,7 +245,7 @@ def test_an_exception_on_one_rank_ends_both_with_its_message(trained: Trained) -
     assert found["step"] == 1
     assert trained.code == 1
     assert trained.said["raises"] == [], "no rank goes on"
-    assert 'raise getattr(builtins, what)("broken on purpose")' in (trained.two("raises") / "train.log").read_text()
+    assert 'getattr(torch, what))("broken on purpose")' in (trained.two("raises") / "train.log").read_text()
     assert "Connection closed" not in (trained.two("raises") / "train.log").read_text()
     # What the first rank alone prints is there once.
     assert trained.printed.count("done: ") == sum(
@@ -273,6 +274,73 @@ def test_a_killed_rank_ends_the_other_and_the_same_command_goes_on_bit_for_bit(t
     assert (code, [len(own) for own in said]) == (1, [1, 1])
     found = state(trained.two("first-raises"))
     assert (found["state"], found["why"]) == ("failed", "OSError: broken on purpose")
+
+
+@pytest.mark.parametrize("where", ["_add_up", "metrics"])
+def test_a_rank_that_waits_for_another_on_its_gpu_ends_with_the_others_message_and_keeps_nothing(
+    tmp_path: Path, where: str
+) -> None:
+    own = [
+        *SHAPE,
+        "device=cuda",
+        "batch_size=4",
+        "max_samples=64",
+        "save_every=1",
+        "keep_every=1",
+        f"save_dir={tmp_path}/out",
+        "run_name=r",
+    ]
+    gpus = {"PRETEND_GPUS": "2", "PRETEND_NOTES": f"{tmp_path}/notes", "CUDA_VISIBLE_DEVICES": "0,1"}
+    packs = [{"runs": [[*own, f"cache_dir={tmp_path}"]], "fault": [1, 6, "ValueError", where]}]
+    code, said, printed = on_ranks(tmp_path / "launch", packs, **gpus)
+    assert (code, said) == (1, [[], []]), printed
+    found = state(tmp_path / "out" / "r")
+    assert (found["state"], found["why"]) == ("failed", "rank 1: ValueError: broken on purpose"), printed
+    assert [row["step"] for row in lines(tmp_path / "out" / "r")] == [1, 2, 3, 4, 5], "the sixth step's sums were broken off"
+    assert len(list((tmp_path / "out" / "r" / "snapshots").iterdir())) == 5
+    assert all(value.isfinite().all() for value in weights(tmp_path / "out" / "r" / "coders").values())
+
+
+def test_the_first_rank_may_evaluate_for_longer_than_ranks_wait_for_a_sum(tmp_path: Path) -> None:
+    own = [
+        *SHAPE,
+        "batch_size=4",
+        "max_samples=32",
+        "save_best=false",
+        f"save_dir={tmp_path}/out",
+        "run_name=r",
+        f"cache_dir={tmp_path}",
+    ]
+    code, said, printed = on_ranks(tmp_path / "launch", [{"runs": [own], "slow": [20, 8]}])
+    assert code == 0, printed
+    assert [rank[0]["outcomes"] for rank in said] == [["Result"]] * 2
+    assert state(tmp_path / "out" / "r")["state"] == "done"
+
+
+def test_ranks_wait_for_each_other_on_gpus_as_long_as_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(torch.distributed, "new_group", lambda **named: asked.append(named))
+    ours = ranks.Ranks(1, 2)
+    ours.store = torch.distributed.HashStore()
+    ours.connect(torch.device("cuda", 1))
+    ours.parted.set()
+    ours.watching.join()
+    assert asked == [{"backend": "nccl", "timeout": ranks.WAITING}]
+
+
+def test_a_rank_whose_store_is_gone_takes_the_first_rank_for_lost_and_breaks_off_its_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone:
+        def check(self, keys: list[str]) -> bool:
+            raise RuntimeError("Connection reset by peer")
+
+    monkeypatch.setattr(ranks, "LOOKS", 0.001)
+    ours, group = ranks.Ranks(1, 2), Mock()
+    ours.store, ours.data = Gone(), group
+    ours.watch()
+    group.abort.assert_called_once_with()
+    with pytest.raises(ranks.PeerFailed, match="another rank is gone without a word") as failed:
+        ours.settle(torch.device("cpu"))
+    assert failed.value.blameless
 
 
 def test_each_rank_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
