@@ -148,7 +148,7 @@ HEADINGS = ["launches", "waits", "TFLOP", "GB", "GB by index", "at least, ms"]
 def figures(parts: Mapping[str, Cost], rates: Rates) -> list[str]:
     """The cells of a row, under HEADINGS."""
     whole = sum(parts.values(), Cost())
-    work = [f"{whole.flop / 1e12:.3g}", f"{whole.bytes / 1e9:.3g}", f"{whole.gathered / 1e9:.3g}"]
+    work = [f"{whole.flop / 1e12:.3g}", f"{whole.bytes / 1e9:,.4g}", f"{whole.gathered / 1e9:,.4g}"]
     return [str(whole.launches), str(whole.waits), *work, f"{1000 * rates.least(parts):.3g}"]
 
 

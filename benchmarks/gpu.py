@@ -38,11 +38,16 @@ def measurement(row: Row | Peer, device: str, steps: int, peers_folder: Path, *,
     spec = {"row": asdict(work), "shape": asdict(shapes(tiny=tiny)[work.model]), "device": device, "steps": steps}
     about: dict[str, Any] = {"latents": work.latents, "runs": work.runs, "tokens": work.tokens}
     if isinstance(row, Row):
-        kind, script, about = "row", "gpu_measure.py", about | {"profiled": row.profiled}
+        kind, script, about, hindrance = "row", "gpu_measure.py", about | {"profiled": row.profiled}, None
     else:
-        kind, script, about = "peer", "gpu_peers.py", about | {"against": work.name}
-        spec |= {"contender": row.contender, "peers": str(peers_folder)}
-    return Task(kind, row.name, row.seconds, lambda folder: python(script, json.dumps(spec | {"folder": str(folder)})), about=about)
+        own = peers.interpreter(row.contender, peers_folder)
+        kind, script, about, hindrance = "peer", "gpu_peers.py", about | {"against": work.name}, None if own else "missing"
+        spec |= {"contender": row.contender, "python": str(own)}
+
+    def command(folder: Path) -> list[str]:
+        return python(script, json.dumps(spec | {"folder": str(folder)}))
+
+    return Task(kind, row.name, row.seconds, command, about=about, hindrance=hindrance)
 
 
 def commit() -> str:
@@ -93,7 +98,7 @@ def measured(tasks: Sequence[Task], minutes: float | None, device: str, out: Pat
             for own in running:
                 own.kill()
         for task in left:
-            keep(task.record(status="not started, no time"))
+            keep(task.record(status=task.hindrance or "not started, no time"))
     return records
 
 

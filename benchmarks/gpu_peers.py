@@ -1,11 +1,10 @@
 """Another program on the work of a row of gpu.py: writes the same model and tokens, and has the program's own script train on them.
 
-    python benchmarks/gpu_peers.py SPEC        started by gpu.py; SPEC: JSON of {"contender", "row", "shape", "folder", "device", "steps", "peers"}
+    python benchmarks/gpu_peers.py SPEC        started by gpu.py; SPEC: JSON of {"contender", "python", "row", "shape", "folder", "device", "steps"}
 
-The program comes from the environment that peers.py makes, or else from this one where it can be imported here; where neither is so, that is said.
+The program is imported by the interpreter `python`: that of the environment which peers.py makes, or this one where it can be imported here.
 """
 
-import importlib.util
 import json
 import os
 import shutil
@@ -16,24 +15,14 @@ from typing import Any
 
 import gpu_plant
 import numpy as np
-import peers
 import torch
-from common import SCRIPTS, SPARSIFY
+from common import SCRIPTS
 from gpu_measure import SKIP, tell
 from gpu_rows import Row, Shape
 from meter import Coder, Job
 from transformers import AutoModelForCausalLM
 
 from sae_transcoder.language_model import DEMO
-
-
-def interpreter(contender: str, folder: Path) -> Path | None:
-    """The Python that can import the program; None where there is none."""
-    here = Path(sys.executable)
-    if contender == SPARSIFY:
-        return here
-    module = peers.PEERS[contender].imports.partition(".")[0]
-    return peers.found(contender, folder) or (here if importlib.util.find_spec(module) else None)
 
 
 def prepared(row: Row, shape: Shape, folder: Path, device: str, steps: int) -> Job:
@@ -66,13 +55,9 @@ def prepared(row: Row, shape: Shape, folder: Path, device: str, steps: int) -> J
 
 def main(spec: dict[str, Any]) -> None:
     """Measures the program."""
-    python = interpreter(spec["contender"], Path(spec["peers"]))
-    if python is None:
-        tell(status="missing")
-        return
     folder = Path(spec["folder"])
     job = prepared(Row(**spec["row"]), Shape(**spec["shape"]), folder, spec["device"], spec["steps"] + SKIP)
-    command = [python, Path(__file__).parent / SCRIPTS[spec["contender"]], job.write(folder / "job.json")]
+    command = [spec["python"], Path(__file__).parent / SCRIPTS[spec["contender"]], job.write(folder / "job.json")]
     done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
     if done.returncode:
         sys.exit(done.returncode)

@@ -24,7 +24,7 @@ class Task:
     """A measurement.
 
     command: its process, given a folder of its own; seconds: what it is expected to take; limit: seconds after which it is killed, None: a
-    multiple of that; about: what its record says of it beforehand.
+    multiple of that; about: what its record says of it beforehand; hindrance: why it cannot be started.
     """
 
     kind: str  # check, card, row or peer
@@ -33,6 +33,7 @@ class Task:
     command: Callable[[Path], list[str]]
     limit: float | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
+    hindrance: str | None = None
 
     def record(self, **found: Any) -> Record:
         """What is kept of it."""
@@ -51,8 +52,8 @@ def pace(done: Sequence[tuple[Task, float]]) -> float:
 
 
 def next_task(tasks: Sequence[Task], left: float, pace: float) -> Task | None:
-    """The first that likely ends within `left` seconds."""
-    return next((task for task in tasks if task.seconds * pace <= left), None)
+    """The first that can be started and likely ends within `left` seconds."""
+    return next((task for task in tasks if not task.hindrance and task.seconds * pace <= left), None)
 
 
 def limit(task: Task, left: float, pace: float) -> float:

@@ -8,6 +8,7 @@ was not finished is made anew.
 """
 
 import argparse
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -48,6 +49,14 @@ def found(name: str, folder: Path = DEFAULT) -> Path | None:
     """The interpreter of a peer's environment, where it is whole."""
     whole = folder / name / WHOLE
     return folder / name / "bin" / "python" if whole.exists() and whole.read_text() == repr(PEERS[name]) else None
+
+
+def interpreter(name: str, folder: Path = DEFAULT) -> Path | None:
+    """The Python that can import a contender: its environment's, or this one; None where neither can."""
+    here = Path(sys.executable)
+    if name not in PEERS:
+        return here
+    return found(name, folder) or (here if importlib.util.find_spec(PEERS[name].imports.partition(".")[0]) else None)
 
 
 def python(name: str, folder: Path = DEFAULT) -> Path:

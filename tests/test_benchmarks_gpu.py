@@ -44,6 +44,7 @@ def test_what_does_not_fit_into_the_time_is_passed_over_for_what_does() -> None:
     assert next_task(tasks, 50, 1).name == "short"
     assert next_task(tasks, 50, 4).name == "shorter"
     assert next_task(tasks, 5, 1) is None
+    assert next_task([Task("peer", "elsewhere", 1, lambda _: [], hindrance="missing"), *tasks], 50, 1).name == "short"
 
 
 def test_the_pace_is_that_of_rows_and_a_row_is_killed_before_the_time_is_up() -> None:
