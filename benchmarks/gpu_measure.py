@@ -27,7 +27,7 @@ from gpu_waits import watched
 from op_cost import Counting
 from transformers import AutoModel, PreTrainedModel
 
-from sae_transcoder import checkpoint, engine, language_model, memory, packs, preflight
+from sae_transcoder import checkpoint, device_memory, engine, language_model, packs, preflight
 from sae_transcoder.composition import composed
 from sae_transcoder.config import Config
 from sae_transcoder.shortage import is_out_of_memory
@@ -162,7 +162,7 @@ def estimated(cfgs: Sequence[Config]) -> None:
     known: preflight.Known = {}
     plans = [preflight.plan(cfg, known) for cfg in cfgs]
     there = plans[0].available
-    refused = there is not None and any(sum(plan.memory.values()) > there for plan in plans)
+    refused = there is not None and any(packs.memory([plan]) > there for plan in plans)
     tell(estimate=packs.memory(plans), packed=[len(pack) for pack in packs.packs(plans, 1)], refused=refused)
 
 
@@ -187,7 +187,7 @@ def train(row: Row, shape: Shape, folder: Path, device: str, steps: int) -> None
 
     with ExitStack() as stack:
         # What the estimate refuses is tried: whether it was right is what the row says.
-        stack.enter_context(patch.object(memory, "memory_faults", lambda *_: []))
+        stack.enter_context(patch.object(device_memory, "faults", lambda *_: []))
         stack.enter_context(patch.object(language_model, "load", load))
         stack.enter_context(patch.object(engine, "make_room", no_room))
         # Copies of the coders are made at the save, and not written.

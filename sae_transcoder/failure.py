@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from sae_transcoder import slurm
 from sae_transcoder.broken_device import DeviceBroken
 from sae_transcoder.checkpoint import DiskError
 from sae_transcoder.config import ConfigError
@@ -46,8 +47,9 @@ def fail_together(members: Sequence[Member], error: BaseException, ours: Ranks) 
         log.info("%s\n%s", error, ours.trace())
     elif not isinstance(error, ConfigError):
         log.log(logging.INFO if isinstance(error, DeviceBroken) else logging.ERROR, "%s", error, exc_info=error)
-    blameless = isinstance(error, DeviceBroken) or (isinstance(error, PeerFailed) and error.blameless)
-    state = State.interrupted if blameless else State.failed
+    state = State.failed
+    if isinstance(error, DeviceBroken) or (isinstance(error, PeerFailed) and error.blameless):
+        state = State.preempted if slurm.submitted() else State.interrupted  # a job goes on by itself
     for member in members:
         member.close(state, why(error), speaks=ours.leads or not said)
     ours.told()

@@ -24,7 +24,9 @@ STOPS = {128 + signal.SIGUSR2, 128 + signal.SIGTERM}
 EARLY = 90.0  # seconds that SLURM's signal may come before it was asked for
 # What slurmstepd, srun or the kernel say of a job that had too little memory.
 NO_MEMORY = re.compile(r"oom[-_ ]kill|out of memory|exceeded (job )?memory limit", re.IGNORECASE)
-DEATHS = re.compile(r"^srun: error: (.*: tasks? .*: (?!Exited with exit code).*)$", re.MULTILINE)
+# How srun says that a task ended badly, upon which it ends the others, and what exit code each signal's name stands for.
+ENDED = re.compile(r"^srun: error: (.*: tasks? [^:]*: (?:Exited with exit code (\d+)|(.*?)(?: \(core dumped\))?))$", re.MULTILINE)
+SIGNALED = {signal.strsignal(number): 128 + number for number in signal.valid_signals()}
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,9 @@ def judge(
     saved: {run: when its state was last written}; steps: optimizer steps of all runs; timed_out: the time limit was near; said: the log
     since the job started.
     """
+    first = ENDED.search(said)
+    if first:  # srun's own code is the highest of all tasks'
+        code = int(first[2]) if first[2] else SIGNALED.get(first[3], code)
     begun = {directory: found for directory, found in left.items() if found.state != State.queued}
     if NO_MEMORY.search(said):
         limit = f"memory={record.memory or 'null'}"
@@ -65,7 +70,7 @@ def judge(
     if code in STOPS:
         return Verdict(record, {}, "preempted; goes on in the queue")
     if code > 128 and code != 128 + signal.SIGINT:
-        how = "; ".join(DEATHS.findall(said)) or f"exit code {code}"
+        how = first[1] if first else f"exit code {code}"
         changed = replace(record, deaths=1 if saved != record.saved else record.deaths + 1, saved=dict(saved))
         if changed.deaths >= TRIES:
             return Verdict(changed, dict.fromkeys(left, f"the job died {TRIES} times without coming further ({how})"))

@@ -13,6 +13,7 @@ from rich.console import Console
 from sae_transcoder import code_version, slurm, slurm_record, standing, workers
 from sae_transcoder.broken_device import EXIT_CODE, DeviceBroken
 from sae_transcoder.config import Config, Resume, run_dir
+from sae_transcoder.ranks import PeerFailed
 from sae_transcoder.status import State
 from sae_transcoder.stop_signal import Stopped, StopSignal
 
@@ -29,8 +30,8 @@ class Pack:
     digest: str
 
     def __call__(self) -> None:
-        """Trains the runs; ends the process with exit code 1 where one failed, 128 + n after signal n, the states saved, and where it is
-        a rank whose GPU failed as if it had died, so that the job goes on in the queue."""
+        """Trains the runs; ends the process with exit code 1 where one failed, 128 + n after signal n, the states saved, and where a
+        rank's GPU failed, or a rank is gone, as if it had died, so that the job goes on in the queue."""
         folder, number = Path(os.environ["SUBMITIT_FOLDER"]), slurm.here() or ""
         # A restart goes on with runs that resume=never has begun: it is the same attempt.
         cfgs = [replace(cfg, resume=Resume.auto) if cfg.resume == Resume.never else cfg for cfg in self.cfgs]
@@ -48,8 +49,8 @@ class Pack:
                     for cfg in cfgs:
                         standing.mark(run_dir(cfg), State.cancelled, f"SLURM job {number} was cancelled")
                 sys.exit(128 + stopped.number)
-            except DeviceBroken as broken:
-                print(broken, flush=True)
+            except (DeviceBroken, PeerFailed) as lost:
+                print(lost, flush=True)
                 sys.exit(EXIT_CODE)
         if any(errors.values()):
             sys.exit(1)

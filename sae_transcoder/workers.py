@@ -71,17 +71,19 @@ def gpus(device: torch.device) -> list[str]:
 
 
 def train(pack: Pack, stop: StopSignal) -> Errors:
-    """Trains one pack in this process. Raises Stopped after a signal, DeviceBroken where the GPU fails, the runs left for another process."""
+    """Trains one pack in this process. Raises Stopped after a signal, DeviceBroken where the GPU fails, PeerFailed where that of another rank
+    did or the rank is gone: the runs are left for another process."""
     from sae_transcoder import engine, failure, shortage
     from sae_transcoder.member import Taken
 
     try:
         outcomes = engine.train_pack(pack, stop)
     except Exception as error:  # of the whole pack, such as a model that cannot be loaded
+        if isinstance(error, PeerFailed) and error.blameless:
+            raise
         why = failure.why(error)
-        if not (isinstance(error, PeerFailed) and error.blameless):  # then the runs are only interrupted
-            for cfg in pack:
-                standing.mark(run_dir(cfg), State.failed, why)
+        for cfg in pack:
+            standing.mark(run_dir(cfg), State.failed, why)
         return {run_dir(cfg): why for cfg in pack}
     finally:
         shortage.free_memory()
@@ -226,8 +228,9 @@ def finish(worker: Worker, errors: Errors, deaths: Deaths, waiting: list[Pack], 
     code = worker.process.exitcode or 0
     why = f"its process ended with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}"
     states = {run_dir(cfg): status.read(run_dir(cfg)) for cfg in pack}
-    own = [found for found in states.values() if found and (found.state, found.pid) == (State.interrupted, worker.process.pid)]
-    why += f": {own[0].why}" if own else ""
+    stopped = (State.interrupted, State.preempted)
+    said = [found.why for found in states.values() if found and found.state in stopped and found.pid == worker.process.pid]
+    why += f": {said[0]}" if said else ""
     why += f"; see {worker.log}" if worker.log else ""
     console.print(f"worker {worker.number}: {why}", markup=False, soft_wrap=True)
     done = [directory for directory, found in states.items() if found is not None and found.state == State.done]

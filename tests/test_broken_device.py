@@ -199,30 +199,6 @@ def test_a_single_run_whose_gpu_fails_is_interrupted_and_goes_on_from_its_save(c
     assert [row["step"] for row in lines(directory)] == [4, 5, 8, 10, 12, 15, 16]
 
 
-JOB = """
-from sae_transcoder import workers
-def lost(*_):
-    raise workers.DeviceBroken(RuntimeError("CUDA error: uncorrectable ECC error encountered"))
-workers.train = lost
-from sae_transcoder import code_version
-from sae_transcoder.composition import composed
-from sae_transcoder.slurm_job import Pack
-Pack([composed(["experiment=demo", "hardware=slurm"])], code_version.current().digest)()
-"""
-
-
-def test_the_ranks_of_a_slurm_job_end_as_if_they_had_died_so_that_it_goes_on_in_the_queue(tmp_path: Path) -> None:
-    job = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_JOB_NUM_NODES": "1"}
-    job |= {"SLURM_JOB_NODELIST": "localhost", "SLURM_NODEID": "0", "SUBMITIT_FOLDER": str(tmp_path), "SUBMITIT_EXECUTOR": "slurm"}
-    from sae_transcoder import slurm_record
-
-    slurm_record.write(tmp_path, "7", slurm_record.Record(["a"], "1:00:00", None, 120, None, "0.1.0"))
-    done = subprocess.run([sys.executable, "-c", JOB], env=os.environ | job, capture_output=True, text=True)
-    assert done.returncode == 134, done.stderr
-    assert "the GPU failed (RuntimeError: CUDA error: uncorrectable ECC error encountered)" in done.stdout
-    assert "Traceback" not in done.stderr
-
-
 def test_a_rank_whose_gpu_fails_leaves_the_run_interrupted(cache: Path, tmp_path: Path) -> None:
     own = [*RANKS, "batch_size=4", "max_samples=64", f"save_dir={tmp_path}/out", f"cache_dir={cache}", "run_name=r", "save_every=2"]
     code, said, printed = on_ranks(tmp_path / "launch", [{"runs": [own], "fault": [1, 3, "AcceleratorError"]}])

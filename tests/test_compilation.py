@@ -1,7 +1,6 @@
 """The language model's layers under torch.compile: what they give, how often they are compiled, whether at all, and where that fails."""
 
 import logging
-import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY, tiny_causal_model, tiny_config, tiny_model
+from device import DEVICE
 from test_config import composed
 from test_engine import cache, interrupted, short, weights  # noqa: F401  (cache is a fixture)
 from transformers import AutoModel, AutoModelForCausalLM, Gemma3TextConfig, PreTrainedModel
@@ -16,8 +16,9 @@ from transformers import AutoModel, AutoModelForCausalLM, Gemma3TextConfig, PreT
 from sae_transcoder import compilation, display, engine, forward, layers, preflight, status
 from sae_transcoder.config import Config, ConfigError, run_dir
 
-compiles = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs g++")
-GPU = torch.device("cuda")
+pytestmark = pytest.mark.device
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+compiles = pytest.mark.skipif(compilation.machine_obstacle(DEVICE) is not None, reason=str(compilation.machine_obstacle(DEVICE)))
 
 
 @pytest.fixture(autouse=True)
@@ -62,11 +63,11 @@ def deep(family: str, kind: type = AutoModel) -> PreTrainedModel:
     config.num_hidden_layers = 30
     if family == "gemma3":
         config.layer_types = ["sliding_attention", "full_attention"] * 15
-    return kind.from_config(config).eval().requires_grad_(False)
+    return kind.from_config(config).eval().requires_grad_(False).to(DEVICE)
 
 
 def ids(count: int) -> torch.Tensor:
-    return torch.randint(0, 256, (count, 12), generator=torch.Generator().manual_seed(count))
+    return torch.randint(0, 256, (count, 12), generator=torch.Generator().manual_seed(count)).to(DEVICE)
 
 
 @compiles
@@ -99,7 +100,7 @@ def test_each_kind_of_layer_is_compiled_once_and_once_more_for_a_batch_of_one(fa
 def test_kinds_of_layers_with_and_without_gradients_are_not_too_many_for_torch() -> None:
     model = deep("gemma3", AutoModelForCausalLM)
     layers.compiled(model, points := ["layers.4", "layers.9"])
-    scale = torch.ones((), requires_grad=True)
+    scale = torch.ones((), device=DEVICE, requires_grad=True)
     for size in (3, 1):
         forward.end_to_end_loss(model, ids(size), points, lambda _, seen: seen.output * scale, "kl").backward()
     counted = torch._dynamo.utils.counters["frames"]
@@ -129,22 +130,23 @@ def test_layers_that_hold_a_hookpoint_are_not_compiled() -> None:
 def test_a_gpu_compiles_by_itself_what_it_can(
     settings: dict[str, object], reason: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cfg, model = tiny_config("sae", **{"hookpoints": ["layers.1.mlp"]} | settings), tiny_model("llama")
+    cfg, model = tiny_config("sae", **{"hookpoints": ["layers.1.mlp"], "deterministic": False} | settings), tiny_model("llama")
     monkeypatch.setattr(compilation, "machine_obstacle", lambda _: None)
     why = layers.uncompiled(cfg, model, cfg.hookpoints, None, GPU)
     assert why is None if reason is None else str(why).startswith(reason)
 
 
 def test_a_gpu_compiles_nothing_where_the_layers_that_are_loaded_all_hold_hookpoints(monkeypatch: pytest.MonkeyPatch) -> None:
-    cfg, model = tiny_config("sae"), tiny_model("llama")
+    cfg, model = tiny_config("sae", deterministic=False), tiny_model("llama")
     monkeypatch.setattr(compilation, "machine_obstacle", lambda _: None)
     assert layers.uncompiled(cfg, model, ["layers.0.mlp", "layers.1.mlp"], 2, GPU) is not None
     assert layers.uncompiled(cfg, model, ["layers.0.mlp", "layers.1.mlp"], 3, GPU) is None
 
 
-def test_a_cpu_compiles_only_where_that_is_asked_for() -> None:
+def test_a_cpu_compiles_only_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilation, "machine_obstacle", lambda _: None)
     for asked, compiled in [(None, False), (False, False), (True, True)]:
-        why = layers.uncompiled(tiny_config("sae", compile_model=asked), tiny_model("llama"), [], None, torch.device("cpu"))
+        why = layers.uncompiled(tiny_config("sae", compile_model=asked), tiny_model("llama"), [], None, CPU)
         assert (why is None) == compiled
 
 
@@ -172,7 +174,7 @@ def test_what_a_machine_with_a_gpu_lacks_is_named_with_what_to_install(
 def test_compiling_is_refused_on_a_cpu_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match=r"needs a C\+\+ compiler.*install g\+\+, or leave it out"):
-        preflight.plan(composed("experiment=demo", "compile_model=true", "max_samples=16"))
+        preflight.plan(composed("experiment=demo", "device=cpu", "compile_model=true", "max_samples=16"))
 
 
 def test_compiling_is_refused_where_nothing_is_left_to_compile() -> None:
@@ -189,7 +191,7 @@ def test_the_header_says_whether_the_model_is_compiled_and_on_a_gpu_why_not(cach
     assert shown().endswith("on cuda, compiled")
     assert shown("compile_model=false").endswith("on cuda")
     assert "on cuda, not compiled (deterministic=true: a compiled layer rounds otherwise; " in shown("deterministic=true")
-    here = preflight.plan(short(cache, tmp_path))
+    here = replace(preflight.plan(short(cache, tmp_path)), device=CPU)
     assert display.facts(here)["model"].endswith("on cpu")
     assert display.facts(replace(here, uncompiled=None))["model"].endswith("on cpu, compiled")
 
@@ -248,7 +250,7 @@ def test_a_compilation_that_was_asked_for_and_fails_is_the_runs_failure(cache: P
 
 @pytest.mark.usefixtures("broken")
 def test_later_packs_of_the_process_do_not_try_again_and_say_why() -> None:
-    cfg = tiny_config("sae")
+    cfg = tiny_config("sae", deterministic=False)
     compilation.FAILED[cfg.model_name, cfg.revision] = "OSError: no such compiler"
     why = layers.uncompiled(cfg, tiny_causal_model("llama"), [], None, GPU)
     assert str(why) == "torch.compile failed before: OSError: no such compiler"

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from device import ON_DEVICE
 from sparsify import SparseCoder
 from test_engine import cache, short  # noqa: F401  (cache is a fixture)
 
@@ -15,6 +16,8 @@ from sae_transcoder.config import run_dir
 from sae_transcoder.eval_file import Evaluation
 from sae_transcoder.evaluate import evaluate
 
+pytestmark = pytest.mark.device
+
 USUAL = [
     "model=demo",
     "dataset=demo",
@@ -23,6 +26,7 @@ USUAL = [
     "exclude_first_tokens=1",
     "batch_size=4",
     "threads=1",
+    *ON_DEVICE,
 ]
 
 

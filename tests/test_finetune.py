@@ -11,6 +11,8 @@ from test_engine import cache, short, weights  # noqa: F401  (cache is a fixture
 from sae_transcoder import engine
 from sae_transcoder.config import ConfigError, run_dir
 
+pytestmark = pytest.mark.device
+
 
 @pytest.fixture(scope="module")
 def trained(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import VOCABULARY, tiny_config, tiny_model
+from device import DEVICE
 from test_config import composed
 from test_engine import interrupted, short, weights
 from transformers import Gemma3nTextConfig
@@ -13,6 +14,8 @@ from sae_transcoder import engine, forward, hookpoints, language_model, layers, 
 from sae_transcoder.config import Config, ConfigError, run_dir
 from sae_transcoder.forward import capture
 from sae_transcoder.peak import peak
+
+pytestmark = pytest.mark.device
 
 LAST = {"llama": "layers.1.mlp", "gpt2": "h.1.mlp", "neox": "layers.1.mlp"}
 WITHOUT_LOGITS = "eval_end_to_end=false"
@@ -24,7 +27,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ids(count: int) -> torch.Tensor:
-    return torch.randint(0, VOCABULARY, (count, 12), generator=torch.Generator().manual_seed(1))
+    return torch.randint(0, VOCABULARY, (count, 12), generator=torch.Generator().manual_seed(1)).to(DEVICE)
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 9])
@@ -55,8 +58,7 @@ def test_first_layers_alone_give_bit_for_bit_what_the_whole_model_gives(family: 
     outline = language_model.outline(cfg)
     count = layers.needed(cfg, outline, hookpoints.find(cfg, outline))
     assert count == 2
-    cpu = torch.device("cpu")
-    shorter, whole = language_model.load(cfg, cpu, count), language_model.load(cfg, cpu)
+    shorter, whole = language_model.load(cfg, DEVICE, count), language_model.load(cfg, DEVICE)
     assert len(layers.stack(shorter)[1]) == 2
     assert len(layers.stack(whole)[1]) == 4
     one, other = capture(shorter, [LAST[family]], ids(3)), capture(whole, [LAST[family]], ids(3))

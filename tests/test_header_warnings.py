@@ -65,7 +65,6 @@ def test_a_batch_that_a_gpu_is_done_with_before_its_kernels_are_launched_is_told
         (["experiment=sae_basic"], 576),
         (["experiment=transcoder_layers"], 576),
         (["experiment=custom_hookpoints"], 768),
-        (["experiment=advanced_full"], 576),
     ],
 )
 def test_batches_that_are_large_enough_or_cannot_be_larger_are_not_warned_of(settings: list[str], width: int) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import VOCABULARY, tiny_causal_model, tiny_config, tiny_model
+from device import DEVICE
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -16,6 +17,8 @@ from sae_transcoder.config import Config
 from sae_transcoder.heldout import Measured, Subject, measure
 from sae_transcoder.language_model import DEMO
 from sae_transcoder.run import Run
+
+pytestmark = pytest.mark.device
 
 LAYERS = {"llama": "layers.{}", "gpt2": "h.{}", "neox": "layers.{}", "demo": "layers.{}"}
 SITES = {
@@ -27,7 +30,7 @@ SITES = {
 def causal_model(family: str) -> PreTrainedModel:
     if family != "demo":
         return tiny_causal_model(family)
-    return AutoModelForCausalLM.from_pretrained(DEMO, dtype=torch.float32).eval().requires_grad_(False)
+    return AutoModelForCausalLM.from_pretrained(DEMO, dtype=torch.float32).eval().requires_grad_(False).to(DEVICE)
 
 
 def tokens(model: PreTrainedModel, samples: int = 6, positions: int = 16) -> np.ndarray:
@@ -38,7 +41,7 @@ def tokens(model: PreTrainedModel, samples: int = 6, positions: int = 16) -> np.
 
 def subject(cfg: Config, points: list[str], width: int) -> Subject:
     """Coders of random weights that fire often and reconstruct something."""
-    run = Run(cfg, dict.fromkeys(points, width), 100, torch.device("cpu"))
+    run = Run(cfg, dict.fromkeys(points, width), 100, DEVICE)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for coder in run.coders.values():
@@ -49,7 +52,7 @@ def subject(cfg: Config, points: list[str], width: int) -> Subject:
 
 
 class Exchanged(nn.Module):
-    """A module that gives `new(its input, its output)` [position, d] for one sequence."""
+    """A module that gives `new(its input, its output)` [position, d] for one sequence, computed on the CPU."""
 
     def __init__(self, module: nn.Module, new: Callable[[Tensor, Tensor], Tensor]):
         super().__init__()
@@ -59,20 +62,20 @@ class Exchanged(nn.Module):
         result = self.module(*args, **kwargs)
         output = result[0] if isinstance(result, tuple) else result
         given = args[0] if args else kwargs["hidden_states"]
-        new = self.new(given[0], output[0])[None]
+        new = self.new(given[0].cpu(), output[0].cpu())[None].to(output.device)
         return (new, *result[1:]) if isinstance(result, tuple) else new
 
 
 def dense(coder: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """A coder's output [d] and its latents [latent] for one input x [d], as vectors in float64."""
-    weight, bias, decoder, b_dec = (p.double() for p in (coder.encoder.weight, coder.encoder.bias, coder.W_dec, coder.b_dec))
+    weight, bias, decoder, b_dec = (p.cpu().double() for p in (coder.encoder.weight, coder.encoder.bias, coder.W_dec, coder.b_dec))
     x = x.double()
     preacts = weight @ (x if coder.cfg.transcode else x - b_dec) + bias
     acts = torch.zeros_like(preacts)
     for i in sorted(range(len(preacts)), key=lambda i: -float(preacts[i]))[: coder.cfg.k]:
         acts[i] = max(0.0, float(preacts[i]))
     out = acts @ decoder + b_dec
-    return (out if coder.W_skip is None else out + coder.W_skip.double() @ x), acts
+    return (out if coder.W_skip is None else out + coder.W_skip.cpu().double() @ x), acts
 
 
 class Independent:
@@ -93,7 +96,7 @@ class Independent:
             kept[point] = base.get_submodule(point)
             setattr(base.get_submodule(parent), name, Exchanged(kept[point], function))
         try:
-            return self.model(input_ids=row, use_cache=False).logits[0].double()
+            return self.model(input_ids=row.to(DEVICE), use_cache=False).logits[0].cpu().double()
         finally:
             for point, module in kept.items():
                 parent, _, name = point.rpartition(".")
@@ -160,7 +163,7 @@ class Independent:
         density = (acts > 0).double().mean(0)
         cosines = {}
         for side, rows in (("encoder", coder.encoder.weight), ("decoder", coder.W_dec)):
-            each = torch.stack([F.cosine_similarity(one[None], rows) for one in rows.double()])
+            each = torch.stack([F.cosine_similarity(one[None], rows) for one in rows.cpu().double()])
             cosines[side] = float(each.fill_diagonal_(-2).max(1).values.mean())
         found = {
             "fvu": fvu, "explained_variance": 1 - fvu,
@@ -207,7 +210,7 @@ def perfect(cfg: Config, point: str, width: int) -> Subject:
     """An SAE whose latents are the directions of the space, forwards and backwards."""
     one = subject(cfg, [point], width)
     coder = one.coders[point]
-    both = torch.cat([torch.eye(width), -torch.eye(width)])
+    both = torch.cat([torch.eye(width), -torch.eye(width)]).to(DEVICE)
     for parameter, value in ((coder.encoder.weight, both), (coder.W_dec, both), (coder.encoder.bias, 0), (coder.b_dec, 0)):
         parameter.data = torch.zeros_like(parameter) + value
     return one
@@ -244,7 +247,7 @@ def test_predicting_the_mean_explains_no_variance(model_type: str) -> None:
     coder.W_dec.data.zero_()
     seen: list[Tensor] = []
     handle = model.base_model.get_submodule(point).register_forward_hook(lambda *args: seen.append(args[2]))
-    model(input_ids=torch.from_numpy(ids))
+    model(input_ids=torch.from_numpy(ids).to(DEVICE))
     handle.remove()
     coder.b_dec.data = seen[0].flatten(0, 1).double().mean(0).float()
     (found,) = measure(model, [one], ids, whole=True)

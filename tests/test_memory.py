@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from device import NAMED, ON_GPU
 from peak_memory import train
 from test_config import composed
 
@@ -84,7 +85,8 @@ def test_the_estimate_is_what_is_held_where_coders_are_computed_as_one(
     assert packs.memory(plans) == pytest.approx(most, rel=0.2)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.device
+@pytest.mark.skipif(not ON_GPU, reason="SAE_TEST_DEVICE names no GPU")
 @pytest.mark.parametrize("settings", [[], ["num_latents=65536"], ["auxk_alpha=0.03125", "dead_feature_threshold=20_000"]])
 def test_on_a_gpu_the_estimate_is_what_is_reserved(settings: list[str], cache: Path, tmp_path: Path) -> None:
     own = [
@@ -201,10 +203,8 @@ def grown(kind: str, device: str) -> int:
     return int(done.stdout)
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_a_training_step_holds_little_more_than_what_must_exist(device: str) -> None:
-    if device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no GPU here")
+@pytest.mark.device
+def test_a_training_step_holds_little_more_than_what_must_exist() -> None:
     numbers = {
         "pre-activations": TOKENS * LATENTS,
         "gradients of encoder and decoder": 2 * LATENTS * WIDTH,
@@ -212,8 +212,8 @@ def test_a_training_step_holds_little_more_than_what_must_exist(device: str) -> 
         "chosen latents: values, indices (8 bytes), their order (8 bytes), gradients": 7 * TOKENS * K,
     }
     must_exist = 4 * sum(numbers.values())
-    assert grown("ours", device) < 1.5 * must_exist
-    if device == "cpu":
-        assert grown("sparsify", device) > must_exist + 4 * TOKENS * K * WIDTH * 0.7, (
+    assert grown("ours", NAMED) < 1.5 * must_exist
+    if NAMED == "cpu":
+        assert grown("sparsify", NAMED) > must_exist + 4 * TOKENS * K * WIDTH * 0.7, (
             "sparsify still materialises tokens x k x width"
         )

@@ -1,9 +1,13 @@
-"""With the corrections off, our loop trains bit for bit what sparsify's own Trainer trains; its Trainer is the oracle."""
+"""With the corrections off, our loop trains bit for bit what sparsify's own Trainer trains; its Trainer is the oracle.
+
+On a GPU too: both have the same autocast, TF32 and deterministic kernels.
+"""
 
 import pytest
 import torch
 from conftest import VOCABULARY, tiny_config, tiny_model
 from datasets import Dataset
+from device import DEVICE
 from sparsify import Trainer
 
 from sae_transcoder.config import Config
@@ -12,7 +16,7 @@ from sae_transcoder.hookpoints import widths
 from sae_transcoder.run import Run
 from sae_transcoder.sparsify_config import length, sparsify_configs
 
-pytestmark = pytest.mark.usefixtures("torchs_adam")
+pytestmark = [pytest.mark.device, pytest.mark.usefixtures("torchs_adam")]
 
 POINTS = {
     ("llama", "sae"): ["layers.1", "layers.2"],
@@ -46,10 +50,11 @@ def by_sparsify(cfg: Config, model: torch.nn.Module, points: list[str], ids: tor
 
 def by_us(cfg: Config, model: torch.nn.Module, points: list[str], ids: torch.Tensor) -> Run:
     """Our run on the same sequences."""
-    seen = capture(model, points, ids[:1])
-    run = Run(cfg, {p: seen[p].output.shape[-1] for p in points}, len(ids), torch.device("cpu"))
+    torch.set_float32_matmul_precision("high")  # as the Trainer and every run do
+    seen = capture(model, points, ids[:1].to(DEVICE))
+    run = Run(cfg, {p: seen[p].output.shape[-1] for p in points}, len(ids), DEVICE)
     for tokens in ids[: run.length.samples].split(cfg.batch_size):
-        run.train_on(tokens, capture(model, points, tokens))
+        run.train_on(tokens, capture(model, points, tokens.to(DEVICE)))
     assert run.done
     return run
 
@@ -73,7 +78,6 @@ def test_weights_are_bit_identical_to_sparsifys_trainer(family: str, model_type:
     model, points = tiny_model(family), POINTS[family, model_type]
     warmup = None if optimizer == "signum" else 3
     cfg = config(model_type, optimizer=optimizer, grad_acc_steps=grad_acc_steps, lr_warmup_steps=warmup)
-    torch.set_float32_matmul_precision("high")
     run = by_us(cfg, model, points, tokens())
     assert any((idle > 60).any() for idle in run.tokens_since_fired.values()), "AuxK has something to do"
     assert_equal(run.coders, by_sparsify(cfg, model, points, tokens()))
@@ -108,5 +112,5 @@ def test_widths_of_the_outline_are_those_of_the_activations(tiny_folder: dict) -
 
     for (family, model_type), points in POINTS.items():
         cfg = config(model_type, model_name=str(tiny_folder[family]), hookpoints=points)
-        seen = capture(tiny_model(family), points, tokens()[:1])
+        seen = capture(tiny_model(family), points, tokens()[:1].to(DEVICE))
         assert widths(cfg, outline(cfg), points) == {p: seen[p].output.shape[-1] for p in points}

@@ -1,4 +1,4 @@
-"""The language model's weights in 8 and 4 bits, by the real bitsandbytes, which computes on a CPU too."""
+"""The language model's weights in 8 and 4 bits, by the real bitsandbytes, which computes on GPUs and on CPUs."""
 
 import json
 import shutil
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from device import DEVICE, ON_DEVICE
 from sweeps import SHORT
 from test_config import composed
 
@@ -14,7 +15,8 @@ from sae_transcoder.api import load_config, train
 from sae_transcoder.config import ConfigError
 from sae_transcoder.language_model import DEMO
 
-CPU = torch.device("cpu")
+pytestmark = pytest.mark.device
+DEMO_RUN = ["experiment=demo", *ON_DEVICE]
 
 
 def held(model: torch.nn.Module) -> int:
@@ -26,12 +28,12 @@ def held(model: torch.nn.Module) -> int:
 
 @pytest.mark.parametrize(("quantization", "least"), [("int8", 0.999), ("nf4", 0.9)])
 def test_weights_take_what_the_estimate_says_and_activations_stay_near(quantization: str, least: float) -> None:
-    plain, few = (composed("experiment=demo", *own) for own in ([], [f"quantization={quantization}"]))
-    model = language_model.load(few, CPU)
+    plain, few = (composed(*DEMO_RUN, *own) for own in ([], [f"quantization={quantization}"]))
+    model = language_model.load(few, DEVICE)
     assert held(model.base_model) == language_model.weight_bytes(few, language_model.outline(few), torch.float32)
-    tokens = torch.arange(64).view(2, 32)
+    tokens = torch.arange(64, device=DEVICE).view(2, 32)
     theirs = forward.capture(model, ["layers.4"], tokens)["layers.4"].output
-    exact = forward.capture(language_model.load(plain, CPU), ["layers.4"], tokens)["layers.4"].output
+    exact = forward.capture(language_model.load(plain, DEVICE), ["layers.4"], tokens)["layers.4"].output
     assert theirs.dtype == torch.float32
     assert not torch.equal(theirs, exact)
     assert torch.cosine_similarity(theirs, exact, dim=-1)[:, 1:].min() > least
@@ -73,10 +75,10 @@ def test_weights_that_are_quantized_already_are_not_again(tmp_path: Path) -> Non
 
 
 def test_a_checkpoint_of_quantized_weights_is_estimated_and_trains_as_it_is(tmp_path: Path) -> None:
-    few = composed("experiment=demo", "quantization=nf4")
-    language_model.load(few, CPU).save_pretrained(tmp_path / "model")
+    few = composed(*DEMO_RUN, "quantization=nf4")
+    language_model.load(few, DEVICE).save_pretrained(tmp_path / "model")
     language_model.tokenizer(few).save_pretrained(tmp_path / "model")
-    stored = composed("experiment=demo", f"model_name={tmp_path}/model")
+    stored = composed(*DEMO_RUN, f"model_name={tmp_path}/model")
     assert language_model.weight_bytes(stored, language_model.outline(stored), torch.float32) == language_model.weight_bytes(
         few, language_model.outline(few), torch.float32
     )

@@ -3,12 +3,15 @@
 import pytest
 import torch
 from conftest import VOCABULARY, tiny_config, tiny_model
+from device import DEVICE
 from torch import Tensor
 
 from sae_transcoder import positions
 from sae_transcoder.forward import Activations, capture
 from sae_transcoder.run import Run
 from sae_transcoder.sparsify_config import length
+
+pytestmark = pytest.mark.device
 
 POINT = {"sae": "layers.1", "transcoder": "layers.1.mlp"}
 
@@ -18,11 +21,11 @@ def tokens(samples: int, positions: int = 16) -> Tensor:
 
 
 def new_run(cfg, samples: int) -> Run:
-    return Run(cfg, {POINT[cfg.model_type]: 32}, samples, torch.device("cpu"))
+    return Run(cfg, {POINT[cfg.model_type]: 32}, samples, DEVICE)
 
 
 def batches(cfg, ids: Tensor, model) -> list[tuple[Tensor, dict[str, Activations]]]:
-    return [(b, capture(model, [POINT[cfg.model_type]], b)) for b in ids.split(cfg.batch_size)]
+    return [(b, capture(model, [POINT[cfg.model_type]], b.to(DEVICE))) for b in ids.split(cfg.batch_size)]
 
 
 def trained(cfg, ids: Tensor) -> Run:
@@ -36,9 +39,11 @@ def trained(cfg, ids: Tensor) -> Run:
 
 @torch.no_grad()
 def independent_losses(coder, x: Tensor, y: Tensor, k: int, dead: Tensor) -> tuple[float, float, float]:
-    """FVU, AuxK loss and Multi-TopK FVU, token by token with dense vectors in float64."""
-    weight, bias, decoder, b_dec = (p.double() for p in (coder.encoder.weight, coder.encoder.bias, coder.W_dec, coder.b_dec))
-    x, y = x.double(), y.double()
+    """FVU, AuxK loss and Multi-TopK FVU, token by token with dense vectors in float64, on the CPU."""
+    weight, bias, decoder, b_dec, x, y = (
+        values.cpu().double() for values in (coder.encoder.weight, coder.encoder.bias, coder.W_dec, coder.b_dec, x, y)
+    )
+    dead = dead.cpu()
     variance = (y - y.mean(0)).pow(2).sum()
     sums = torch.zeros(3, dtype=torch.float64)
     for given, target in zip(x, y, strict=True):
@@ -58,6 +63,7 @@ def independent_losses(coder, x: Tensor, y: Tensor, k: int, dead: Tensor) -> tup
     return tuple((sums / variance).tolist())
 
 
+@pytest.mark.usefixtures("float32_coders")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("micro_acc_steps", [1, 3])
 @pytest.mark.parametrize(("grad_acc_steps", "log_every"), [(1, 1), (1, 7), (4, 1), (4, 7)])
@@ -72,7 +78,8 @@ def test_logged_numbers_equal_an_independent_computation(model_type, grad_acc_st
     ids = tokens(steps * grad_acc_steps, 8)
     run, point = new_run(cfg, len(ids)), POINT[model_type]
     coder = run.coders[point]
-    idle, fired, expected, last = torch.zeros(coder.num_latents), torch.zeros(coder.num_latents, dtype=torch.bool), [], 0
+    idle = torch.zeros(coder.num_latents, device=DEVICE)
+    fired, expected, last = torch.zeros_like(idle, dtype=torch.bool), [], 0
     saw_dead = False
     for batch, seen in batches(cfg, ids, tiny_model("llama").to(dtype)):
         y = seen[point].output[:, 1:].flatten(0, 1).float()
@@ -119,6 +126,7 @@ def test_the_learning_rate_falls_to_zero_over_optimizer_steps_where_sparsifys_st
     assert theirs.optimizers[0].param_groups[0]["lr"] > 0.007
 
 
+@pytest.mark.usefixtures("float32_coders")  # a selection may hang on the last bit of a bfloat16 number
 def test_micro_batches_change_no_gradient() -> None:
     ids = tokens(8)
     whole, pieces = (trained(tiny_config("sae", micro_acc_steps=n, optimizer="muon", lr=0.01), ids) for n in (1, 4))
@@ -153,7 +161,7 @@ def test_excluded_tokens_reach_neither_coder_nor_counts() -> None:
     assert not mask[:, :2].any()
     assert not mask[:, 3].any()
     assert torch.equal(mask[:, 4:], ~torch.isin(ids[:, 4:], torch.tensor([5, 6])))
-    seen = Activations(torch.randn(4, 16, 32), torch.randn(4, 16, 32))
+    seen = Activations(torch.randn(4, 16, 32, device=DEVICE), torch.randn(4, 16, 32, device=DEVICE))
     x, y = positions.pair(run.cfg, seen, positions.kept(run.cfg, seen, mask.flatten()))
     assert torch.equal(y, seen.output[mask])
     assert x is y
@@ -162,7 +170,7 @@ def test_excluded_tokens_reach_neither_coder_nor_counts() -> None:
 def test_tokens_of_outlying_norm_are_left_out_by_the_coders_input() -> None:
     for kind in ("sae", "transcoder"):
         run = new_run(tiny_config(kind, max_norm_multiple=3.0), 4)
-        given, output = torch.randn(4, 16, 32), torch.randn(4, 16, 32)
+        given, output = (torch.randn(4, 16, 32, device=DEVICE) for _ in range(2))
         (given if kind == "transcoder" else output)[0, 0] *= 100
         seen = Activations(given, output)
         x, y = positions.pair(run.cfg, seen, positions.kept(run.cfg, seen, None))
@@ -201,7 +209,7 @@ def test_exported_coders_have_unit_norm_decoders_and_leave_the_run_as_it_was(opt
     run.coders["layers.1"].cfg.k = 9
     before = [p.clone() for p in run.coders["layers.1"].parameters()]
     exported = run.exported()["layers.1"]
-    torch.testing.assert_close(exported.W_dec.norm(dim=1), torch.ones(exported.num_latents))
+    torch.testing.assert_close(exported.W_dec.norm(dim=1), torch.ones(exported.num_latents, device=DEVICE))
     assert exported.cfg.k == 4
     assert all(torch.equal(a, b) for a, b in zip(before, run.coders["layers.1"].parameters(), strict=True))
 
@@ -260,8 +268,8 @@ def test_activations_are_those_of_the_moment_though_a_later_module_writes_into_t
 
     torch.manual_seed(0)
     config = FalconConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, parallel_attn=True)
-    model = AutoModel.from_config(config).eval()
-    ids = tokens(2)
+    model = AutoModel.from_config(config).eval().to(DEVICE)
+    ids = tokens(2).to(DEVICE)
     alone = capture(model, ["h.0.mlp"], ids)["h.0.mlp"].output.clone()
     assert torch.equal(capture(model, ["h.0.mlp", "h.1.mlp"], ids)["h.0.mlp"].output, alone)
 

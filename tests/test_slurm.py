@@ -364,6 +364,35 @@ def test_two_tasks_share_the_hookpoints_of_a_sweeps_runs_and_come_back_when_one_
     assert_all_equal(tmp_path / "local", tmp_path / "slurm")
 
 
+# The second rank's GPU fails once.
+GPU_FAILS = """
+import torch
+from pathlib import Path
+once = Path(cfg.save_dir) / "failed"
+if os.environ["RANK"] == "1" and step == 10 and not once.exists():
+    once.touch()
+    raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+"""
+
+
+def test_a_job_one_of_whose_ranks_loses_its_gpu_comes_back(on_cluster: Cluster, cache: Path, tmp_path: Path) -> None:
+    settings = [*RUN, *TWO_RANKS, "batch_size=4", f"save_dir={tmp_path}/slurm", f"cache_dir={cache}", "wait=true"]
+    client = subprocess.Popen(
+        command(*settings),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | plant(tmp_path / "plant", GPU_FAILS),
+    )
+    on_cluster.wait(lambda: client.poll() is not None)
+    printed, errors = client.communicate()
+    assert client.returncode == 0, printed + errors + logs(tmp_path / "slurm")
+    assert "task 1: Exited with exit code 134); goes on in the queue" in logs(tmp_path / "slurm")
+    (directory,) = runs(tmp_path / "slurm").values()
+    assert status.read(directory).state == State.done
+    assert "rank 1: the GPU failed (AcceleratorError: CUDA error: an illegal memory access" in (directory / "train.log").read_text()
+
+
 @pytest.mark.kill
 def test_a_run_whose_node_fails_comes_back_from_its_last_save(on_cluster: Cluster, cache: Path, tmp_path: Path) -> None:
     one = [*RUN, "k=4", f"cache_dir={cache}"]

@@ -129,6 +129,28 @@ def test_a_death_sends_a_job_back_until_it_dies_three_times_without_a_save() -> 
 
 
 @pytest.mark.parametrize(
+    ("end", "told"),
+    [
+        ("task 1: Exited with exit code 134", "task 1: Exited with exit code 134"),
+        ("task 1: Killed", "task 1: Killed"),
+        ("tasks 1-3: Aborted (core dumped)", "tasks 1-3: Aborted (core dumped)"),
+    ],
+)
+def test_a_job_died_where_its_first_task_did_though_srun_then_terminates_the_others(end: str, told: str) -> None:
+    said = (
+        f"srun: error: node1: {end}\nslurmstepd: error: *** STEP 7.0 ON node1 CANCELLED ***\nsrun: error: node1: task 0: Terminated"
+    )
+    found = judged(code=128 + signal.SIGTERM, said=said)
+    assert (found.goes_on, found.record.deaths) == (f"the job died (node1: {told}); goes on in the queue", 1)
+    for by_signal in ("tasks 0-1: Exited with exit code 140", "task 0: User defined signal 2", "task 0: Terminated"):
+        assert judged(code=USR2, said=f"srun: error: node1: {by_signal}").goes_on == "preempted; goes on in the queue"
+    assert (
+        judged(code=KILLED, said="srun: error: node1: task 0: Exited with exit code 1\nsrun: error: node1: task 1: Killed").goes_on
+        is None
+    )
+
+
+@pytest.mark.parametrize(
     "said",
     [
         "slurmstepd: error: Detected 1 oom_kill event in StepId=7.0. Some of the step tasks have been OOM Killed.",

@@ -12,12 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from device import ON_DEVICE
 from sweeps import SHAPE, SHORT, assert_equal, by, config, here, runs, states
 from test_engine import short
 
 from sae_transcoder import engine, member, packs, status, workers
 from sae_transcoder.config import run_dir
 from sae_transcoder.preflight import plan
+
+pytestmark = pytest.mark.device
 
 # Each differs from the others in all that runs of a pack may differ in; the last two cannot share the first one's pack.
 VARIANTS = {
@@ -173,9 +176,10 @@ train.main()
 
 
 def test_a_pack_that_memory_does_not_suffice_for_is_split_and_goes_on_exactly(cache: Path, tmp_path: Path) -> None:
-    sweep = [
+    sweep = [  # on the CPU, whose memory a process can be denied
         "-m",
-        *SHAPE,
+        *(setting for setting in SHAPE if setting not in ON_DEVICE),
+        "device=cpu",
         "max_samples=24",
         "layers=[1,2]",
         "expansion_factor=16",

@@ -16,6 +16,8 @@ from sae_transcoder import status
 from sae_transcoder.status import State
 from sae_transcoder.stop_signal import StopSignal
 
+pytestmark = pytest.mark.device
+
 # Eight runs of two lengths.
 EIGHT = ["-m", *SHAPE, "expansion_factor=2", "k=4,5,6,7", "max_samples=240,302", "save_every=7", "sweep_name=s"]
 

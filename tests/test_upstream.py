@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from device import DEVICE, ON_GPU, by_device
 from sparsify import SparseCoder, SparseCoderConfig, sparse_coder
 from sparsify.fused_encoder import fused_encoder
 
@@ -17,16 +18,27 @@ from sae_transcoder.pieces import PIECE
 from sae_transcoder.row_sums import Bags, Chosen, Every, Products, Sums
 from sae_transcoder.upstream import CorrectedCoder
 
+pytestmark = [pytest.mark.device, pytest.mark.usefixtures("float32_coders")]
+
 TOKENS, WIDTH, LATENTS, K = 24, 8, 32, 4
+# An absolute tolerance of float32 sums, which a GPU takes in another order than dense autograd.
+SUMS = by_device(cpu=1e-6, gpu=1e-5)
 
 
-def pair(kind: type[SparseCoder], **settings: object) -> tuple[SparseCoder, torch.Tensor]:
+@pytest.fixture(autouse=True, params=["usual", "deterministic"] if ON_GPU else None)
+def _kernels(request: pytest.FixtureRequest) -> None:
+    """A GPU has kernels of two kinds."""
+    if ON_GPU:
+        torch.use_deterministic_algorithms(request.param == "deterministic")
+
+
+def pair(kind: type[SparseCoder], device: torch.device = DEVICE, **settings: object) -> tuple[SparseCoder, torch.Tensor]:
     """A coder with non-trivial parameters and an input; equal for both kinds."""
     torch.manual_seed(0)
     coder = kind(WIDTH, SparseCoderConfig(num_latents=LATENTS, k=K, **settings))
     for parameter in coder.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
-    return coder, torch.randn(TOKENS, WIDTH)
+    return coder.to(device), torch.randn(TOKENS, WIDTH).to(device)
 
 
 def dense_losses(coder: SparseCoder, x: torch.Tensor, dead: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -40,11 +52,11 @@ def dense_losses(coder: SparseCoder, x: torch.Tensor, dead: torch.Tensor | None)
         latents = torch.zeros_like(preacts).scatter(1, chosen, F.relu(preacts.gather(1, chosen)))
         return latents @ coder.W_dec
 
-    everything = torch.ones(LATENTS, dtype=torch.bool)
+    everything = torch.ones(LATENTS, dtype=torch.bool, device=x.device)
     skip = 0 if coder.W_skip is None else x @ coder.W_skip.T
     error = x - (reconstruct(everything, coder.cfg.k) + coder.b_dec + skip)
     multi = (x - (reconstruct(everything, 4 * coder.cfg.k) + coder.b_dec + skip)).pow(2).sum() / variance
-    aux = torch.zeros(())
+    aux = torch.zeros((), device=x.device)
     if dead is not None:
         count = int(dead.sum())
         predicted = reconstruct(dead, min(WIDTH // 2, count))
@@ -57,7 +69,7 @@ def ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
     """The ways of working that a device of this kind takes, and those that a GPU takes."""
     if request.param == "as on a GPU":
         for table in (row_sums.WAYS, selection.TWO_STAGES):
-            monkeypatch.setitem(table, "cpu", table["cuda"])
+            monkeypatch.setitem(table, DEVICE.type, table["cuda"])
 
 
 @pytest.mark.usefixtures("ways")
@@ -66,28 +78,29 @@ def ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("skip_connection", [False, True])
 def test_losses_and_gradients_equal_dense_autograd(transcode: bool, skip_connection: bool, many: int) -> None:
     coder, x = pair(CorrectedCoder, multi_topk=True, transcode=transcode, skip_connection=skip_connection)
-    dead = torch.arange(LATENTS) % many == 0
+    dead = torch.arange(LATENTS, device=DEVICE) % many == 0
     expected = dense_losses(coder, x, dead)
     wanted = torch.autograd.grad(expected[0] + expected[1] / 32 + expected[2] / 8, list(coder.parameters()))
     out = coder(x=x, y=x, dead=dead.nonzero()[:, 0])
     got = torch.autograd.grad(out.fvu + out.auxk_loss / 32 + out.multi_topk_fvu / 8, list(coder.parameters()))
-    torch.testing.assert_close((out.fvu, out.auxk_loss, out.multi_topk_fvu), expected)
-    torch.testing.assert_close(got, wanted, atol=1e-6, rtol=1e-4)
+    losses = (out.fvu, out.auxk_loss, out.multi_topk_fvu)
+    torch.testing.assert_close(losses, expected, atol=1e-5, rtol=by_device(cpu=1.3e-6, gpu=1e-5))
+    torch.testing.assert_close(got, wanted, atol=SUMS, rtol=1e-4)
 
 
 def test_groupmax_chooses_one_latent_of_each_group() -> None:
     coder, x = pair(CorrectedCoder, activation="groupmax")
     plain, _ = pair(SparseCoder, activation="groupmax")
     out, theirs = coder(x=x), plain(x=x)
-    assert torch.equal(out.latent_indices // (LATENTS // K), torch.arange(K).expand(TOKENS, K))
+    assert torch.equal(out.latent_indices // (LATENTS // K), torch.arange(K, device=DEVICE).expand(TOKENS, K))
     torch.testing.assert_close(out.fvu, theirs.fvu)
 
 
 def test_selecting_piece_by_piece_gives_what_the_whole_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     coder, x = pair(CorrectedCoder, multi_topk=True)
-    dead = torch.arange(0, LATENTS, 5)
+    dead = torch.arange(0, LATENTS, 5, device=DEVICE)
     whole = coder(x=x, dead=dead)
-    monkeypatch.setitem(PIECE, "cpu", 5 * LATENTS)  # 24 tokens in pieces of 4 and 5
+    monkeypatch.setitem(PIECE, DEVICE.type, 5 * LATENTS)  # 24 tokens in pieces of 4 and 5
     in_pieces = coder(x=x, dead=dead)
     torch.testing.assert_close(in_pieces, whole)
 
@@ -104,10 +117,10 @@ KINDS = {
 def test_the_selection_passes_gradcheck(shifted: bool, kind: str) -> None:
     generator = torch.Generator().manual_seed(0)
     x, shift, weight, bias = (
-        torch.randn(*shape, dtype=torch.float64, generator=generator, requires_grad=True)
+        torch.randn(*shape, dtype=torch.float64, generator=generator).to(DEVICE).requires_grad_()
         for shape in [(6, 5), (5,), (12, 5), (12,)]
     )
-    rows = torch.tensor([1, 4, 7, 11])
+    rows = torch.tensor([1, 4, 7, 11], device=DEVICE)
     indices = F.linear(x - shift if shifted else x, weight, bias).topk(3).indices
     by: list[Sums] = [KINDS[kind](Chosen.alike(indices, 12)), Every(torch.float64)]
 
@@ -129,9 +142,10 @@ def test_the_selection_passes_gradcheck(shifted: bool, kind: str) -> None:
 def test_the_decoder_and_the_squared_error_pass_gradcheck(kind: str) -> None:
     generator = torch.Generator().manual_seed(0)
     acts, dead, weight, target = (
-        torch.randn(*shape, dtype=torch.float64, generator=generator) for shape in [(18,), (1, 6, 4), (12, 5), (6, 5)]
+        torch.randn(*shape, dtype=torch.float64, generator=generator).to(DEVICE) for shape in [(18,), (1, 6, 4), (12, 5), (6, 5)]
     )
-    indices, rows = torch.rand(6, 12, generator=generator).topk(3).indices, torch.tensor([1, 4, 7, 11])
+    indices = torch.rand(6, 12, generator=generator).to(DEVICE).topk(3).indices
+    rows = torch.tensor([1, 4, 7, 11], device=DEVICE)
     selections = (
         Selection(acts, KINDS[kind](Chosen.alike(indices, 12))),
         Selection(dead, Every(torch.float64), rows),
@@ -151,7 +165,7 @@ def test_where_all_chosen_latents_are_positive_weights_equal_sparsifys() -> None
         coder.encoder.bias.data += 3
         coder(x=x).fvu.backward()
     for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(mine.grad, other.grad, atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(mine.grad, other.grad, atol=SUMS, rtol=1e-4)
 
 
 def test_latents_at_or_below_zero_get_no_gradient() -> None:
@@ -173,7 +187,8 @@ def test_with_multi_topk_the_latents_returned_are_those_of_k() -> None:
 
 def test_sparsify_still_ignores_the_gradient_of_preactivations() -> None:
     _, x = pair(SparseCoder)
-    weight, bias = torch.randn(LATENTS, WIDTH, requires_grad=True), torch.zeros(LATENTS, requires_grad=True)
+    weight = torch.randn(LATENTS, WIDTH, device=DEVICE, requires_grad=True)
+    bias = torch.zeros(LATENTS, device=DEVICE, requires_grad=True)
     fused_encoder(x, weight, bias, K, "topk").pre_acts.sum().backward()
     assert not weight.grad.any()
 
@@ -210,7 +225,7 @@ def test_no_decoder_is_tritons_though_it_is_installed(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(upstream.utils, "triton_decode", lambda *_: pytest.fail("a kernel that misreads gradients"))
     for kind in (SparseCoder, CorrectedCoder):
-        coder, x = pair(kind)
+        coder, x = pair(kind, torch.device("cpu"))
         coder(x=x).fvu.backward()
     assert sparse_coder.decoder_impl is upstream.utils.eager_decode
 
@@ -229,7 +244,7 @@ def test_importing_our_coder_asks_no_driver_and_sparsify_still_does() -> None:
 def test_on_a_gpu_that_has_it_coders_multiply_in_bfloat16(kind: type[SparseCoder], monkeypatch: pytest.MonkeyPatch) -> None:
     from sae_transcoder import upstream
 
-    coder, x = pair(kind)
+    coder, x = pair(kind, torch.device("cpu"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     assert upstream.product_dtype.__wrapped__(torch.device("cuda")) == torch.bfloat16
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
@@ -260,6 +275,6 @@ def test_sparsify_still_takes_triton_by_import_and_not_by_device() -> None:
 def test_a_coders_own_losses_do_not_train_earlier_coders(skip_connection: bool) -> None:
     coder, x = pair(CorrectedCoder, multi_topk=True, skip_connection=skip_connection)
     x = x.requires_grad_()
-    out = coder(x=x, y=x.detach(), dead=torch.arange(0, LATENTS, 5))
+    out = coder(x=x, y=x.detach(), dead=torch.arange(0, LATENTS, 5, device=DEVICE))
     (given,) = torch.autograd.grad(out.auxk_loss + out.multi_topk_fvu, x, allow_unused=True)
     assert given is None or not given.any()
