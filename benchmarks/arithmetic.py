@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -54,11 +55,17 @@ SHAPES = {
 }
 
 
+# Tables by which the step decides by the type of a device; what a version of the project does not have is passed over.
+BY_DEVICE = ("pieces.PIECE", "pieces.SMALL", "selection.TWO_STAGES", "row_sums.WAYS", "upstream.PIECE")
+
+
 def path_of(kind: str) -> ExitStack:
-    """While it is open, tensors on `meta` take the path of a step on cpu or cuda: the one place to adapt where the step decides anew."""
+    """While it is open, tensors on `meta` take the path of a step on cpu or cuda."""
     stack = ExitStack()
-    stack.enter_context(patch.dict(upstream.PIECE, {"meta": upstream.PIECE[kind]}))
-    if kind == "cuda":
+    for module, name in (table.split(".") for table in BY_DEVICE):
+        if find_spec(f"sae_transcoder.{module}") and (table := getattr(import_module(f"sae_transcoder.{module}"), name, None)):
+            stack.enter_context(patch.dict(table, {"meta": table[kind]}))
+    if kind == "cuda" and hasattr(upstream, "PIECE"):  # a version whose top-k asks the tensor whether it lies on a GPU
         stack.enter_context(patch.object(upstream, "largest", lambda preacts, k: preacts.topk(k, dim=-1, sorted=False)))
     stack.enter_context(patch.object(import_module("torch.optim.adam"), "_device_dtype_check_for_fused", lambda *_, **__: None))
     return stack

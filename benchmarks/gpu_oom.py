@@ -19,7 +19,7 @@ import torch
 from sae_transcoder import engine
 from sae_transcoder.composition import composed
 from sae_transcoder.config import Config
-from sae_transcoder.run import Run
+from sae_transcoder.upstream import CorrectedCoder
 
 RUNS, STEPS, BATCH, LENGTH = 8, 4, 8, 256
 ROOM = 1.2e9  # bytes; each run's weights, gradients and moments take 0.27e9
@@ -46,19 +46,19 @@ def little_memory(device: str) -> Iterator[None]:
         torch.cuda.set_per_process_memory_fraction(ROOM / total)
         yield
         return
-    run_pack, train_on, running = engine.run_pack, Run.train_on, 0
+    run_pack, forward, running = engine.run_pack, CorrectedCoder.forward, 0
 
     def noted(model: Any, members: Any, *rest: Any) -> Any:
         nonlocal running
         running = len(members)
         return run_pack(model, members, *rest)
 
-    def refused(*arguments: Any) -> bool:
+    def refused(*arguments: Any, **named: Any) -> Any:
         if running > 2:
             raise torch.OutOfMemoryError("raised by gpu_oom.py")
-        return train_on(*arguments)
+        return forward(*arguments, **named)
 
-    with patch.object(engine, "run_pack", noted), patch.object(Run, "train_on", refused):
+    with patch.object(engine, "run_pack", noted), patch.object(CorrectedCoder, "forward", refused):
         yield
 
 
