@@ -55,18 +55,19 @@ SHAPES = {
 }
 
 
-TABLES = {"pieces": "PIECE", "row_sums": "WAYS", "selection": "TWO_STAGES", "team": "SMALL", "upstream": "PIECE"}
+# Tables by which the step decides by the type of a device; what a version of the project does not have is passed over.
+BY_DEVICE = ("pieces.PIECE", "pieces.SMALL", "selection.TWO_STAGES", "row_sums.WAYS", "upstream.PIECE")
 
 
 def path_of(kind: str) -> ExitStack:
-    """While it is open, tensors on `meta` take the path of a step on cpu or cuda, as the tables by type of device say."""
+    """While it is open, tensors on `meta` take the path of a step on cpu or cuda."""
     stack = ExitStack()
-    stack.enter_context(patch.object(import_module("torch.optim.adam"), "_device_dtype_check_for_fused", lambda *_, **__: None))
-    for module, table in TABLES.items():
-        if find_spec(f"sae_transcoder.{module}") and (kept := getattr(import_module(f"sae_transcoder.{module}"), table, None)):
-            stack.enter_context(patch.dict(kept, {"meta": kept[kind]}))
-    if kind == "cuda" and hasattr(upstream, "largest") and not find_spec("sae_transcoder.selection"):  # of versions without tables
+    for module, name in (table.split(".") for table in BY_DEVICE):
+        if find_spec(f"sae_transcoder.{module}") and (table := getattr(import_module(f"sae_transcoder.{module}"), name, None)):
+            stack.enter_context(patch.dict(table, {"meta": table[kind]}))
+    if kind == "cuda" and hasattr(upstream, "PIECE"):  # a version whose top-k asks the tensor whether it lies on a GPU
         stack.enter_context(patch.object(upstream, "largest", lambda preacts, k: preacts.topk(k, dim=-1, sorted=False)))
+    stack.enter_context(patch.object(import_module("torch.optim.adam"), "_device_dtype_check_for_fused", lambda *_, **__: None))
     return stack
 
 
