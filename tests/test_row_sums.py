@@ -1,17 +1,28 @@
 """Sums of the rows that fire: each kind equals products of dense matrices, for as many latents a token or differing numbers."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
+from device import DEVICE
 
 from sae_transcoder import row_sums
 from sae_transcoder.pieces import PIECE
-from sae_transcoder.row_sums import WAYS, Bags, Chosen, Every, Products, Sums, sums
+from sae_transcoder.row_sums import WAYS, Bags, Chosen, Every, Products, Sums, Way, sums
 
 TOKENS, LATENTS, WIDTH = 37, 24, 5
+pytestmark = [pytest.mark.device, pytest.mark.usefixtures("float32_coders")]
+
+
+@pytest.fixture(autouse=True)
+def _on_the_device() -> Iterator[None]:
+    """Tensors are made on the device under test."""
+    with torch.device(DEVICE):
+        yield
 
 
 def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
+    return torch.Generator(DEVICE).manual_seed(0)
 
 
 def alike() -> Chosen:
@@ -38,7 +49,7 @@ KINDS = {
 @pytest.mark.parametrize("chosen", [alike, ragged])
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_gives_what_dense_matrices_give(kind: str, chosen: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(PIECE, "cpu", 10 * LATENTS)  # in pieces
+    monkeypatch.setitem(PIECE, DEVICE.type, 10 * LATENTS)  # in pieces
     choices = chosen()
     acts, weight, values, grad = (
         torch.randn(*shape, generator=generator())
@@ -111,13 +122,18 @@ def test_a_bag_is_at_most_so_long_whatever_fires() -> None:
     assert (torch.cat([starts[1:], torch.tensor([len(whole.chosen.latent)])]) - starts).max() == TOKENS
 
 
+def test_a_gpu_multiplies_and_cuts_and_a_cpu_does_neither_for_what_fires() -> None:
+    assert {"cpu": Way(0, 4, None), "cuda": Way(500, 500, 256)} == WAYS
+
+
 def test_one_place_decides_by_device_and_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     def way(latents: int, k: int, *, auxk: bool = False) -> Sums:
         return sums(Chosen.alike(torch.zeros(2, k, dtype=torch.long), latents), torch.float32, auxk=auxk)
 
+    monkeypatch.setitem(row_sums.WAYS, DEVICE.type, Way(0, 4, None))  # a CPU's
     assert all(isinstance(by, Bags) and by.cut is None for by in (way(4608, 64), way(8, 8)))
     assert [type(way(latents, 128, auxk=True)) for latents in (200, 512, 513)] == [Products, Products, Bags]
-    monkeypatch.setitem(row_sums.WAYS, "cpu", WAYS["cuda"])
+    monkeypatch.setitem(row_sums.WAYS, DEVICE.type, Way(500, 500, 256))  # a GPU's
     assert isinstance(way(4608, 64), Products)
     assert isinstance(way(262_144, 64), Bags)
     assert way(262_144, 64).cut == 256

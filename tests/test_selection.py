@@ -2,16 +2,18 @@
 
 import pytest
 import torch
+from device import DEVICE
 
 from sae_transcoder import pieces
 from sae_transcoder.selection import TWO_STAGES, TwoStages, largest
 
 
+@pytest.mark.device
 @pytest.mark.parametrize("stages", [TWO_STAGES["cpu"], TwoStages(32, 1, 512)], ids=["as here", "as on a GPU"])
 @pytest.mark.parametrize(("latents", "k"), [(512, 8), (512, 16), (1024, 64), (2048, 32), (2050, 32), (2048, 2048), (1, 1)])
 def test_the_largest_are_those_of_torch(latents: int, k: int, stages: TwoStages, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(TWO_STAGES, "cpu", stages)
-    preacts = torch.randn(50, latents, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setitem(TWO_STAGES, DEVICE.type, stages)
+    preacts = torch.randn(50, latents, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     preacts[:10] = -torch.inf  # as for AuxK, where fewer latents than k may be dead
     preacts[:10, ::3] = 1.0
     values, indices = largest(preacts, k)

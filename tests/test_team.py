@@ -1,11 +1,12 @@
 """Runs that train on a batch together end as they would alone, and ask a GPU once for what they have in common."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
 from conftest import VOCABULARY, tiny_config, tiny_model
+from device import DEVICE
 from sparsify import SparseCoderConfig
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,24 +23,34 @@ TOKENS, WIDTH, LATENTS = 24, 8, 32
 POINT = {"sae": "layers.1", "transcoder": "layers.1.mlp"}
 
 
+pytestmark = [pytest.mark.device, pytest.mark.usefixtures("float32_coders")]
+
+
+@pytest.fixture(autouse=True)
+def _on_the_device() -> Iterator[None]:
+    """Tensors are made on the device under test."""
+    with torch.device(DEVICE):
+        yield
+
+
 @pytest.fixture(params=["as here", "as on a GPU"])
 def ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "as on a GPU":
         for table in (row_sums.WAYS, selection.TWO_STAGES):
-            monkeypatch.setitem(table, "cpu", table["cuda"])
+            monkeypatch.setitem(table, DEVICE.type, table["cuda"])
 
 
 @pytest.fixture
 def together(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small batches train together on this device too."""
-    monkeypatch.setitem(team.SMALL, "cpu", team.SMALL["cuda"])
+    monkeypatch.setitem(team.SMALL, DEVICE.type, team.SMALL["cuda"])
 
 
 def some_coders(count: int, **settings: object) -> list[CorrectedCoder]:
     coders = []
     for seed in range(count):
         torch.manual_seed(seed)
-        coders.append(CorrectedCoder(WIDTH, SparseCoderConfig(num_latents=LATENTS, k=4, **settings)))
+        coders.append(CorrectedCoder(WIDTH, SparseCoderConfig(num_latents=LATENTS, k=4, **settings), DEVICE))
         for parameter in coders[-1].parameters():
             parameter.data += 0.1 * torch.randn_like(parameter)
     return coders
@@ -57,11 +68,12 @@ DEAD = {
 @pytest.mark.parametrize("settings", [{}, {"transcode": True}, {"activation": "groupmax"}], ids=str)
 def test_coders_computed_as_one_give_what_each_gives(settings: dict, dead: str) -> None:
     one, many = some_coders(3, **settings), some_coders(3, **settings)
-    x, y = torch.randn(2, TOKENS, WIDTH, generator=torch.Generator().manual_seed(9))
+    x, y = torch.randn(2, TOKENS, WIDTH, generator=torch.Generator(DEVICE).manual_seed(9))
     variance = (y - y.mean(0)).pow(2).sum()
-    outs = stack.forward_together(many, x, y, DEAD[dead], variance)
+    rows_of = [None if rows is None else rows.to(DEVICE) for rows in DEAD[dead]]
+    outs = stack.forward_together(many, x, y, rows_of, variance)
     torch.stack([out.fvu + out.auxk_loss / 4 for out in outs]).sum().backward()
-    for coder, other, rows, out in zip(one, many, DEAD[dead], outs, strict=True):
+    for coder, other, rows, out in zip(one, many, rows_of, outs, strict=True):
         alone = coder(x=x, y=y, dead=rows, total_variance=variance)
         (alone.fvu + alone.auxk_loss / 4).backward()
         torch.testing.assert_close(out, alone)
@@ -85,11 +97,11 @@ def configs(model_type: str) -> list[Config]:
 
 
 def new_run(cfg: Config) -> Run:
-    return Run(cfg, {POINT[cfg.model_type]: 32}, 48, torch.device("cpu"))
+    return Run(cfg, {POINT[cfg.model_type]: 32}, 48, DEVICE)
 
 
 def batches(model_type: str) -> list[tuple[Tensor, dict[str, Activations]]]:
-    ids = torch.randint(0, VOCABULARY, (48, 16), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(0, VOCABULARY, (48, 16), generator=torch.Generator(DEVICE).manual_seed(1))
     return [(batch, capture(tiny_model("llama"), [POINT[model_type]], batch)) for batch in ids.split(4)]
 
 
@@ -145,8 +157,9 @@ def test_eight_runs_together_launch_less_than_half_of_what_they_launch_alone() -
 
 def test_a_team_is_of_small_runs_only_and_large_ones_and_cpus_train_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [new_run(tiny_config("sae")), new_run(tiny_config("sae", num_latents=4096)), new_run(tiny_config("sae", k=2))]
+    monkeypatch.setitem(team.SMALL, DEVICE.type, 0)
     assert team.teams(runs, 64) == [[run] for run in runs]
-    monkeypatch.setitem(team.SMALL, "cpu", 64 * 1024)
+    monkeypatch.setitem(team.SMALL, DEVICE.type, 64 * 1024)
     assert team.teams(runs, 64) == [[runs[0], runs[2]], [runs[1]]]
 
 
@@ -160,7 +173,7 @@ def test_more_coders_than_a_piece_holds_are_computed_in_several_stacks(monkeypat
         return real(coders, *arguments)
 
     monkeypatch.setattr(stack, "forward_together", noted)
-    monkeypatch.setitem(PIECE, "cpu", 3 * 64 * 128)
+    monkeypatch.setitem(PIECE, DEVICE.type, 3 * 64 * 128)
     members = [new_run(tiny_config("sae", batch_size=4, init_seeds=[seed])) for seed in range(6)]
     team.train_on(members, *batches("sae")[0])
     assert counts == [3, 3]
