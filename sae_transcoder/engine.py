@@ -209,7 +209,7 @@ def batch(model: PreTrainedModel, active: Sequence[Member], bar: display.Bar) ->
         return dict.fromkeys(turn, error)
     stepped = []
     by_run = {member.run: member for member in turn}
-    for runs in teams(list(by_run), read.numel()):
+    for runs in teams(list(by_run)):
         team = [by_run[run] for run in runs]
         for member in team:
             member.amid_batch = True

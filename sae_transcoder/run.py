@@ -77,6 +77,7 @@ class Run:
                 torch.manual_seed(seed)
                 # Each has a config of its own, since k changes in it.
                 self.coders[name] = kind(widths[point], copy.copy(self.coder_config), device, dtype=torch.float32)
+        self.most_latents = max(cfg.num_latents or width * cfg.expansion_factor for width in widths.values())  # on all ranks
         first = next(iter(widths.values()))
         self.first_k = min(cfg.num_latents or first * cfg.expansion_factor, round(first * 10))
         self.optimizers, self.schedules = optimizers(cfg, list(self.coders.values()), self.length)

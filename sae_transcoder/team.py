@@ -14,16 +14,16 @@ from sae_transcoder.run import Run, Task, optimizer_step
 from sae_transcoder.upstream import CorrectedCoder
 
 
-def pays(device: torch.device, tokens: int, latents: int) -> bool:
-    """Whether coders of so many latents are faster together, in a batch of so many tokens."""
-    return tokens * latents <= SMALL[device.type]
+def small(run: Run) -> bool:
+    """Whether the run's coders are faster together with others: by the size of a whole batch, in which all ranks and all batches agree."""
+    return run.cfg.batch_size * run.cfg.max_seq_length * run.most_latents <= SMALL[run.device.type]
 
 
-def teams(runs: Sequence[Run], tokens: int) -> list[list[Run]]:
-    """The runs in groups that train together on a batch of so many tokens, in order of their first."""
-    small = [r for r in runs if all(pays(r.device, tokens, coder.num_latents) for coder in r.coders.values())]
-    found = [[run] for run in runs if run not in small]
-    return [small, *found] if small else found
+def teams(runs: Sequence[Run]) -> list[list[Run]]:
+    """The runs in groups that train together, the small ones first."""
+    together = [run for run in runs if small(run)]
+    alone = [[run] for run in runs if run not in together]
+    return [together, *alone] if together else alone
 
 
 def train_on(runs: Sequence[Run], tokens: Tensor, seen: Mapping[str, Activations]) -> list[Run]:
@@ -32,7 +32,7 @@ def train_on(runs: Sequence[Run], tokens: Tensor, seen: Mapping[str, Activations
     groups: dict[object, list[tuple[Run, Task]]] = {}
     for run in runs:
         for task in run.tasks(tokens, seen):
-            shape = stack.shape(task.coder) if pays(run.device, len(task.y), task.coder.num_latents) else None
+            shape = stack.shape(task.coder) if small(run) else None
             alone = (run, task.name) if shape is None else None
             groups.setdefault((shape, alone, id(task.x), id(task.y), run.cfg.micro_acc_steps), []).append((run, task))
     for group in groups.values():

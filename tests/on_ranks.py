@@ -2,7 +2,7 @@
 
 The argument is a file of JSON, a list of packs, each {"runs": [overrides of each run], "fault": [rank, batch, what, where], "slow": [seconds
 that each evaluation takes longer, seconds after which a sum over ranks is given up]}, the last two of which may be left out. what: an
-exception's name, or a signal's; where: the method of Run before which it comes, train_on if left out. With PRETEND_GPUS there are GPUs in
+exception's name, or a signal's; where: the method of Run before which it comes, tasks if left out. With PRETEND_GPUS there are GPUs in
 name only. Each rank writes what became of it beside that file, rank<r>.json: for each pack the outcomes, and a digest of the parameters
 after each optimizer step.
 """
@@ -30,7 +30,7 @@ from sae_transcoder.run import Run
 from sae_transcoder.stop_signal import Stopped
 
 
-def disturb(rank: int, batch: int, what: str, where: str = "train_on") -> None:
+def disturb(rank: int, batch: int, what: str, where: str = "tasks") -> None:
     """Has this rank fail, be killed or be signalled after so many batches, before `where`."""
     real = getattr(Run, where)
 
@@ -69,15 +69,15 @@ def digest(run: Run) -> str:
 def main(path: Path) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[logging.NullHandler()])
     said: list[dict] = []
-    real, step = Run.train_on, Run._optimizer_step
+    real, step = Run.tasks, Run.after_optimizers
 
     def watched(self: Run) -> None:
         step(self)
         said[-1]["digests"].append(digest(self))
 
-    Run._optimizer_step = watched  # type: ignore[method-assign]
+    Run.after_optimizers = watched  # type: ignore[method-assign]
     for pack in json.loads(path.read_text()):
-        Run.train_on = real  # type: ignore[method-assign]
+        Run.tasks = real  # type: ignore[method-assign]
         if pack.get("fault"):
             disturb(*pack["fault"])
         if pack.get("slow"):

@@ -30,7 +30,7 @@ def tokens() -> Tensor:
 def trained(cfg: Config, model: nn.Module, points: list[str], ids: Tensor) -> Run:
     run = Run(cfg, dict.fromkeys(points, 32), len(ids), DEVICE)
     for batch in ids[: run.length.samples].split(cfg.batch_size):
-        run.train_end_to_end(model, batch)
+        run.train_end_to_end(model, batch.cpu(), batch)
     assert run.done
     return run
 
@@ -101,13 +101,13 @@ def test_losses_and_gradients_equal_a_model_with_its_modules_exchanged(model_typ
     run.sums.clear()
     run.summed.clear()
     run.length = length(cfg, 100)  # one more batch, without its optimizer step
-    run._optimizer_step = lambda: None  # type: ignore[method-assign]
+    run.before_optimizers = list  # type: ignore[method-assign]
     if model_type == "sae":
         for coder in run.coders.values():
             coder.set_decoder_norm_to_unit_norm()
     coders = copy.deepcopy(run.coders)
     batch = ids[24:28]
-    run.train_end_to_end(model, batch)
+    run.train_end_to_end(model, batch.cpu(), batch)
 
     real = ~positions.counted(run.cfg, batch).view(batch.shape)
     assert real.any()
@@ -205,7 +205,7 @@ def test_logged_losses_are_the_mean_over_exactly_the_batches_since_the_line_befo
     run = Run(cfg, {"layers.1": 32}, len(ids), DEVICE)
     logged, spans, begun = [], [], 0
     for number, batch in enumerate(ids.split(1), 1):
-        stepped = run.train_end_to_end(model, batch)
+        stepped = run.train_end_to_end(model, batch.cpu(), batch)
         if stepped and (run.step % log_every == 0 or run.done):
             logged.append(run.metrics()[loss_fn])
             spans.append((begun, number))

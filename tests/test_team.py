@@ -113,7 +113,7 @@ def test_each_run_of_a_team_ends_as_it_would_alone(model_type: str) -> None:
     for ids, seen in batches(model_type):
         for run in alone:
             run.train_on(ids, seen)
-        (whole,) = team.teams(members, ids.numel())
+        (whole,) = team.teams(members)
         assert whole == members
         assert team.train_on(members, ids, seen) == members
     for own, run in zip(members, alone, strict=True):
@@ -158,9 +158,18 @@ def test_eight_runs_together_launch_less_than_half_of_what_they_launch_alone() -
 def test_a_team_is_of_small_runs_only_and_large_ones_and_cpus_train_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [new_run(tiny_config("sae")), new_run(tiny_config("sae", num_latents=4096)), new_run(tiny_config("sae", k=2))]
     monkeypatch.setitem(team.SMALL, DEVICE.type, 0)
-    assert team.teams(runs, 64) == [[run] for run in runs]
-    monkeypatch.setitem(team.SMALL, DEVICE.type, 64 * 1024)
-    assert team.teams(runs, 64) == [[runs[0], runs[2]], [runs[1]]]
+    assert team.teams(runs) == [[run] for run in runs]
+    monkeypatch.setitem(team.SMALL, DEVICE.type, 32 * 1024)  # a batch is of 2 x 16 tokens
+    assert team.teams(runs) == [[runs[0], runs[2]], [runs[1]]]
+
+
+def test_ranks_agree_on_teams_whatever_share_of_the_batch_and_of_the_coders_each_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else each would wait for another sum over ranks than the others."""
+    monkeypatch.setitem(team.SMALL, DEVICE.type, 32 * 1024)
+    widths = {"layers.1": 32, "layers.2": 512}
+    cfgs = [tiny_config("sae", distribute_modules=True), tiny_config("sae", distribute_modules=True, k=2)]
+    shares = [[Run(cfg, widths, 8, DEVICE, share=[point]) for cfg in cfgs] for point in widths]
+    assert [len(team.teams(runs)) for runs in shares] == [2, 2]
 
 
 @pytest.mark.usefixtures("together")
