@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sae_transcoder import preflight, status, stored_coders
+from sae_transcoder.broken_device import DeviceBroken, diagnosing
 from sae_transcoder.composition import refuse
 from sae_transcoder.config import Config, ConfigError, evaluation_settings
 from sae_transcoder.eval_file import NAME, Evaluation, write
@@ -52,6 +53,8 @@ def main() -> None:
         evaluate(arguments.path, arguments.overrides, arguments.output)
     except ConfigError as error:
         refuse(error.faults)
+    except DeviceBroken as error:
+        refuse([f"{error}; start the command again, and it measures on a GPU that works"])
 
 
 def evaluate(path: str, overrides: Sequence[str] = (), output: Path | None = None) -> Evaluation:
@@ -119,7 +122,7 @@ def measured(
             f"(it has {hookpoints.shape_of_names(filter(None, modules))}); set model or model_name"
         )
     widths = hookpoints.widths(cfg, outline, points)
-    with devices.configured(cfg, device):
+    with diagnosing(), devices.configured(cfg, device):
         coders, faults = loaded(cfg, places, widths, device)
         count = layers.needed(cfg, outline, points)
         faults += model_checks.faults(cfg, outline, layers.uncompiled(cfg, outline, points, count, device))

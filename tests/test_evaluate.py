@@ -6,11 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from device import ON_DEVICE
 from sparsify import SparseCoder
 from test_engine import cache, short  # noqa: F401  (cache is a fixture)
 
-from sae_transcoder import engine, eval_file
+from sae_transcoder import engine, eval_file, heldout
 from sae_transcoder import evaluate as command
 from sae_transcoder.config import run_dir
 from sae_transcoder.eval_file import Evaluation
@@ -152,6 +153,18 @@ def test_folders_without_coders_and_damaged_ones_are_refused(capsys, monkeypatch
     (tmp_path / "run" / ".hydra" / "config.yaml").write_text("k: [1,")
     assert ".hydra/config.yaml: cannot be read" in refused(capsys, monkeypatch, tmp_path / "run")
     assert "--output=/proc/x: cannot be written to" in refused(capsys, monkeypatch, trained, "--output", "/proc/x")
+
+
+def test_a_gpu_that_fails_ends_an_evaluation_with_one_message(capsys, monkeypatch, trained: Path, tmp_path: Path) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(heldout, "measure", fails)
+    message = refused(capsys, monkeypatch, trained, "--output", tmp_path)
+    assert (
+        "the GPU failed (AcceleratorError: CUDA error: an illegal memory access was encountered); start the command again"
+        in message
+    )
 
 
 def test_coders_of_another_model_are_refused(
