@@ -26,10 +26,10 @@ import torch
 from common import show
 from op_cost import Cost, Counting, aten
 
-from sae_transcoder import upstream
-from sae_transcoder.composition import composed
-from sae_transcoder.forward import Activations
-from sae_transcoder.run import Run
+from sae_transcoder.coder import corrected_coder
+from sae_transcoder.config.composition import composed
+from sae_transcoder.language_model.forward import Activations
+from sae_transcoder.training.run import Run
 
 POINT = "layers.0"
 DEAD = 0.05  # of the latents, where AuxK acts
@@ -65,8 +65,8 @@ def path_of(kind: str) -> ExitStack:
     for module, name in (table.split(".") for table in BY_DEVICE):
         if find_spec(f"sae_transcoder.{module}") and (table := getattr(import_module(f"sae_transcoder.{module}"), name, None)):
             stack.enter_context(patch.dict(table, {"meta": table[kind]}))
-    if kind == "cuda" and hasattr(upstream, "PIECE"):  # a version whose top-k asks the tensor whether it lies on a GPU
-        stack.enter_context(patch.object(upstream, "largest", lambda preacts, k: preacts.topk(k, dim=-1, sorted=False)))
+    if kind == "cuda" and hasattr(corrected_coder, "PIECE"):  # a version whose top-k asks the tensor whether it lies on a GPU
+        stack.enter_context(patch.object(corrected_coder, "largest", lambda preacts, k: preacts.topk(k, dim=-1, sorted=False)))
     stack.enter_context(patch.object(import_module("torch.optim.adam"), "_device_dtype_check_for_fused", lambda *_, **__: None))
     return stack
 

@@ -12,9 +12,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from sae_transcoder.composition import composed
 from sae_transcoder.config import Config, run_dir
-from sae_transcoder.engine import train
+from sae_transcoder.config.composition import composed
+from sae_transcoder.training.engine import train
 
 KINDS = {
     "no AuxK": ["auxk_alpha=0"],

@@ -17,10 +17,10 @@ import torch
 from common import say
 from transformers import AutoModel
 
-from sae_transcoder import language_model
-from sae_transcoder.composition import composed
-from sae_transcoder.forward import capture
-from sae_transcoder.run import Run
+from sae_transcoder.config.composition import composed
+from sae_transcoder.language_model import loading
+from sae_transcoder.language_model.forward import capture
+from sae_transcoder.training.run import Run
 
 POINT, WIDTH, SEQUENCES, LENGTH = "layers.2", 256, 16, 256
 DEAD = (0, 16, 128, 256, 512, 1024, 2048)
@@ -61,10 +61,10 @@ def main() -> None:
     device = torch.device(asked.device)
     torch.set_float32_matmul_precision("high")  # as in training
     if device.type == "cpu":
-        from sae_transcoder import host_memory
+        from sae_transcoder.process import host_memory
 
         host_memory.keep_freed()
-    model = AutoModel.from_pretrained(language_model.DEMO, dtype=torch.float32).to(device).eval()
+    model = AutoModel.from_pretrained(loading.DEMO, dtype=torch.float32).to(device).eval()
     steps = {dead: step_with(dead, model, device, asked.steps + 2) for dead in DEAD}
     clocks = (time.perf_counter, time.process_time)
     times: dict[int, list[list[float]]] = {dead: [[] for _ in clocks] for dead in DEAD}

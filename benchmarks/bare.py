@@ -17,8 +17,8 @@ from meter import ARRAYS, Job, job
 from torch import Tensor
 from transformers import AutoModel
 
-from sae_transcoder import host_memory
-from sae_transcoder.selection import largest, select
+from sae_transcoder.coder.selection import largest, select
+from sae_transcoder.process import host_memory
 
 REPEATS = 9
 PIECE = 256  # tokens: a piece of the pre-activations stays in the processor's cache

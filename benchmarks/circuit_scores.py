@@ -19,9 +19,9 @@ import common
 import numpy as np
 import peers
 
-from sae_transcoder import preflight
 from sae_transcoder.api import TrainedRun, sweep
 from sae_transcoder.export import export
+from sae_transcoder.preflight import plan as preflight
 
 
 def prompts_of(run: TrainedRun, count: int, length: int) -> list[list[int]]:

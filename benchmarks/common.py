@@ -19,9 +19,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from sae_transcoder import forward, language_model, preflight
-from sae_transcoder.composition import composed
 from sae_transcoder.config import Config
+from sae_transcoder.config.composition import composed
+from sae_transcoder.language_model import forward, loading
+from sae_transcoder.preflight import plan as preflight
 
 HERE = Path(__file__).parent
 HOOKPOINT, LENGTH, BATCH = "layers.2", 256, 16  # tokens a sequence, sequences a step
@@ -51,7 +52,7 @@ class Bench:
         """A contender's job, with a folder of its own."""
         own = tempfile.mkdtemp(prefix=f"{name}-", dir=self.folder)
         return Job(
-            model=str(language_model.DEMO),
+            model=str(loading.DEMO),
             hookpoint=HOOKPOINT,
             width=self.width,
             tokens=str(self.folder / "tokens.npy"),
@@ -104,7 +105,7 @@ def prepare(folder: Path, steps: int, device: str, peers_folder: Path) -> Bench:
     cfg = composed([*settings, f"max_seq_length={LENGTH}", "layers=null", f"hookpoints=[{HOOKPOINT}]", f"save_dir={folder}/none"])
     plan = preflight.plan(cfg)
     np.save(folder / "tokens.npy", plan.tokens.train[: plan.length.samples])
-    model = language_model.load(cfg, plan.device)
+    model = loading.load(cfg, plan.device)
     pieces = []
     for start in range(0, len(plan.tokens.heldout), BATCH):
         tokens = torch.from_numpy(plan.tokens.heldout[start : start + BATCH]).to(plan.device)

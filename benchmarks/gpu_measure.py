@@ -27,10 +27,14 @@ from gpu_waits import watched
 from op_cost import Counting
 from transformers import AutoModel, PreTrainedModel
 
-from sae_transcoder import checkpoint, device_memory, engine, language_model, packs, preflight
-from sae_transcoder.composition import composed
 from sae_transcoder.config import Config
-from sae_transcoder.shortage import is_out_of_memory
+from sae_transcoder.config.composition import composed
+from sae_transcoder.language_model import loading
+from sae_transcoder.launch import packs
+from sae_transcoder.preflight import device_memory
+from sae_transcoder.preflight import plan as preflight
+from sae_transcoder.training import checkpoint, engine
+from sae_transcoder.training.out_of_memory import is_out_of_memory
 
 SKIP = 5  # steps before the clock starts: kernels are compiled, memory is found, AuxK begins to act
 FREQUENT = 8  # ids that are left out, where tokens are
@@ -174,7 +178,7 @@ def train(row: Row, shape: Shape, folder: Path, device: str, steps: int) -> None
     cfgs = configs(row, folder, device, shape.layers // 2, stretches.batches)
 
     def load(cfg: Config, device: torch.device, layers: int | None) -> PreTrainedModel:
-        return random_model(replace(shape, layers=layers or shape.layers), device, language_model.resolve_dtype(cfg, device))
+        return random_model(replace(shape, layers=layers or shape.layers), device, loading.resolve_dtype(cfg, device))
 
     def no_room(*_: Any) -> None:
         raise Shortage
@@ -188,7 +192,7 @@ def train(row: Row, shape: Shape, folder: Path, device: str, steps: int) -> None
     with ExitStack() as stack:
         # What the estimate refuses is tried: whether it was right is what the row says.
         stack.enter_context(patch.object(device_memory, "faults", lambda *_: []))
-        stack.enter_context(patch.object(language_model, "load", load))
+        stack.enter_context(patch.object(loading, "load", load))
         stack.enter_context(patch.object(engine, "make_room", no_room))
         # Copies of the coders are made at the save, and not written.
         stack.enter_context(patch.object(checkpoint, "export", lambda _, target: target.mkdir(parents=True, exist_ok=True)))

@@ -16,10 +16,10 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from sae_transcoder import engine
-from sae_transcoder.composition import composed
+from sae_transcoder.coder.corrected_coder import CorrectedCoder
 from sae_transcoder.config import Config
-from sae_transcoder.upstream import CorrectedCoder
+from sae_transcoder.config.composition import composed
+from sae_transcoder.training import engine
 
 RUNS, STEPS, BATCH, LENGTH = 8, 4, 8, 256
 ROOM = 1.2e9  # bytes; each run's weights, gradients and moments take 0.27e9

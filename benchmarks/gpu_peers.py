@@ -22,7 +22,7 @@ from gpu_rows import Row, Shape
 from meter import Coder, Job
 from transformers import AutoModelForCausalLM
 
-from sae_transcoder.language_model import DEMO
+from sae_transcoder.language_model.loading import DEMO
 
 
 def prepared(row: Row, shape: Shape, folder: Path, device: str, steps: int) -> Job:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
-from sae_transcoder import forward
-from sae_transcoder.forward import Activations
+from sae_transcoder.language_model import forward
+from sae_transcoder.language_model.forward import Activations
 
 Seen = Mapping[str, Activations]  # {hookpoint: what it saw of a batch}
 Capture = Callable[..., Seen]

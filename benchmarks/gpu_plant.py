@@ -15,7 +15,7 @@ from gpu_rows import Row
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sae_transcoder.run import Run
+from sae_transcoder.training.run import Run
 
 RATE = 1e-9  # Adam's: every operation of a step is made, and nothing moves
 SAMPLE = 1024  # tokens on which it is looked how latents fire

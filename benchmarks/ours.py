@@ -10,9 +10,12 @@ import numpy as np
 from meter import Coder, Job, Meter, deliver, job
 from safetensors.torch import load_file
 
-from sae_transcoder import engine, forward, heldout, preflight
-from sae_transcoder.composition import composed
 from sae_transcoder.config import Config, run_dir
+from sae_transcoder.config.composition import composed
+from sae_transcoder.evaluation import heldout
+from sae_transcoder.language_model import forward
+from sae_transcoder.preflight import plan as preflight
+from sae_transcoder.training import engine
 
 
 def configs(job: Job) -> list[Config]:

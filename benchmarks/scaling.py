@@ -66,8 +66,9 @@ def measure(spec: Path) -> None:
     from meter import Meter
     from ours import timed
 
-    from sae_transcoder import engine, preflight
-    from sae_transcoder.composition import composed
+    from sae_transcoder.config.composition import composed
+    from sae_transcoder.preflight import plan as preflight
+    from sae_transcoder.training import engine
 
     asked = json.loads(spec.read_text())
     base = ["experiment=demo", f"device={asked['device']}", "batch_size=16", f"max_steps={asked['steps']}", "max_samples=null"]

@@ -20,7 +20,9 @@ from ours import configs, timed
 from single import LATENTS, K
 from torch.profiler import ProfilerActivity, profile
 
-from sae_transcoder import engine, heldout, preflight
+from sae_transcoder.evaluation import heldout
+from sae_transcoder.preflight import plan as preflight
+from sae_transcoder.training import engine
 
 SKIPPED = 2  # steps in which memory is still being found
 

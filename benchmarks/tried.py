@@ -18,8 +18,9 @@ from common import show
 from torch import Tensor
 from transformers import AutoModel
 
-from sae_transcoder import host_memory, language_model
-from sae_transcoder.selection import largest, select
+from sae_transcoder.coder.selection import largest, select
+from sae_transcoder.language_model import loading
+from sae_transcoder.process import host_memory
 
 TOKENS, WIDTH, LAYERS = 4096, 256, 3
 
@@ -64,7 +65,7 @@ def forwards() -> dict[str, Callable[[], Any]]:
     ids = torch.randint(0, 4096, (16, TOKENS // 16))
 
     def model(attention: str = "sdpa") -> Any:
-        loaded = AutoModel.from_pretrained(language_model.DEMO, dtype=torch.float32, attn_implementation=attention).eval()
+        loaded = AutoModel.from_pretrained(loading.DEMO, dtype=torch.float32, attn_implementation=attention).eval()
         loaded.layers, loaded.norm = loaded.layers[:LAYERS], torch.nn.Identity()
         return loaded
 

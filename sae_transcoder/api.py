@@ -22,11 +22,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hydra_plugins.sae_transcoder_local import GridSweeper
-from sae_transcoder import composition, engine, eval_file, preflight, run_files, standing, stored_coders
-from sae_transcoder import sweep as sweeps
-from sae_transcoder.config import Config, ConfigError, Hardware, run_dir, typed
-from sae_transcoder.eval_file import Evaluation
-from sae_transcoder.upstream import SparseCoder
+from sae_transcoder.coder import stored as stored_coders
+from sae_transcoder.coder.corrected_coder import SparseCoder
+from sae_transcoder.config import Config, ConfigError, Hardware, composition, run_dir, typed
+from sae_transcoder.launch import sweep as sweeps
+from sae_transcoder.preflight import plan as preflight
+from sae_transcoder.run_store import eval_file, files, observed_status
+from sae_transcoder.run_store.eval_file import Evaluation
+from sae_transcoder.training import engine
 
 
 @dataclass(frozen=True)
@@ -67,12 +70,12 @@ def train(cfg: Config) -> TrainedRun:
         raise ConfigError(f"{_elsewhere(cfg)}: train() trains here and now; use the command sae-train")
     preflight.check_settings(cfg)
     directory = run_dir(cfg)
-    what = standing.to_do(standing.read(directory))
+    what = observed_status.to_do(observed_status.read(directory))
     if what in ("running", "queued"):
-        raise ConfigError(str(standing.nothing_to_do(directory)))
+        raise ConfigError(str(observed_status.nothing_to_do(directory)))
     if what != "done":
         preflight.plan(cfg)  # before anything is written
-        run_files.write_config(cfg)
+        files.write_config(cfg)
         engine.train([cfg])
     return _trained(cfg)
 
@@ -123,15 +126,15 @@ def _trained(cfg: Config) -> TrainedRun:
     directory = run_dir(cfg)
     evaluation = eval_file.read(directory)
     if evaluation is None:
-        raise ConfigError(f"{directory}: {standing.nothing_to_do(directory) or 'holds no result'}")
+        raise ConfigError(f"{directory}: {observed_status.nothing_to_do(directory) or 'holds no result'}")
     return TrainedRun(cfg, directory, evaluation)
 
 
 def _with_json(overrides: tuple[str, ...]) -> list[str]:
     """The overrides with what `json=FILE` means in its place."""
-    from sae_transcoder import seed_json
+    from sae_transcoder.config import old_json
 
-    given, notes = seed_json.expanded(overrides, lambda group, choice: composition.fields_of(group, choice, []))
+    given, notes = old_json.expanded(overrides, lambda group, choice: composition.fields_of(group, choice, []))
     for note in notes:
         print(note, file=sys.stderr)
     return given

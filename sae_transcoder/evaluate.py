@@ -11,12 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sae_transcoder import preflight, status, stored_coders
-from sae_transcoder.broken_device import DeviceBroken, diagnosing
-from sae_transcoder.composition import refuse
+from sae_transcoder.coder import stored as stored_coders
 from sae_transcoder.config import Config, ConfigError, evaluation_settings
-from sae_transcoder.eval_file import NAME, Evaluation, write
-from sae_transcoder.evaluation_config import (
+from sae_transcoder.config.composition import refuse
+from sae_transcoder.evaluation.settings import (
     SELECTION,
     refuse_trained_on,
     refuse_unread,
@@ -24,11 +22,15 @@ from sae_transcoder.evaluation_config import (
     settings,
     sparsify_settings,
 )
+from sae_transcoder.preflight import plan as preflight
+from sae_transcoder.process.broken_device import DeviceBroken, diagnosing
+from sae_transcoder.run_store import status
+from sae_transcoder.run_store.eval_file import NAME, Evaluation, write
 
 if TYPE_CHECKING:
     import torch
 
-    from sae_transcoder.upstream import SparseCoder
+    from sae_transcoder.coder.corrected_coder import SparseCoder
 
 DESCRIPTION = """\
 Held-out metrics of sparse coders: reconstruction, sparsity, and the language model with the coders in place.
@@ -104,11 +106,14 @@ def measured(
     cfg: Config, places: dict[str, Path], path: str, step: int | None, tokens: int | None, *, selecting: bool
 ) -> Evaluation:
     """Loads the model and the coders and measures them; `selecting`: only those on the hookpoints that `cfg` names."""
-    from sae_transcoder import data, devices, heldout, hookpoints, language_model, layers, model_checks
-    from sae_transcoder.coder_names import hookpoint
+    from sae_transcoder.coder.names import hookpoint
+    from sae_transcoder.data import token_sets
+    from sae_transcoder.evaluation import heldout
+    from sae_transcoder.language_model import hookpoints, layers, loading, model_checks
+    from sae_transcoder.process import devices
 
     device = preflight.find_device(cfg)
-    outline = language_model.outline(cfg)
+    outline = loading.outline(cfg)
     if selecting:
         wanted = hookpoints.find(cfg, outline)
         if lost := [point for point in wanted if point not in map(hookpoint, places)]:
@@ -128,7 +133,7 @@ def measured(
         faults += model_checks.faults(cfg, outline, layers.uncompiled(cfg, outline, points, count, device))
         if faults:
             raise ConfigError(*faults)
-        sequences = data.heldout(cfg, lambda: language_model.tokenizer(cfg), language_model.text_config(outline).vocab_size)
+        sequences = token_sets.heldout(cfg, lambda: loading.tokenizer(cfg), loading.text_config(outline).vocab_size)
         subject = heldout.Subject(cfg, coders)
         model = layers.load(cfg, device, count, points)
         (found,) = heldout.measure(model, [subject], sequences, whole=True)
@@ -139,8 +144,8 @@ def loaded(
     cfg: Config, places: Mapping[str, Path], widths: Mapping[str, int], device: torch.device
 ) -> tuple[dict[str, SparseCoder], list[str]]:
     """The coders {name: coder}, and what is wrong with those that cannot be read or do not fit a hookpoint's width."""
-    from sae_transcoder.coder_names import hookpoint
-    from sae_transcoder.upstream import SparseCoder
+    from sae_transcoder.coder.corrected_coder import SparseCoder
+    from sae_transcoder.coder.names import hookpoint
 
     coders, faults = {}, []
     for name, place in places.items():

@@ -12,11 +12,12 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sae_transcoder import eval_file, run_files, status, stored_coders
-from sae_transcoder.composition import refuse
+from sae_transcoder.coder import stored as stored_coders
 from sae_transcoder.config import FIELDS, ConfigError
-from sae_transcoder.eval_file import Evaluation
-from sae_transcoder.status import State
+from sae_transcoder.config.composition import refuse
+from sae_transcoder.run_store import eval_file, files, status
+from sae_transcoder.run_store.eval_file import Evaluation
+from sae_transcoder.run_store.status import State
 
 DESCRIPTION = """\
 Writes trained coders for other programs; sparsify's own format is what a run's coders/ holds already.
@@ -60,7 +61,7 @@ def source(path: str) -> Source:
         lacks = "no coders" if run else "no run" if root.is_dir() else "there is no such folder"
         raise ConfigError(f"{path}: {lacks}; give the directory of a run, its best/ or one of its snapshots/")
     try:
-        found, settings = status.read(run), run_files.read_config(run)
+        found, settings = status.read(run), files.read_config(run)
         evaluation = eval_file.read(run) if root.name == "coders" else None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from error
@@ -68,7 +69,7 @@ def source(path: str) -> Source:
         what = f"its run is {found.state} at step {found.step} of {found.total}" if found else "its run has not begun"
         raise ConfigError(f"{path}: {what}; finish it by the command that began it, or export one of its snapshots/")
     if lacking := [name for name in FIELDS if name not in settings]:
-        raise ConfigError(f"{run / run_files.CONFIG}: lacks {', '.join(lacking)}; it is of another version of this program")
+        raise ConfigError(f"{run / files.CONFIG}: lacks {', '.join(lacking)}; it is of another version of this program")
     return Source(root, {name: stored(place) for name, place in places.items()}, settings, evaluation)
 
 
@@ -106,9 +107,9 @@ Write = Callable[[Path], None]
 
 def targets() -> dict[str, Callable[[Source], Write]]:
     """{target: what checks that it can express the coders, and returns what writes its files into an empty folder}."""
-    from sae_transcoder import export_circuit_tracer, export_hub, export_sae_lens
+    from sae_transcoder.exports import circuit_tracer, hub, sae_lens
 
-    return {"sae_lens": export_sae_lens.writer, "hub": export_hub.writer, "circuit_tracer": export_circuit_tracer.writer}
+    return {"sae_lens": sae_lens.writer, "hub": hub.writer, "circuit_tracer": circuit_tracer.writer}
 
 
 def target(name: str) -> Callable[[Source], Write]:
@@ -156,7 +157,7 @@ def main() -> None:
 
 def push(path: str, settings: dict[str, str]) -> None:
     """Writes the hub's layout and uploads it. Raises ConfigError where it cannot be."""
-    from sae_transcoder import export_hub
+    from sae_transcoder.exports import hub
 
     if settings["to"] != "hub":
         raise ConfigError(f"push={settings['push']} with to={settings['to']}: only to=hub is uploaded; leave push out")
@@ -164,7 +165,7 @@ def push(path: str, settings: dict[str, str]) -> None:
         raise ConfigError(f"push={settings['push']} with out={settings['out']}: what is uploaded is not kept; leave one out")
     with tempfile.TemporaryDirectory() as folder:
         out = export(path, "hub", Path(folder) / "card")
-        print(f"pushed: {export_hub.upload(out, settings['push'])}")
+        print(f"pushed: {hub.upload(out, settings['push'])}")
 
 
 if __name__ == "__main__":

@@ -12,10 +12,12 @@ from pathlib import Path
 from rich.console import Console, Group
 from rich.text import Text
 
-from sae_transcoder import report_select, report_table, report_watch, run_records
-from sae_transcoder.report_files import WRITERS, put, rows
-from sae_transcoder.report_select import ReportError
-from sae_transcoder.run_records import Record
+from sae_transcoder.reports import query, watch
+from sae_transcoder.reports import table as report_table
+from sae_transcoder.reports.data_files import WRITERS, put, rows
+from sae_transcoder.reports.query import ReportError
+from sae_transcoder.run_store import records as run_records
+from sae_transcoder.run_store.records import Record
 
 WATCH_EVERY = 5.0  # seconds
 EPILOG = """KEY is a field of sae-train (k, layers, lr, ...) or one of run, state, step, tokens_per_s, eta, train_fvu,
@@ -84,7 +86,7 @@ def chosen(options: argparse.Namespace, faults: Faults) -> list[Record]:
         raise ReportError("\n".join(seen))
     for fault in seen:
         faults(fault)
-    return report_select.select(records, options.where, options.sort)
+    return query.select(records, options.where, options.sort)
 
 
 def show(records: Sequence[Record], options: argparse.Namespace, console: Console) -> Group:
@@ -102,22 +104,22 @@ def export(records: Sequence[Record], options: argparse.Namespace, faults: Fault
     for kind, path in wanted.items():
         print(put(path, WRITERS[kind](found)))
     if options.out:
-        from sae_transcoder import report_page, report_pictures, report_points
+        from sae_transcoder.reports import page, plot_data, static_plots
 
-        coders = report_points.points(records, faults)
+        coders = plot_data.points(records, faults)
         waiting = sum(record.evaluation is None for record in records)
         if waiting:
             print(f"{waiting} of {len(records)} runs are not evaluated yet: they are in the training curves only")
         if not coders:
             raise ReportError("no run has been evaluated or has a line of metrics yet: there is nothing to draw")
         evaluated = sum(len(record.evaluation.coders) for record in records if record.evaluation)
-        if without := evaluated - len(report_points.TRADES[0].shown(coders)):
+        if without := evaluated - len(plot_data.TRADES[0].shown(coders)):
             print(
                 f"{without} of {evaluated} evaluated coders have an L0 of zero or no FVU: they have no place in the Pareto picture"
             )
-        for path in report_pictures.write(coders, options.out):
+        for path in static_plots.write(coders, options.out):
             print(path)
-        print(put(options.out / "report.html", report_page.page(records, coders).encode()))
+        print(put(options.out / "report.html", page.page(records, coders).encode()))
 
 
 def run(arguments: Sequence[str], console: Console) -> None:
@@ -131,9 +133,7 @@ def run(arguments: Sequence[str], console: Console) -> None:
         if not 0.1 <= options.watch < float("inf"):
             raise ReportError(f"--watch {options.watch:g}: seconds, at least 0.1")
         with contextlib.suppress(KeyboardInterrupt):
-            report_watch.watch(
-                lambda: chosen(options, faults), lambda records: show(records, options, console), console, options.watch
-            )
+            watch.watch(lambda: chosen(options, faults), lambda records: show(records, options, console), console, options.watch)
         return
     records = chosen(options, faults)
     console.print(show(records, options, console), soft_wrap=not console.is_terminal)

@@ -13,10 +13,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from sae_transcoder import ranks
-from sae_transcoder.composition import CONF, explain, fields_of, override_faults, register, split_arguments
+from sae_transcoder import distributed
 from sae_transcoder.config import ConfigError, Hardware, run_dir, typed
-from sae_transcoder.ranks import refuse
+from sae_transcoder.config.composition import CONF, explain, fields_of, override_faults, register, split_arguments
+from sae_transcoder.distributed import refuse
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF.resolve()), config_name="config")
@@ -26,13 +26,14 @@ def run(composed: DictConfig) -> float | None:
     if cfg.hardware == Hardware.slurm:
         from rich.console import Console
 
-        from sae_transcoder import slurm_wait
+        from sae_transcoder.launch.slurm import wait as slurm_wait
 
         slurm_wait.single(cfg, Console(highlight=False))
         return None
-    from sae_transcoder import engine, eval_file
-    from sae_transcoder.checkpoint import DiskError
-    from sae_transcoder.member import Diverged, Taken
+    from sae_transcoder.run_store import eval_file
+    from sae_transcoder.training import engine
+    from sae_transcoder.training.checkpoint import DiskError
+    from sae_transcoder.training.member import Diverged, Taken
 
     try:
         engine.train([cfg])
@@ -46,20 +47,20 @@ def run(composed: DictConfig) -> float | None:
 
 def take_json(command: list[str]) -> None:
     """Puts what `json=FILE` means into the command, and says how the file was read; with --to-yaml prints an experiment file and ends."""
-    from sae_transcoder import seed_json
+    from sae_transcoder.config import old_json
 
     _, folders = split_arguments(command[1:])
     try:
         if "--to-yaml" in command:
-            text, notes = seed_json.converted([argument for argument in command[1:] if argument != "--to-yaml"])
+            text, notes = old_json.converted([argument for argument in command[1:] if argument != "--to-yaml"])
             for note in notes:
                 print(note, file=sys.stderr)
             print(text, end="")
             sys.exit(0)
-        command[1:], notes = seed_json.expanded(command[1:], lambda group, choice: fields_of(group, choice, folders))
+        command[1:], notes = old_json.expanded(command[1:], lambda group, choice: fields_of(group, choice, folders))
     except ConfigError as error:
         refuse(error.faults)
-    for note in notes if ranks.number() == 0 else ():
+    for note in notes if distributed.number() == 0 else ():
         print(note, file=sys.stderr)  # what --cfg prints stays YAML
 
 
@@ -69,7 +70,7 @@ def main() -> None:
     if "--to-yaml" in sys.argv or any(argument.startswith("json=") for argument in sys.argv[1:]):
         take_json(sys.argv)
     overrides, folders = split_arguments(sys.argv[1:])
-    if ranks.number() > 0:  # the first rank writes .hydra and speaks
+    if distributed.number() > 0:  # the first rank writes .hydra and speaks
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         place = sys.argv.index(overrides[0]) if overrides else len(sys.argv)  # Hydra wants them together
         sys.argv.insert(place, "hydra.output_subdir=null")
@@ -87,21 +88,21 @@ def main() -> None:
     except SystemExit:
         raise
     except KeyboardInterrupt:  # before training began: afterwards it saves first
-        if ranks.number() == 0:
+        if distributed.number() == 0:
             print("stopped before anything was trained; what was tokenised is kept", file=sys.stderr)
         sys.exit(130)
     except BaseException as error:
         # torch is imported by now: a message of our own kinds ends here, anything else is a bug and keeps its traceback.
-        from sae_transcoder.broken_device import DeviceBroken
-        from sae_transcoder.stop_signal import Stopped
-        from sae_transcoder.sweep import RunFailed
+        from sae_transcoder.launch.sweep import RunFailed
+        from sae_transcoder.process.broken_device import DeviceBroken
+        from sae_transcoder.process.stop_signal import Stopped
 
-        if isinstance(error, DeviceBroken) or (isinstance(error, ranks.PeerFailed) and error.blameless):
+        if isinstance(error, DeviceBroken) or (isinstance(error, distributed.PeerFailed) and error.blameless):
             refuse([f"{error}; the same command goes on from the last save"])
-        if isinstance(error, RunFailed | ranks.PeerFailed):
+        if isinstance(error, RunFailed | distributed.PeerFailed):
             refuse([str(error)])
         if isinstance(error, Stopped):
-            if ranks.number() == 0:
+            if distributed.number() == 0:
                 print(f"{error}; the same command goes on from here", file=sys.stderr)
             sys.exit(128 + error.number)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

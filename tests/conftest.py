@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from sae_transcoder.config import Config
-from sae_transcoder.language_model import DEMO
+from sae_transcoder.language_model.loading import DEMO
 
 atexit.register(shutil.rmtree, os.environ["TRACKIO_DIR"], ignore_errors=True)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would what tests start
@@ -100,9 +100,9 @@ def _same_bits_each_time() -> None:
 def float32_coders(monkeypatch: pytest.MonkeyPatch) -> None:
     """Coders' products in float32: on a GPU they are in bfloat16, as sparsify's are, and its rounding would hide what is compared with an
     independent computation."""
-    from sae_transcoder import stack, upstream
+    from sae_transcoder.coder import corrected_coder, stack
 
-    for module in (upstream, stack) if ON_GPU else ():
+    for module in (corrected_coder, stack) if ON_GPU else ():
         monkeypatch.setattr(module, "product_dtype", lambda device: torch.float32)
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from sae_transcoder import eval_file, status
-from sae_transcoder.eval_file import CoderMetrics, Evaluation, TogetherMetrics
-from sae_transcoder.files import replace_text
-from sae_transcoder.status import State, Status
+from sae_transcoder.process.atomic_files import replace_text
+from sae_transcoder.run_store import eval_file, status
+from sae_transcoder.run_store.eval_file import CoderMetrics, Evaluation, TogetherMetrics
+from sae_transcoder.run_store.status import State, Status
 
 D = 64
 SETTINGS: dict[str, Any] = {

@@ -23,11 +23,13 @@ import pretend_gpu
 import torch
 import torch.distributed as dist
 
-from sae_transcoder import engine, heldout, ranks
-from sae_transcoder.composition import composed
+from sae_transcoder import distributed
 from sae_transcoder.config import ConfigError
-from sae_transcoder.run import Run
-from sae_transcoder.stop_signal import Stopped
+from sae_transcoder.config.composition import composed
+from sae_transcoder.evaluation import heldout
+from sae_transcoder.process.stop_signal import Stopped
+from sae_transcoder.training import engine
+from sae_transcoder.training.run import Run
 
 
 def disturb(rank: int, batch: int, what: str, where: str = "tasks") -> None:
@@ -35,7 +37,7 @@ def disturb(rank: int, batch: int, what: str, where: str = "tasks") -> None:
     real = getattr(Run, where)
 
     def disturbed(self: Run, *arguments: object) -> object:
-        if ranks.number() == rank and self.batch == batch:
+        if distributed.number() == rank and self.batch == batch:
             if what.startswith("SIG"):
                 os.kill(os.getpid(), getattr(signal, what))
             else:
@@ -53,11 +55,11 @@ def slow_down(seconds: float, patience: float) -> None:
         time.sleep(seconds)
         return real(*arguments, **named)
 
-    def connect(self: ranks.Ranks, device: torch.device) -> None:
+    def connect(self: distributed.Ranks, device: torch.device) -> None:
         self.data = self.data or dist.new_group(backend="gloo", timeout=timedelta(seconds=patience))
 
     heldout.measure = measure
-    ranks.Ranks.connect = connect  # type: ignore[method-assign]
+    distributed.Ranks.connect = connect  # type: ignore[method-assign]
 
 
 def digest(run: Run) -> str:
@@ -89,7 +91,7 @@ def main(path: Path) -> None:
         except (Stopped, ConfigError) as ended:
             texts = [f"{type(ended).__name__}: {ended}"]
         said[-1]["outcomes"] = texts
-        (path.parent / f"rank{ranks.number()}.json").write_text(json.dumps(said))
+        (path.parent / f"rank{distributed.number()}.json").write_text(json.dumps(said))
 
 
 if __name__ == "__main__":

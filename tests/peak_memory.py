@@ -7,9 +7,9 @@ from unittest.mock import patch
 from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel
 
-from sae_transcoder import engine
 from sae_transcoder.config import Config
-from sae_transcoder.preflight import Plan, plan
+from sae_transcoder.preflight.plan import Plan, plan
+from sae_transcoder.training import engine
 
 
 def weights(model: PreTrainedModel) -> int:

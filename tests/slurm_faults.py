@@ -8,7 +8,7 @@ import importlib.machinery, importlib.util, sys
 
 class Finder:
     def find_spec(self, name, path=None, target=None):
-        if name != "sae_transcoder.member":
+        if name != "sae_transcoder.training.member":
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         load = spec.loader.exec_module

@@ -10,10 +10,11 @@ from hydra import compose, initialize_config_dir
 from sweeps import SHAPE, SHORT, here
 from test_engine import assert_same
 
-from sae_transcoder import run_records, status
 from sae_transcoder.api import load_config, sweep, train
 from sae_transcoder.config import ConfigError, run_name
-from sae_transcoder.sweep import RunFailed
+from sae_transcoder.launch.sweep import RunFailed
+from sae_transcoder.run_store import records as run_records
+from sae_transcoder.run_store import status
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from conftest import tiny_config
 
-from sae_transcoder import forward
-from sae_transcoder.forward import Activations
-from sae_transcoder.run import Run
+from sae_transcoder.language_model import forward
+from sae_transcoder.language_model.forward import Activations
+from sae_transcoder.training.run import Run
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 

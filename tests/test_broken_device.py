@@ -12,10 +12,12 @@ from test_engine import lines, short
 from test_ranks import SHAPE as RANKS
 from test_ranks import on_ranks, state
 
-from sae_transcoder import broken_device, engine, shortage, status
-from sae_transcoder.broken_device import DeviceBroken
 from sae_transcoder.config import run_dir
-from sae_transcoder.status import State
+from sae_transcoder.process import broken_device
+from sae_transcoder.process.broken_device import DeviceBroken
+from sae_transcoder.run_store import status
+from sae_transcoder.run_store.status import State
+from sae_transcoder.training import engine, out_of_memory
 
 SAID = "CUDA error: an illegal memory access was encountered"
 # As torch says it, of several lines.
@@ -47,7 +49,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids=lambda error: str(error)[:40],
 )
 def test_too_little_memory_is_recognised_however_it_is_said_and_breaks_nothing(error: Exception) -> None:
-    assert shortage.is_out_of_memory(error)
+    assert out_of_memory.is_out_of_memory(error)
     broken_device.end_if_broken(error)
 
 
@@ -65,14 +67,14 @@ def test_too_little_memory_is_recognised_however_it_is_said_and_breaks_nothing(e
     ids=lambda error: str(error)[:40],
 )
 def test_an_error_that_leaves_the_gpu_of_no_use_is_recognised(error: Exception) -> None:
-    assert not shortage.is_out_of_memory(error)
+    assert not out_of_memory.is_out_of_memory(error)
     with pytest.raises(DeviceBroken, match=r"the GPU failed \((AcceleratorError|RuntimeError): [^\n]*\)$"):
         broken_device.end_if_broken(error)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("CUDA error"), OSError()])
 def test_other_errors_are_the_runs_own(error: Exception) -> None:
-    assert not shortage.is_out_of_memory(error)
+    assert not out_of_memory.is_out_of_memory(error)
     broken_device.end_if_broken(error)
 
 

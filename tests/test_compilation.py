@@ -13,8 +13,11 @@ from test_config import composed
 from test_engine import cache, interrupted, short, weights  # noqa: F401  (cache is a fixture)
 from transformers import AutoModel, AutoModelForCausalLM, Gemma3TextConfig, PreTrainedModel
 
-from sae_transcoder import compilation, display, engine, forward, layers, preflight, status
 from sae_transcoder.config import Config, ConfigError, run_dir
+from sae_transcoder.language_model import compilation, forward, layers
+from sae_transcoder.preflight import plan as preflight
+from sae_transcoder.run_store import status
+from sae_transcoder.training import display, engine
 
 pytestmark = pytest.mark.device
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

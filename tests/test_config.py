@@ -13,10 +13,10 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from sae_transcoder import composition, config, train
-from sae_transcoder.checks import AT_LEAST, faults
-from sae_transcoder.composition import CONF
-from sae_transcoder.config import FIELDS, GROUPS, Config, HardwareConfig, SlurmConfig, SweepConfig, run_name, signature
+from sae_transcoder import config, train
+from sae_transcoder.config import FIELDS, GROUPS, Config, HardwareConfig, SlurmConfig, SweepConfig, composition, run_name, signature
+from sae_transcoder.config.checks import AT_LEAST, faults
+from sae_transcoder.config.composition import CONF
 
 CHOICES = {group: sorted(p.stem for p in (CONF / group).glob("*.yaml")) for group in GROUPS}
 

@@ -20,9 +20,9 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from sae_transcoder import data, sources
 from sae_transcoder.config import Config, ConfigError, TokensDtype
-from sae_transcoder.data import TokenSets, needed_samples, prepare
+from sae_transcoder.data import sources, token_sets
+from sae_transcoder.data.token_sets import TokenSets, needed_samples, prepare
 from sae_transcoder.demo import text as demo_text
 
 LENGTH, HELD, VOCABULARY, EOS, SEED = 8, 50, 2000, 1999, 42
@@ -429,7 +429,7 @@ SCRIPT = """
 import sys, time
 sys.path[:0] = {paths!r}
 from test_data import Characters, settings
-from sae_transcoder.data import prepare
+from sae_transcoder.data.token_sets import prepare
 from pathlib import Path
 class Slow(Characters):
     def __call__(self, texts, **given):
@@ -443,7 +443,7 @@ print(tokenizer.texts, hash(train[:].tobytes()))
 
 def started(folder: Path, name: str, pause: float) -> subprocess.Popen:
     """A process that prepares the set."""
-    paths = [str(Path(__file__).parent), str(Path(data.__file__).parents[1])]
+    paths = [str(Path(__file__).parent), str(Path(token_sets.__file__).parents[2])]
     script = SCRIPT.format(paths=paths, pause=pause, folder=str(folder), name=name)
     env = os.environ | {"PYTHONHASHSEED": "0"}
     return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=env)
@@ -557,7 +557,7 @@ MEMORY = """
 import resource, sys
 sys.path[:0] = {paths!r}
 from test_data import Characters, settings
-from sae_transcoder.data import prepare
+from sae_transcoder.data.token_sets import prepare
 from pathlib import Path
 for samples in (4000, 16000):
     cfg = settings(Path({folder!r}) / str(samples), dataset_kind="hub", dataset_name={name!r}, max_samples=samples,
@@ -572,7 +572,7 @@ def test_memory_stays_flat_as_max_samples_grows(tmp_path: Path) -> None:
     folder = tmp_path / "set"
     text = "".join(map(chr, np.random.default_rng(0).integers(97, 123, 4000)))
     jsonl(folder / "train.jsonl", [{"text": text}] * 4500)
-    paths = [str(Path(__file__).parent), str(Path(data.__file__).parents[1])]
+    paths = [str(Path(__file__).parent), str(Path(token_sets.__file__).parents[2])]
     script = MEMORY.format(paths=paths, folder=str(tmp_path), name=str(folder))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     few, many = map(int, done.stdout.split())
@@ -580,8 +580,10 @@ def test_memory_stays_flat_as_max_samples_grows(tmp_path: Path) -> None:
 
 
 def test_the_module_does_not_import_torch(tmp_path: Path, corpus: str) -> None:
-    script = "import sys, sae_transcoder.data; sys.exit(any(m in sys.modules for m in ('torch', 'datasets', 'transformers')))"
-    env = os.environ | {"PYTHONPATH": str(Path(data.__file__).parents[1])}
+    script = (
+        "import sys, sae_transcoder.data.token_sets; sys.exit(any(m in sys.modules for m in ('torch', 'datasets', 'transformers')))"
+    )
+    env = os.environ | {"PYTHONPATH": str(Path(token_sets.__file__).parents[2])}
     assert subprocess.run([sys.executable, "-c", script], env=env).returncode == 0
 
 

@@ -12,7 +12,9 @@ from sweeps import SHORT, states
 from test_engine import short
 from test_ranks import torchrun
 
-from sae_transcoder import devices, engine, slurm_record
+from sae_transcoder.process import devices
+from sae_transcoder.run_store import job_record
+from sae_transcoder.training import engine
 
 HERE = Path(__file__).parent
 RUN = [*SHORT, "compile_model=false"]
@@ -75,8 +77,8 @@ import pretend_gpu
 pretend_gpu.install()
 if __name__ == "__main__":
     from sae_transcoder import code_version
-    from sae_transcoder.composition import composed
-    from sae_transcoder.slurm_job import Pack
+    from sae_transcoder.config.composition import composed
+    from sae_transcoder.launch.slurm.job import Pack
     Pack([composed(sys.argv[1:])], code_version.current().digest)()
 """
 
@@ -87,7 +89,7 @@ def test_the_run_of_a_slurm_job_uses_the_gpu_that_the_job_has(cache: Path, tmp_p
     folder = tmp_path / "jobs"
     folder.mkdir()
     settings = [*RUN, "hardware=slurm", f"save_dir={tmp_path}/out", f"cache_dir={cache}"]
-    slurm_record.write(folder, "7", slurm_record.Record(["a"], "1:00:00", None, 120, None, "0.1.0"))
+    job_record.write(folder, "7", job_record.Record(["a"], "1:00:00", None, 120, None, "0.1.0"))
     job = {"SLURM_JOB_ID": "7", "SLURM_JOBID": "7", "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
     job |= {"SLURM_JOB_NUM_NODES": "1", "SLURM_NODEID": "0", "SUBMITIT_FOLDER": str(folder), "SUBMITIT_EXECUTOR": "slurm"}
     notes = on_gpus([sys.executable, str(script), *settings], tmp_path, 1, CUDA_VISIBLE_DEVICES="3", **job)
@@ -118,7 +120,7 @@ import sae_transcoder.{module}
 """
 
 
-@pytest.mark.parametrize("module", ["engine", "api", "slurm_job", "workers"])
+@pytest.mark.parametrize("module", ["training.engine", "api", "launch.slurm.job", "launch.workers"])
 def test_before_torch_is_imported_memory_is_to_grow_in_segments_unless_the_environment_says_otherwise(module: str) -> None:
     usual = {name: value for name, value in os.environ.items() if "ALLOC_CONF" not in name}
     code = WATCHED.replace("{module}", module) + "import torch"

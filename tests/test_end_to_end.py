@@ -14,11 +14,12 @@ from test_oracle import POINTS, assert_equal
 from test_oracle import tokens as tokens_on_the_host
 from torch import Tensor, nn
 
-from sae_transcoder import engine, positions
+from sae_transcoder.coder import positions
+from sae_transcoder.coder.sparsify_config import length, sparsify_configs
 from sae_transcoder.config import Config, ConfigError, run_dir
-from sae_transcoder.forward import end_to_end_loss
-from sae_transcoder.run import Run
-from sae_transcoder.sparsify_config import length, sparsify_configs
+from sae_transcoder.language_model.forward import end_to_end_loss
+from sae_transcoder.training import engine
+from sae_transcoder.training.run import Run
 
 pytestmark = [pytest.mark.device, pytest.mark.usefixtures("torchs_adam")]
 

@@ -17,11 +17,13 @@ from sparsify import Sae, SparseCoder, TrainConfig
 from test_config import composed
 from transformers import AutoConfig, AutoModel
 
-from sae_transcoder import checkpoint, engine, eval_file, heldout, status
 from sae_transcoder.config import Config, ConfigError, run_dir, signature
-from sae_transcoder.forward import capture
-from sae_transcoder.language_model import DEMO, load
-from sae_transcoder.preflight import plan
+from sae_transcoder.evaluation import heldout
+from sae_transcoder.language_model.forward import capture
+from sae_transcoder.language_model.loading import DEMO, load
+from sae_transcoder.preflight.plan import plan
+from sae_transcoder.run_store import eval_file, status
+from sae_transcoder.training import checkpoint, engine
 
 pytestmark = pytest.mark.device
 

@@ -11,11 +11,13 @@ from device import ON_DEVICE
 from sparsify import SparseCoder
 from test_engine import cache, short  # noqa: F401  (cache is a fixture)
 
-from sae_transcoder import engine, eval_file, heldout
 from sae_transcoder import evaluate as command
 from sae_transcoder.config import run_dir
-from sae_transcoder.eval_file import Evaluation
 from sae_transcoder.evaluate import evaluate
+from sae_transcoder.evaluation import heldout
+from sae_transcoder.run_store import eval_file
+from sae_transcoder.run_store.eval_file import Evaluation
+from sae_transcoder.training import engine
 
 pytestmark = pytest.mark.device
 

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from sparsify import SparseCoder
 from sweeps import SHORT
 
-from sae_transcoder import status
 from sae_transcoder.api import TrainedRun, load_config, train
 from sae_transcoder.config import ConfigError
 from sae_transcoder.export import arguments_of, export
-from sae_transcoder.status import State
+from sae_transcoder.run_store import status
+from sae_transcoder.run_store.status import State
 
 
 @pytest.fixture(scope="module")

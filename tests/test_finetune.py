@@ -8,8 +8,8 @@ import torch
 from sparsify import SparseCoder
 from test_engine import cache, short, weights  # noqa: F401  (cache is a fixture)
 
-from sae_transcoder import engine
 from sae_transcoder.config import ConfigError, run_dir
+from sae_transcoder.training import engine
 
 pytestmark = pytest.mark.device
 

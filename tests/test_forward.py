@@ -10,10 +10,12 @@ from test_config import composed
 from test_engine import interrupted, short, weights
 from transformers import Gemma3nTextConfig
 
-from sae_transcoder import engine, forward, hookpoints, language_model, layers, preflight
 from sae_transcoder.config import Config, ConfigError, run_dir
-from sae_transcoder.forward import capture
-from sae_transcoder.peak import peak
+from sae_transcoder.language_model import forward, hookpoints, layers, loading
+from sae_transcoder.language_model.forward import capture
+from sae_transcoder.preflight import plan as preflight
+from sae_transcoder.preflight.peak import peak
+from sae_transcoder.training import engine
 
 pytestmark = pytest.mark.device
 
@@ -55,10 +57,10 @@ def test_a_run_hands_its_model_so_many_sequences_at_a_time(cache: Path, tmp_path
 @pytest.mark.parametrize("family", ["llama", "gpt2", "neox"])
 def test_first_layers_alone_give_bit_for_bit_what_the_whole_model_gives(family: str, tiny_folder: dict[str, Path]) -> None:
     cfg = tiny_config("sae", model_name=str(tiny_folder[family]), hookpoints=[LAST[family]], eval_end_to_end=False)
-    outline = language_model.outline(cfg)
+    outline = loading.outline(cfg)
     count = layers.needed(cfg, outline, hookpoints.find(cfg, outline))
     assert count == 2
-    shorter, whole = language_model.load(cfg, DEVICE, count), language_model.load(cfg, DEVICE)
+    shorter, whole = loading.load(cfg, DEVICE, count), loading.load(cfg, DEVICE)
     assert len(layers.stack(shorter)[1]) == 2
     assert len(layers.stack(whole)[1]) == 4
     one, other = capture(shorter, [LAST[family]], ids(3)), capture(whole, [LAST[family]], ids(3))
@@ -80,7 +82,7 @@ def test_all_layers_are_loaded_where_anything_needs_them(
 ) -> None:
     usual = {"model_name": str(tiny_folder["llama"]), "hookpoints": ["layers.1"], "eval_end_to_end": False}
     cfg = tiny_config("sae", **usual | settings)
-    outline = language_model.outline(cfg)
+    outline = loading.outline(cfg)
     assert layers.needed(cfg, outline, hookpoints.find(cfg, outline)) == count
 
 
@@ -93,7 +95,7 @@ def test_all_layers_are_loaded_of_a_model_whose_first_ones_would_change_with_the
     )  # fmt: skip
     small.save_pretrained(tmp_path)
     cfg = tiny_config("sae", model_name=str(tmp_path), hookpoints=["layers.3"], eval_end_to_end=False)
-    assert layers.needed(cfg, language_model.outline(cfg), ["layers.3"]) is None
+    assert layers.needed(cfg, loading.outline(cfg), ["layers.3"]) is None
 
 
 def test_a_run_with_its_models_first_layers_ends_as_with_all(cache: Path, tmp_path: Path) -> None:
@@ -110,8 +112,8 @@ def test_a_run_with_its_models_first_layers_ends_as_with_all(cache: Path, tmp_pa
 
 def test_a_pack_loads_what_the_most_demanding_run_needs(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = []
-    own = language_model.load
-    monkeypatch.setattr(language_model, "load", lambda *asked: (loaded.append(asked[2]), own(*asked))[1])
+    own = loading.load
+    monkeypatch.setattr(loading, "load", lambda *asked: (loaded.append(asked[2]), own(*asked))[1])
     usual = ["max_steps=2", WITHOUT_LOGITS, "eval_samples=4"]
     engine.train([short(cache, tmp_path, *usual, "layers=[0]"), short(cache, tmp_path, *usual, "layers=[1]")])
     engine.train(

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from test_config import composed
 
-from sae_transcoder.header_warnings import warnings
-from sae_transcoder.preflight import plan
-from sae_transcoder.sparsify_config import length
+from sae_transcoder.coder.sparsify_config import length
+from sae_transcoder.preflight.header_warnings import warnings
+from sae_transcoder.preflight.plan import plan
 
 LAUNCHES = "tokens a batch leave a GPU waiting for kernel launches"
 SAME = "as many an optimizer step as now"

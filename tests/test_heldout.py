@@ -12,11 +12,11 @@ from device import DEVICE
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from sae_transcoder import eval_file
 from sae_transcoder.config import Config
-from sae_transcoder.heldout import Measured, Subject, measure
-from sae_transcoder.language_model import DEMO
-from sae_transcoder.run import Run
+from sae_transcoder.evaluation.heldout import Measured, Subject, measure
+from sae_transcoder.language_model.loading import DEMO
+from sae_transcoder.run_store import eval_file
+from sae_transcoder.training.run import Run
 
 pytestmark = pytest.mark.device
 

@@ -8,7 +8,7 @@ import pytest
 
 CODE = """
 import sys, torch
-from sae_transcoder.host_memory import keep_freed
+from sae_transcoder.process.host_memory import keep_freed
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096

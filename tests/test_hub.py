@@ -13,7 +13,7 @@ from sweeps import SHORT
 
 from sae_transcoder.api import TrainedRun, load_config, train
 from sae_transcoder.config import ConfigError, ModelConfig
-from sae_transcoder.language_model import DEMO, outline
+from sae_transcoder.language_model.loading import DEMO, outline
 
 
 @pytest.fixture

@@ -14,8 +14,9 @@ import pytest
 import torch
 from test_engine import arguments, assert_same, cache, lines, short  # noqa: F401  (cache is a fixture)
 
-from sae_transcoder import checkpoint, engine, status
 from sae_transcoder.config import Config, run_dir
+from sae_transcoder.run_store import status
+from sae_transcoder.training import checkpoint, engine
 
 KILLS = 10
 # The server that attempts are forked from finds this module by it.

@@ -10,11 +10,12 @@ from device import NAMED, ON_GPU
 from peak_memory import train
 from test_config import composed
 
-from sae_transcoder import engine, packs
-from sae_transcoder.memory import CONTEXT, ModelSizes, memory_estimate
-from sae_transcoder.peak import Moment, Part, held, peak
-from sae_transcoder.pieces import PIECE, SMALL
-from sae_transcoder.preflight import plan
+from sae_transcoder.coder.pieces import PIECE, SMALL
+from sae_transcoder.launch import packs
+from sae_transcoder.preflight.memory import CONTEXT, ModelSizes, memory_estimate
+from sae_transcoder.preflight.peak import Moment, Part, held, peak
+from sae_transcoder.preflight.plan import plan
+from sae_transcoder.training import engine
 
 DEMO = [
     "experiment=demo",
@@ -168,8 +169,8 @@ SCRIPT = f"""
 import sys, torch
 torch.set_num_threads(1)
 from conftest import tiny_config
-from sae_transcoder.forward import Activations
-from sae_transcoder.run import Run
+from sae_transcoder.language_model.forward import Activations
+from sae_transcoder.training.run import Run
 
 device = torch.device(sys.argv[2])
 

@@ -10,8 +10,8 @@ import yaml
 from test_config import composed
 from transformers import AutoConfig
 
-from sae_transcoder import hookpoints, language_model
 from sae_transcoder.config import Site
+from sae_transcoder.language_model import hookpoints, loading
 
 CONF = Path(__file__).parents[1] / "conf" / "model"
 CHOICES = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "demo")
@@ -40,8 +40,8 @@ def test_a_presets_layers_and_sites_are_found_and_as_wide_as_it_says(choice: str
     count, width = map(int, re.search(r"(\d+) layers of width (\d+)", text).groups())
     folder = config_only(yaml.safe_load(text)["model_name"], tmp_path)
     cfg = composed("model_type=sae", f"model={choice}", f"model_name={folder}")
-    outline = language_model.outline(cfg)
-    assert language_model.predicts_next_token(outline.config)
+    outline = loading.outline(cfg)
+    assert loading.predicts_next_token(outline.config)
     for site in Site:
         every = hookpoints.find(replace(cfg, site=site), outline)
         assert len(every) == count

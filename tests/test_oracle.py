@@ -10,11 +10,11 @@ from datasets import Dataset
 from device import DEVICE
 from sparsify import Trainer
 
+from sae_transcoder.coder.sparsify_config import length, sparsify_configs
 from sae_transcoder.config import Config
-from sae_transcoder.forward import capture
-from sae_transcoder.hookpoints import widths
-from sae_transcoder.run import Run
-from sae_transcoder.sparsify_config import length, sparsify_configs
+from sae_transcoder.language_model.forward import capture
+from sae_transcoder.language_model.hookpoints import widths
+from sae_transcoder.training.run import Run
 
 pytestmark = [pytest.mark.device, pytest.mark.usefixtures("torchs_adam")]
 
@@ -108,7 +108,7 @@ def test_every_option_of_the_coder_is_bit_identical_too(settings: dict) -> None:
 
 
 def test_widths_of_the_outline_are_those_of_the_activations(tiny_folder: dict) -> None:
-    from sae_transcoder.language_model import outline
+    from sae_transcoder.language_model.loading import outline
 
     for (family, model_type), points in POINTS.items():
         cfg = config(model_type, model_name=str(tiny_folder[family]), hookpoints=points)

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from sweeps import SHORT
 
-from sae_transcoder import forward, language_model
 from sae_transcoder.api import TrainedRun, load_config, train
 from sae_transcoder.export import export
+from sae_transcoder.language_model import forward, loading
 
 pytestmark = pytest.mark.peers
 
@@ -84,7 +84,7 @@ save_file({"out": out.contiguous(), "errors": errors.contiguous()}, sys.argv[4])
 def test_circuit_tracer_computes_what_the_transcoders_do_on_every_layer(tmp_path: Path, skip: str) -> None:
     run = trained(tmp_path, "model_type=transcoder", "layers=null", f"skip_connection={skip}")
     out = export(str(run.directory), "circuit_tracer", tmp_path / "set")
-    model = language_model.load(run.cfg, torch.device("cpu"))
+    model = loading.load(run.cfg, torch.device("cpu"))
     names = [f"layers.{i}.mlp" for i in range(6)]
     seen = forward.capture(model, names, torch.tensor([TOKENS]))
     x = torch.stack([seen[name].input[0] for name in names])

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from test_config import refused
 
-from sae_transcoder import hookpoints, language_model, train
+from sae_transcoder import train
+from sae_transcoder.language_model import hookpoints, loading
 
 DEMO = ["experiment=demo", "max_samples=64", "max_seq_length=32"]
 
@@ -16,7 +17,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder of the test's own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(language_model, "load", lambda *_: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(loading, "load", lambda *_: pytest.fail("weights were loaded"))
     return tmp_path
 
 
@@ -93,7 +94,7 @@ def test_every_site_resolves_in_every_family(tiny_folder: dict[str, Path]) -> No
     for family, names in expected.items():
         for site, name in zip(("residual", "mlp", "attention"), names, strict=True):
             cfg = tiny_config("transcoder", model_name=str(tiny_folder[family]), layers=[1], site=site)
-            outline = language_model.outline(cfg)
+            outline = loading.outline(cfg)
             if name is None:
                 with pytest.raises(train.ConfigError, match="attention, intermediate, output"):
                     hookpoints.find(cfg, outline)
@@ -119,7 +120,7 @@ def test_patterns_stay_within_one_part_and_double_stars_cross(
     from conftest import tiny_config
 
     cfg = tiny_config("sae", model_name=str(tiny_folder["llama"]), hookpoints=patterns, layer_stride=stride)
-    found = hookpoints.find(cfg, language_model.outline(cfg))
+    found = hookpoints.find(cfg, loading.outline(cfg))
     if expected is None:
         assert all(name == "layers.2" or name.startswith("layers.2.") for name in found)
         assert len(found) > 2
@@ -130,7 +131,7 @@ def test_patterns_stay_within_one_part_and_double_stars_cross(
 def test_the_header_warns_of_an_auxk_that_cannot_act_and_an_automatic_rate_on_a_short_run(tmp_path: Path) -> None:
     from test_config import composed
 
-    from sae_transcoder.preflight import plan
+    from sae_transcoder.preflight.plan import plan
 
     notes = " ".join(plan(composed(*DEMO, "lr=null", "auxk_alpha=0.1", f"cache_dir={tmp_path}", f"save_dir={tmp_path}")).warnings)
     assert "AuxK never acts" in notes
@@ -147,7 +148,7 @@ import socket
 def refuse(*a, **k): raise AssertionError("network")
 socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
 from test_config import composed
-from sae_transcoder.engine import train
+from sae_transcoder.training.engine import train
 train([composed("experiment=demo", "max_samples=16", "max_seq_length=16", "eval_samples=4")])
 """
     import os

@@ -10,10 +10,11 @@ from device import DEVICE, ON_DEVICE
 from sweeps import SHORT
 from test_config import composed
 
-from sae_transcoder import forward, language_model, model_checks, preflight
 from sae_transcoder.api import load_config, train
 from sae_transcoder.config import ConfigError
-from sae_transcoder.language_model import DEMO
+from sae_transcoder.language_model import forward, loading, model_checks
+from sae_transcoder.language_model.loading import DEMO
+from sae_transcoder.preflight import plan as preflight
 
 pytestmark = pytest.mark.device
 DEMO_RUN = ["experiment=demo", *ON_DEVICE]
@@ -29,11 +30,11 @@ def held(model: torch.nn.Module) -> int:
 @pytest.mark.parametrize(("quantization", "least"), [("int8", 0.999), ("nf4", 0.9)])
 def test_weights_take_what_the_estimate_says_and_activations_stay_near(quantization: str, least: float) -> None:
     plain, few = (composed(*DEMO_RUN, *own) for own in ([], [f"quantization={quantization}"]))
-    model = language_model.load(few, DEVICE)
-    assert held(model.base_model) == language_model.weight_bytes(few, language_model.outline(few), torch.float32)
+    model = loading.load(few, DEVICE)
+    assert held(model.base_model) == loading.weight_bytes(few, loading.outline(few), torch.float32)
     tokens = torch.arange(64, device=DEVICE).view(2, 32)
     theirs = forward.capture(model, ["layers.4"], tokens)["layers.4"].output
-    exact = forward.capture(language_model.load(plain, DEVICE), ["layers.4"], tokens)["layers.4"].output
+    exact = forward.capture(loading.load(plain, DEVICE), ["layers.4"], tokens)["layers.4"].output
     assert theirs.dtype == torch.float32
     assert not torch.equal(theirs, exact)
     assert torch.cosine_similarity(theirs, exact, dim=-1)[:, 1:].min() > least
@@ -41,11 +42,11 @@ def test_weights_take_what_the_estimate_says_and_activations_stay_near(quantizat
 
 def test_a_head_of_its_own_counts_where_it_is_loaded() -> None:
     whole, headless = composed("experiment=demo"), composed("experiment=demo", "eval_end_to_end=false")
-    model = language_model.outline(whole)
-    tied = language_model.weight_bytes(whole, model, torch.float32)
+    model = loading.outline(whole)
+    tied = loading.weight_bytes(whole, model, torch.float32)
     model.config.tie_word_embeddings = False
-    assert language_model.weight_bytes(whole, model, torch.float32) - tied == 4096 * 256 * 4
-    assert language_model.weight_bytes(headless, model, torch.float32) == tied
+    assert loading.weight_bytes(whole, model, torch.float32) - tied == 4096 * 256 * 4
+    assert loading.weight_bytes(headless, model, torch.float32) == tied
 
 
 @pytest.mark.parametrize("quantization", ["int8", "nf4"])
@@ -76,11 +77,11 @@ def test_weights_that_are_quantized_already_are_not_again(tmp_path: Path) -> Non
 
 def test_a_checkpoint_of_quantized_weights_is_estimated_and_trains_as_it_is(tmp_path: Path) -> None:
     few = composed(*DEMO_RUN, "quantization=nf4")
-    language_model.load(few, DEVICE).save_pretrained(tmp_path / "model")
-    language_model.tokenizer(few).save_pretrained(tmp_path / "model")
+    loading.load(few, DEVICE).save_pretrained(tmp_path / "model")
+    loading.tokenizer(few).save_pretrained(tmp_path / "model")
     stored = composed(*DEMO_RUN, f"model_name={tmp_path}/model")
-    assert language_model.weight_bytes(stored, language_model.outline(stored), torch.float32) == language_model.weight_bytes(
-        few, language_model.outline(few), torch.float32
+    assert loading.weight_bytes(stored, loading.outline(stored), torch.float32) == loading.weight_bytes(
+        few, loading.outline(few), torch.float32
     )
     usual = [*SHORT, "k=4", f"save_dir={tmp_path}", f"cache_dir={tmp_path}/cache"]
     ours, theirs = (train(load_config(*usual, own)) for own in (f"model_name={tmp_path}/model", "quantization=nf4"))

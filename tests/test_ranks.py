@@ -16,10 +16,13 @@ import torch
 from sweeps import assert_equal, here
 from test_engine import lines, weights
 
-from sae_transcoder import checkpoint, engine, eval_file, preflight, ranks, status
-from sae_transcoder.composition import composed
+from sae_transcoder import distributed
 from sae_transcoder.config import ConfigError, run_dir
-from sae_transcoder.peak import Moment, held, peak
+from sae_transcoder.config.composition import composed
+from sae_transcoder.preflight import plan as preflight
+from sae_transcoder.preflight.peak import Moment, held, peak
+from sae_transcoder.run_store import eval_file, status
+from sae_transcoder.training import checkpoint, engine
 
 SHAPE = [
     "experiment=demo", "max_seq_length=32", "eval_samples=8", "k=8", "expansion_factor=2", "threads=1", "log_every=1", "device=cpu",
@@ -48,7 +51,7 @@ SHARE = "distribute_modules=true"
 def test_the_parts_of_all_ranks_are_all_rows_once() -> None:
     for size in range(1, 9):
         for start, end in [(0, 0), (0, 1), (3, 8), (16, 17), (5, 105), *((8, 8 + n) for n in range(20))]:
-            parts = [ranks.part(start, end, rank, size) for rank in range(size)]
+            parts = [distributed.part(start, end, rank, size) for rank in range(size)]
             assert [row for part in parts for row in range(part.start, part.stop)] == list(range(start, end))
             lengths = [part.stop - part.start for part in parts]
             assert max(lengths) - min(lengths) <= 1
@@ -57,11 +60,11 @@ def test_the_parts_of_all_ranks_are_all_rows_once() -> None:
 def test_shares_are_all_hookpoints_once_balanced_and_the_first_rank_has_the_first() -> None:
     sizes = {f"layers.{i}": size for i, size in enumerate([3, 9, 2, 2, 9, 1, 4])}
     for count in range(1, 8):
-        found = ranks.shares(sizes, count)
+        found = distributed.shares(sizes, count)
         assert sorted(name for share in found for name in share) == sorted(sizes)
         assert found[0][0] == "layers.0"
         assert all(found)
-    assert sorted(sum(sizes[name] for name in share) for share in ranks.shares(sizes, 3)) == [9, 10, 11]
+    assert sorted(sum(sizes[name] for name in share) for share in distributed.shares(sizes, 3)) == [9, 10, 11]
 
 
 def free_port() -> int:
@@ -320,12 +323,12 @@ def test_the_first_rank_may_evaluate_for_longer_than_ranks_wait_for_a_sum(tmp_pa
 def test_ranks_wait_for_each_other_on_gpus_as_long_as_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(torch.distributed, "new_group", lambda **named: asked.append(named))
-    ours = ranks.Ranks(1, 2)
+    ours = distributed.Ranks(1, 2)
     ours.store = torch.distributed.HashStore()
     ours.connect(torch.device("cuda", 1))
     ours.parted.set()
     ours.watching.join()
-    assert asked == [{"backend": "nccl", "timeout": ranks.WAITING}]
+    assert asked == [{"backend": "nccl", "timeout": distributed.WAITING}]
 
 
 def test_a_rank_whose_store_is_gone_takes_the_first_rank_for_lost_and_breaks_off_its_sums(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,12 +336,12 @@ def test_a_rank_whose_store_is_gone_takes_the_first_rank_for_lost_and_breaks_off
         def check(self, keys: list[str]) -> bool:
             raise RuntimeError("Connection reset by peer")
 
-    monkeypatch.setattr(ranks, "LOOKS", 0.001)
-    ours, group = ranks.Ranks(1, 2), Mock()
+    monkeypatch.setattr(distributed, "LOOKS", 0.001)
+    ours, group = distributed.Ranks(1, 2), Mock()
     ours.store, ours.data = Gone(), group
     ours.watch()
     group.abort.assert_called_once_with()
-    with pytest.raises(ranks.PeerFailed, match="another rank is gone without a word") as failed:
+    with pytest.raises(distributed.PeerFailed, match="another rank is gone without a word") as failed:
         ours.settle(torch.device("cpu"))
     assert failed.value.blameless
 
@@ -387,9 +390,9 @@ def command(trained: Trained, name: str, *own: str) -> list[str]:
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_sweep_on_ranks_is_refused_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
-    for name, value in zip(ranks.VARIABLES, (rank, 2, rank, "localhost", 1), strict=True):
+    for name, value in zip(distributed.VARIABLES, (rank, 2, rank, "localhost", 1), strict=True):
         monkeypatch.setenv(name, str(value))
-    monkeypatch.setattr(ranks, "SPOKEN", 0.0)
+    monkeypatch.setattr(distributed, "SPOKEN", 0.0)
     code, printed, complaint = here("-m", *SHAPE, f"save_dir={tmp_path / 'runs'}", "lr=0.1,0.2")
     assert (code, printed) == (1, "")
     fault = "error: -m on 2 ranks (torchrun): ranks train one run together; start each run of the sweep by its own command\n"

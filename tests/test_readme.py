@@ -13,10 +13,10 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from test_config import composed
 
-from sae_transcoder import export, field_table, report
-from sae_transcoder.checks import faults
+from sae_transcoder import export, report
 from sae_transcoder.config import FIELDS
-from sae_transcoder.evaluation_config import refuse_unread
+from sae_transcoder.config.checks import faults
+from sae_transcoder.evaluation.settings import refuse_unread
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -64,7 +64,7 @@ def test_every_picture_is_there() -> None:
 
 
 def test_the_table_of_fields_is_that_of_the_code() -> None:
-    assert field_table.placed(README) == README, "python -m sae_transcoder.field_table README.md"
+    assert field_table.placed(README) == README, "python docs/field_table.py README.md"
 
 
 def test_every_field_has_a_meaning() -> None:

@@ -18,21 +18,14 @@ import pytest
 from made_up_runs import config, evaluation, grid, metrics, write_run
 from rich.console import Console
 
-from sae_transcoder import (
-    eval_file,
-    report,
-    report_points,
-    report_select,
-    report_table,
-    report_watch,
-    run_files,
-    run_records,
-    standing,
-    status,
-)
+from sae_transcoder import report
 from sae_transcoder.config import FIELDS
-from sae_transcoder.report_files import KINDS
-from sae_transcoder.status import State, Status
+from sae_transcoder.reports import plot_data, query, watch
+from sae_transcoder.reports import table as report_table
+from sae_transcoder.reports.data_files import KINDS
+from sae_transcoder.run_store import eval_file, files, observed_status, status
+from sae_transcoder.run_store import records as run_records
+from sae_transcoder.run_store.status import State, Status
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -96,7 +89,9 @@ def test_a_run_says_running_only_while_it_lives(tmp_path: Path) -> None:
     elsewhere = Status(State.running, "1a2b3c4d", 10, 20, 2048, 100.0, host="elsewhere")
     status.write(directory, elsewhere)
     assert record_of(directory).status.state == State.running
-    status.write(directory, Status(State.running, "1a2b3c4d", heartbeat=time.time() - 10 * standing.STALE_AFTER, host="elsewhere"))
+    status.write(
+        directory, Status(State.running, "1a2b3c4d", heartbeat=time.time() - 10 * observed_status.STALE_AFTER, host="elsewhere")
+    )
     assert record_of(directory).status.state == State.interrupted
 
 
@@ -104,28 +99,28 @@ def test_a_config_has_the_fields_of_the_config_and_their_types(tmp_path: Path) -
     directory = write_run(tmp_path / "run", config(lr=1))
     path = directory / ".hydra" / "config.yaml"
     path.write_text(path.read_text() + "hydra: 3\nauxk_alpha: 1e-2\n")
-    kept = run_files.read_config(directory)
+    kept = files.read_config(directory)
     assert "hydra" not in kept
     assert kept["lr"] == 1.0
     assert isinstance(kept["lr"], float)
     assert kept["auxk_alpha"] == 0.01
-    assert set(run_files.TYPES) == set(FIELDS)
+    assert set(files.TYPES) == set(FIELDS)
     path.unlink()
-    assert run_files.read_config(directory) == {}
+    assert files.read_config(directory) == {}
     assert run_records.values(record_of(directory))["k"] is None
 
 
 def test_the_last_line_of_losses_is_found_whatever_comes_after_it(tmp_path: Path) -> None:
     directory = write_run(tmp_path / "run", config(), State.queued)
-    assert run_files.read_last(directory) == {}
+    assert files.read_last(directory) == {}
     path = directory / "metrics.jsonl"
     losses = {"step": 10, "tokens": 99, "fvu/layers.6": 0.5, "dead_fraction/layers.6": None}
-    wide = {f"heldout/fvu/layers.{i}": 0.123456789 for i in range(2 * run_files.BLOCK // 20)}
+    wide = {f"heldout/fvu/layers.{i}": 0.123456789 for i in range(2 * files.BLOCK // 20)}
     for before, after in itertools.product(
         ["", json.dumps({"step": 1, "fvu/a": 9.0}) + "\n"], ["", '{"step": 20, "fv', json.dumps(wide) + "\n"]
     ):
         path.write_text(before + json.dumps(losses) + "\n" + after)
-        found = run_files.read_last(directory)
+        found = files.read_last(directory)
         assert found["fvu/layers.6"] == 0.5
         assert np.isnan(found["dead_fraction/layers.6"])
 
@@ -138,7 +133,7 @@ def test_differing_fields_are_in_the_order_of_the_config_and_without_names(tmp_p
 
 
 def test_durations() -> None:
-    assert [standing.duration(s) for s in (3, 65, 3 * 3600 + 720, 90_000)] == ["3 s", "1 min 05 s", "3 h 12 min", "1 d 01 h"]
+    assert [observed_status.duration(s) for s in (3, 65, 3 * 3600 + 720, 90_000)] == ["3 s", "1 min 05 s", "3 h 12 min", "1 d 01 h"]
 
 
 # Faults
@@ -344,7 +339,7 @@ def test_watch_ends_when_no_run_is_left(
         naps.append(seconds)
         write_run(directory, config(), State.done)
 
-    monkeypatch.setattr(report_watch.time, "sleep", sleep)
+    monkeypatch.setattr(watch.time, "sleep", sleep)
     code, out, err = call(capsys, "--watch", tmp_path)
     assert (code, err, naps) == (0, "", [report.WATCH_EVERY])
     assert "1 queued" in out
@@ -359,15 +354,15 @@ def test_ctrl_c_ends_watch_without_complaint(
     def interrupted(seconds: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(report_watch.time, "sleep", interrupted)
+    monkeypatch.setattr(watch.time, "sleep", interrupted)
     code, out, err = call(capsys, tmp_path, "--watch", "2")
     assert (code, err) == (0, "")
     assert "queued" in out
 
 
 def test_every_key_has_a_value_and_the_other_way_round(sweep: Path) -> None:
-    assert tuple(run_records.values(record_of(next(sweep.iterdir())))) == report_select.KEYS
-    assert len(set(report_select.KEYS)) == len(report_select.KEYS)
+    assert tuple(run_records.values(record_of(next(sweep.iterdir())))) == query.KEYS
+    assert len(set(query.KEYS)) == len(query.KEYS)
 
 
 # Files
@@ -440,45 +435,45 @@ def test_pareto_optimal_points_by_trying_all_pairs() -> None:
             dominated = [
                 any(x <= a and y <= b and (x < a or y < b) for x, y in points) for a, b in points
             ]  # fmt: skip
-            assert report_points.pareto(points) == [not each for each in dominated]
+            assert plot_data.pareto(points) == [not each for each in dominated]
 
 
 def test_bins_hold_every_latent_that_fires() -> None:
     density = np.array([0.0, 0.0, 1.0, 0.9, 0.1, 0.01, 0.0105, 1e-6])
-    histogram = report_points.bins(density)
+    histogram = plot_data.bins(density)
     assert (histogram.never, histogram.total, histogram.counts.sum()) == (2, 8, 6)
-    edges = histogram.first + report_points.BIN * np.arange(len(histogram.counts) + 1)
+    edges = histogram.first + plot_data.BIN * np.arange(len(histogram.counts) + 1)
     assert edges[0] == pytest.approx(-6.0)
     assert edges[-1] == pytest.approx(0.0)
     assert histogram.counts.tolist() == np.histogram(np.log10(density[2:]) + 1e-9, [*edges[:-1], 1])[0].tolist()
-    x, y = report_points.outline(histogram)
-    assert np.trapezoid(y, x) == pytest.approx(100 * 6 / 8 * report_points.BIN)
-    assert report_points.bins(np.zeros(3)).never == 3
+    x, y = plot_data.outline(histogram)
+    assert np.trapezoid(y, x) == pytest.approx(100 * 6 / 8 * plot_data.BIN)
+    assert plot_data.bins(np.zeros(3)).never == 3
 
 
 def test_curves_are_thinned_with_their_ends() -> None:
     curve = np.stack([np.arange(1000.0), np.arange(1000.0)])
-    thin = report_points.thinned(curve, 300)
+    thin = plot_data.thinned(curve, 300)
     assert thin.shape == (2, 300)
     assert (thin[0, 0], thin[0, -1]) == (0, 999)
-    assert report_points.thinned(curve[:, :5], 300).shape == (2, 5)
-    assert report_points.thinned(curve[:, :0], 300).shape == (2, 0)
+    assert plot_data.thinned(curve[:, :5], 300).shape == (2, 5)
+    assert plot_data.thinned(curve[:, :0], 300).shape == (2, 0)
 
 
 def test_the_line_joins_the_best_of_each_k(tmp_path: Path) -> None:
     grid(tmp_path, lines=4, k=[8, 16, 32], lr=[1e-3, 3e-3], init_seeds=[[0, 1]])
-    coders = report_points.points(run_records.read_all([tmp_path], print), print)
+    coders = plot_data.points(run_records.read_all([tmp_path], print), print)
     assert len(coders) == 12
-    trade = report_points.TRADES[0]
-    line = report_points.best_line(coders, trade.cost)
+    trade = plot_data.TRADES[0]
+    line = plot_data.best_line(coders, trade.cost)
     assert [coder.k for coder in line] == [8, 16, 32]
     assert [coder.fvu for coder in line] == [min(c.fvu for c in coders if c.k == k) for k in (8, 16, 32)]
 
 
 def test_ticks_keep_apart() -> None:
     def ticks(*ks: int) -> list[int]:
-        coder = report_points.Coder("p", "sae", report_points.Width(8), 0, 1.0, 1.0, 1.0, [], np.zeros((2, 0)), None)
-        return report_points.ticks([type(coder)(**(vars(coder) | {"k": k})) for k in ks])
+        coder = plot_data.Coder("p", "sae", plot_data.Width(8), 0, 1.0, 1.0, 1.0, [], np.zeros((2, 0)), None)
+        return plot_data.ticks([type(coder)(**(vars(coder) | {"k": k})) for k in ks])
 
     assert ticks(64, 8, 16, 32) == [8, 16, 32, 64]
     assert len(ticks(*range(1, 200))) <= 10
@@ -507,7 +502,7 @@ def test_pictures_hold_panels_labels_ticks_and_legend(sweep: Path, tmp_path: Pat
     assert any("Pareto-optimal" in word for word in words)
     assert {"layers.6", "FVU, training", "training tokens (millions)", "k = 8", "k = 32"} <= set(text_of(out / "curves.svg"))
     densities = text_of(out / "densities.svg")
-    never = sum(report_points.bins(d).never for path in sweep.glob("sae*") for d in eval_file.read_densities(path).values())
+    never = sum(plot_data.bins(d).never for path in sweep.glob("sae*") for d in eval_file.read_densities(path).values())
     assert f"sae, 512 latents (never fired: {never:,} of 1,536)" in densities
 
 
@@ -566,16 +561,16 @@ def test_metrics_that_cannot_be_drawn_leave_the_others(tmp_path: Path, capsys: p
 
 
 def test_many_hookpoints_are_drawn_in_part_and_that_is_said(tmp_path: Path) -> None:
-    from sae_transcoder import report_figures, report_pictures
+    from sae_transcoder.reports import interactive_plots, static_plots
 
     write_run(tmp_path / "a", config(layers=list(range(20))), lines=2)
-    coders = report_points.points(run_records.read_all([tmp_path], print), print)
-    figure = report_pictures.draw_curves(coders)
+    coders = plot_data.points(run_records.read_all([tmp_path], print), print)
+    figure = static_plots.draw_curves(coders)
     assert figure is not None
     assert figure.get_suptitle().startswith("12 of 20 hookpoints")
     titles = [axis.get_title() for axis in figure.axes]
     assert (len(titles), titles[0], titles[-1]) == (12, "layers.0", "layers.19")
-    page = report_figures.draw_curves(list(enumerate(coders)))
+    page = interactive_plots.draw_curves(list(enumerate(coders)))
     assert page is not None
     assert [note.text for note in page[0].layout.annotations] == [f"layers.{i}" for i in range(20)]
 
@@ -583,8 +578,8 @@ def test_many_hookpoints_are_drawn_in_part_and_that_is_said(tmp_path: Path) -> N
 def test_two_models_do_not_share_a_panel(tmp_path: Path) -> None:
     write_run(tmp_path / "a", config(), lines=2)
     write_run(tmp_path / "b", config(model_name="gpt2"), lines=2)
-    coders = report_points.points(run_records.read_all([tmp_path], print), print)
-    assert report_points.panels(coders) == ["demo layers.6", "gpt2 layers.6"]
+    coders = plot_data.points(run_records.read_all([tmp_path], print), print)
+    assert plot_data.panels(coders) == ["demo layers.6", "gpt2 layers.6"]
 
 
 def test_nothing_heavy_is_imported_without_need(sweep: Path, tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from device import DEVICE
 
-from sae_transcoder import row_sums
-from sae_transcoder.pieces import PIECE
-from sae_transcoder.row_sums import WAYS, Bags, Chosen, Every, Products, Sums, Way, sums
+from sae_transcoder.coder import row_sums
+from sae_transcoder.coder.pieces import PIECE
+from sae_transcoder.coder.row_sums import WAYS, Bags, Chosen, Every, Products, Sums, Way, sums
 
 TOKENS, LATENTS, WIDTH = 37, 24, 5
 pytestmark = [pytest.mark.device, pytest.mark.usefixtures("float32_coders")]

@@ -6,10 +6,10 @@ from conftest import VOCABULARY, tiny_config, tiny_model
 from device import DEVICE
 from torch import Tensor
 
-from sae_transcoder import positions
-from sae_transcoder.forward import Activations, capture
-from sae_transcoder.run import Run
-from sae_transcoder.sparsify_config import length
+from sae_transcoder.coder import positions
+from sae_transcoder.coder.sparsify_config import length
+from sae_transcoder.language_model.forward import Activations, capture
+from sae_transcoder.training.run import Run
 
 pytestmark = pytest.mark.device
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sae_transcoder import eval_file, status
-from sae_transcoder.status import State
+from sae_transcoder.run_store import eval_file, status
+from sae_transcoder.run_store.status import State
 
 pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs hydra-optuna-sweeper: pip install -e '.[search]'")
 

@@ -11,11 +11,12 @@ from sweeps import here
 from test_config import composed
 from test_model_presets import config_only
 
-from sae_transcoder import preflight, seed_json, stored_coders
-from sae_transcoder.checks import faults
-from sae_transcoder.composition import fields_of
-from sae_transcoder.config import Config, ConfigError
-from sae_transcoder.seed_json import expanded, literal, read
+from sae_transcoder.coder import stored as stored_coders
+from sae_transcoder.config import Config, ConfigError, old_json
+from sae_transcoder.config.checks import faults
+from sae_transcoder.config.composition import fields_of
+from sae_transcoder.config.old_json import expanded, literal, read
+from sae_transcoder.preflight import plan as preflight
 
 # The examples of that program's document, and its parameter list with the defaults that it gives.
 EXAMPLES: dict[str, dict[str, Any]] = {
@@ -251,4 +252,4 @@ def test_converting_takes_the_file_alone(tmp_path: Path) -> None:
 
 
 def test_no_key_is_both_renamed_and_a_field() -> None:
-    assert not set(seed_json.RENAMED) & set(Config.__dataclass_fields__)
+    assert not set(old_json.RENAMED) & set(Config.__dataclass_fields__)

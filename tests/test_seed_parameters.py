@@ -9,13 +9,13 @@ import torch
 from test_config import composed
 from test_engine import lines, short, weights
 
-from sae_transcoder import engine
+from sae_transcoder.coder.sparsify_config import sparsify_configs
 from sae_transcoder.config import FIELDS, Config, run_dir
-from sae_transcoder.language_model import load
-from sae_transcoder.preflight import plan
-from sae_transcoder.run import Run
-from sae_transcoder.sparsify_config import sparsify_configs
-from sae_transcoder.trackers import Logbook
+from sae_transcoder.language_model.loading import load
+from sae_transcoder.preflight.plan import plan
+from sae_transcoder.trackers.logbook import Logbook
+from sae_transcoder.training import engine
+from sae_transcoder.training.run import Run
 
 # The seed's parameter -> ours, where the name differs.
 RENAMED = {

@@ -4,8 +4,8 @@ import pytest
 import torch
 from device import DEVICE
 
-from sae_transcoder import pieces
-from sae_transcoder.selection import TWO_STAGES, TwoStages, largest
+from sae_transcoder.coder import pieces
+from sae_transcoder.coder.selection import TWO_STAGES, TwoStages, largest
 
 
 @pytest.mark.device

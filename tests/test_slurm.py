@@ -18,9 +18,12 @@ from slurm_faults import plant
 from sweeps import SHAPE, assert_all_equal, assert_equal, by, command, config, here, run, runs, start
 from test_engine import lines
 
-from sae_transcoder import code_version, run_records, slurm, slurm_record, status, train
-from sae_transcoder.composition import CONF
-from sae_transcoder.status import State
+from sae_transcoder import slurm_client, train
+from sae_transcoder.config.composition import CONF
+from sae_transcoder.process import code_version
+from sae_transcoder.run_store import job_record, status
+from sae_transcoder.run_store import records as run_records
+from sae_transcoder.run_store.status import State
 
 if lacking := slurm_cluster.missing():
     pytest.skip(f"no Slurm here ({', '.join(lacking)}): install munge slurmctld slurmd slurm-client", allow_module_level=True)
@@ -50,7 +53,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def logs(folder: Path) -> str:
     """What all jobs of a sweep printed."""
-    return "\n".join(path.read_text() for path in sorted((folder / slurm_record.FOLDER).glob("*_log.out")))
+    return "\n".join(path.read_text() for path in sorted((folder / job_record.FOLDER).glob("*_log.out")))
 
 
 def test_twelve_runs_on_four_gpus_are_one_array_and_end_as_on_this_machine(
@@ -138,7 +141,7 @@ def test_raising_killed_preempted_requeued_and_timed_out_runs_end_as_they_should
     for k, directory in by(tmp_path / "local", "k").items():
         if k != 5:
             assert_equal(directory, by(folder, "k")[k])
-    record = slurm_record.read(folder / slurm_record.FOLDER, found(9).slurm_job)
+    record = job_record.read(folder / job_record.FOLDER, found(9).slurm_job)
     assert record.timeouts >= 1
 
 
@@ -230,7 +233,7 @@ def test_without_sbatch_or_without_an_answer_it_is_said_where_to_run(
 ) -> None:
     one = [*RUN, f"cache_dir={cache}", f"save_dir={tmp_path}", *ON_SLURM]
     monkeypatch.setenv("SLURM_CONF", str(tmp_path / "none.conf"))
-    monkeypatch.setattr(slurm, "PATIENCE", 3.0)
+    monkeypatch.setattr(slurm_client, "PATIENCE", 3.0)
     assert "SLURM does not answer" in here(*one)[2]
     monkeypatch.setenv("PATH", "/nonexistent")
     code, _, errors = here(*one)
@@ -261,7 +264,7 @@ def test_queued_jobs_run_the_configs_and_the_code_of_their_submission(on_cluster
     (source / "sae_transcoder" / "engine.py").write_text("raise RuntimeError('edited after submission')\n")
     numbers = {name: status.read(*runs(tmp_path / "out" / name).values()).slurm_job for name in ("copied", "live")}
     on_cluster.ask("scontrol", "release", *numbers.values())
-    on_cluster.wait(lambda: all(job.ended for job in slurm.jobs(numbers.values()).values()))
+    on_cluster.wait(lambda: all(job.ended for job in slurm_client.jobs(numbers.values()).values()))
     (copied,), (live,) = (runs(tmp_path / "out" / name).values() for name in ("copied", "live"))
     assert status.read(copied).state == State.done, logs(tmp_path / "out" / "copied")
     assert config(copied)["k"] == 4
@@ -337,7 +340,7 @@ def test_two_tasks_of_a_job_train_one_run_together_as_one_process_with_twice_the
     together, alone = losses(tmp_path / "slurm"), losses(tmp_path / "local")
     assert together.keys() == alone.keys()
     assert all(abs(together[step] - alone[step]) < 1e-4 for step in alone)
-    printed = sorted((tmp_path / "slurm" / slurm_record.FOLDER).glob("*_log.out"))
+    printed = sorted((tmp_path / "slurm" / job_record.FOLDER).glob("*_log.out"))
     assert len(printed) == 2, "a log for each task"
 
 

@@ -12,13 +12,15 @@ from pathlib import Path
 import pytest
 from conftest import tiny_model
 
-from sae_transcoder import slurm, slurm_after, slurm_record, standing, status
-from sae_transcoder.checks import slurm_faults
-from sae_transcoder.composition import composed
-from sae_transcoder.device_memory import mebibytes, on_cluster
-from sae_transcoder.slurm import Job
-from sae_transcoder.slurm_record import Record
-from sae_transcoder.status import State, Status
+from sae_transcoder import slurm_client
+from sae_transcoder.config.checks import slurm_faults
+from sae_transcoder.config.composition import composed
+from sae_transcoder.launch.slurm import after as slurm_after
+from sae_transcoder.preflight.device_memory import mebibytes, on_cluster
+from sae_transcoder.run_store import job_record, observed_status, status
+from sae_transcoder.run_store.job_record import Record
+from sae_transcoder.run_store.status import State, Status
+from sae_transcoder.slurm_client import Job
 
 
 def a_status(state: State, **values: object) -> Status:
@@ -54,28 +56,28 @@ def a_status(state: State, **values: object) -> Status:
 def test_a_run_of_a_job_is_what_slurm_and_its_own_words_make_it(
     tmp_path: Path, state: str, job: Job | None, seen: str, says: str | None, goes_on: bool
 ) -> None:
-    found = standing.observe(tmp_path, a_status(State(state)), {"7_1": job} if job else {})
+    found = observed_status.observe(tmp_path, a_status(State(state)), {"7_1": job} if job else {})
     assert (found.status.state, found.goes_on) == (seen, goes_on)
     if says:
         assert says in found.status.why
 
 
 def test_what_a_run_said_of_its_end_is_kept_where_slurm_says_less(tmp_path: Path) -> None:
-    found = standing.observe(tmp_path, a_status(State.preempted, why="stopped by SIGTERM"), {})
+    found = observed_status.observe(tmp_path, a_status(State.preempted, why="stopped by SIGTERM"), {})
     assert found.status.why == "stopped by SIGTERM"
 
 
 def test_where_slurm_cannot_be_asked_the_heartbeat_tells(tmp_path: Path) -> None:
-    assert standing.observe(tmp_path, a_status(State.running), None).goes_on
-    old = standing.observe(tmp_path, a_status(State.running, heartbeat=time.time() - 1000), None)
+    assert observed_status.observe(tmp_path, a_status(State.running), None).goes_on
+    old = observed_status.observe(tmp_path, a_status(State.running, heartbeat=time.time() - 1000), None)
     assert (old.status.state, old.goes_on) == (State.interrupted, False)
 
 
 def test_a_process_of_this_machine_that_holds_the_lock_runs_whatever_slurm_says(tmp_path: Path) -> None:
     own = a_status(State.running, host=socket.gethostname(), pid=os.getpid())
     with status.lock(tmp_path):
-        assert standing.observe(tmp_path, own, {}).goes_on
-    assert standing.observe(tmp_path, own, {}).status.state == State.interrupted
+        assert observed_status.observe(tmp_path, own, {}).goes_on
+    assert observed_status.observe(tmp_path, own, {}).status.state == State.interrupted
 
 
 RECORD = Record(["a", "b", "c", "d"], "4:00:00", "8G", 120, None, "0.1.0")
@@ -181,16 +183,16 @@ def test_ctrl_c_and_plain_failures_are_no_reason_to_go_on() -> None:
 
 
 def test_the_record_of_a_job_is_kept_whole(tmp_path: Path) -> None:
-    slurm_record.write(tmp_path, "7_1", replace(RECORD, saved={"a": 1.5}))
-    assert slurm_record.read(tmp_path, "7_1") == replace(RECORD, saved={"a": 1.5})
+    job_record.write(tmp_path, "7_1", replace(RECORD, saved={"a": 1.5}))
+    assert job_record.read(tmp_path, "7_1") == replace(RECORD, saved={"a": 1.5})
 
 
 def test_spans_of_time_and_amounts_of_memory_as_sbatch_has_them() -> None:
     spans = {"90": 5400, "5:30": 330, "4:00:00": 14_400, "1-12": 129_600, "2-03:30": 185_400, "1-00:00:01": 86_401}
-    assert {text: slurm.seconds(text) for text in spans} == spans
+    assert {text: slurm_client.seconds(text) for text in spans} == spans
     for text in ("", "soon", "1:2:3:4", "-5", "UNLIMITED"):
         with pytest.raises(ValueError, match="not a span"):
-            slurm.seconds(text)
+            slurm_client.seconds(text)
     assert [mebibytes(text) for text in ("500", "2048K", "3G", "1T", "32GB")] == [500, 2, 3072, 2**20, 32 * 1024]
 
 
@@ -214,9 +216,9 @@ def test_gpus_are_found_in_gres(gres: str) -> None:
 
 def test_accounting_gives_the_last_of_a_requeued_jobs_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = {"squeue": "12_1|PENDING|BeginTime", "sacct": "12_0|NODE_FAIL\n12_0|CANCELLED by 1000\n12_2|OUT_OF_MEMORY"}
-    monkeypatch.setattr(slurm, "ask", lambda program, *_: answers[program])
-    monkeypatch.setattr(slurm.shutil, "which", lambda program: program)
-    assert slurm.jobs(["12_0", "12_1", "12_2", "9"]) == {
+    monkeypatch.setattr(slurm_client, "ask", lambda program, *_: answers[program])
+    monkeypatch.setattr(slurm_client.shutil, "which", lambda program: program)
+    assert slurm_client.jobs(["12_0", "12_1", "12_2", "9"]) == {
         "12_0": Job("CANCELLED"),
         "12_1": Job("PENDING", "BeginTime"),
         "12_2": Job("OUT_OF_MEMORY"),
@@ -225,9 +227,9 @@ def test_accounting_gives_the_last_of_a_requeued_jobs_ends(monkeypatch: pytest.M
 
 FETCH = """
 import sys
-from sae_transcoder.composition import composed
+from sae_transcoder.config.composition import composed
 from sae_transcoder.config import ConfigError
-from sae_transcoder.language_model import fetch
+from sae_transcoder.language_model.loading import fetch
 try:
     fetch(composed(["model_type=sae", f"model_name={sys.argv[1]}"]))
 except ConfigError as error:

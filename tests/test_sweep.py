@@ -16,9 +16,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from sweeps import SHORT, assert_equal, by, config, here, runs, states
 
-from sae_transcoder import composition, engine, status, sweep, workers
-from sae_transcoder.composition import CONF
-from sae_transcoder.config import ConfigError, run_name, typed
+from sae_transcoder.config import ConfigError, composition, run_name, typed
+from sae_transcoder.config.composition import CONF
+from sae_transcoder.launch import sweep, workers
+from sae_transcoder.run_store import status
+from sae_transcoder.training import engine
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,11 @@ from device import ON_DEVICE
 from sweeps import SHAPE, SHORT, assert_equal, by, config, here, runs, states
 from test_engine import short
 
-from sae_transcoder import engine, member, packs, status, workers
 from sae_transcoder.config import run_dir
-from sae_transcoder.preflight import plan
+from sae_transcoder.launch import packs, workers
+from sae_transcoder.preflight.plan import plan
+from sae_transcoder.run_store import status
+from sae_transcoder.training import engine, member
 
 pytestmark = pytest.mark.device
 
@@ -164,9 +166,9 @@ def test_a_run_that_diverges_or_breaks_fails_alone_with_its_reason(
 
 LIMITED = """
 import resource, sys
-import torch, transformers, sae_transcoder.engine, sae_transcoder.preflight, sae_transcoder.language_model as lm
+import torch, transformers, sae_transcoder.training.engine, sae_transcoder.preflight.plan, sae_transcoder.language_model.loading as lm
 from sae_transcoder import train
-from sae_transcoder.composition import composed
+from sae_transcoder.config.composition import composed
 lm.load(composed(["experiment=demo"]), torch.device("cpu"))
 now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 limit = now + int(sys.argv.pop(1)) * 2**20

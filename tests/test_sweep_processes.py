@@ -12,9 +12,9 @@ import pytest
 from sweeps import SHAPE, assert_all_equal, assert_equal, by, command, here, living_in, run, runs, start, states
 from test_engine import lines
 
-from sae_transcoder import status
-from sae_transcoder.status import State
-from sae_transcoder.stop_signal import StopSignal
+from sae_transcoder.process.stop_signal import StopSignal
+from sae_transcoder.run_store import status
+from sae_transcoder.run_store.status import State
 
 pytestmark = pytest.mark.device
 

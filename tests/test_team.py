@@ -11,13 +11,14 @@ from sparsify import SparseCoderConfig
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sae_transcoder import row_sums, selection, stack, team
+from sae_transcoder.coder import row_sums, selection, stack
+from sae_transcoder.coder.corrected_coder import CorrectedCoder
+from sae_transcoder.coder.pieces import PIECE
+from sae_transcoder.coder.sparsify_config import step_together
 from sae_transcoder.config import Config
-from sae_transcoder.forward import Activations, capture
-from sae_transcoder.pieces import PIECE
-from sae_transcoder.run import Run
-from sae_transcoder.sparsify_config import step_together
-from sae_transcoder.upstream import CorrectedCoder
+from sae_transcoder.language_model.forward import Activations, capture
+from sae_transcoder.training import team
+from sae_transcoder.training.run import Run
 
 TOKENS, WIDTH, LATENTS = 24, 8, 32
 POINT = {"sae": "layers.1", "transcoder": "layers.1.mlp"}

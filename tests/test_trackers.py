@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sae_transcoder.config import Config, DatasetKind, ModelType, Tracker, TrackerMode, run_name, signature
-from sae_transcoder.trackers import Logbook, check, cut
+from sae_transcoder.trackers.logbook import Logbook, check, cut
 
 DEMO = dict(model_type=ModelType.sae, model_name="demo", dataset_kind=DatasetKind.demo, dataset_name="demo")
 

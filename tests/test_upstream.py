@@ -12,11 +12,11 @@ from device import DEVICE, ON_GPU, by_device
 from sparsify import SparseCoder, SparseCoderConfig, sparse_coder
 from sparsify.fused_encoder import fused_encoder
 
-from sae_transcoder import row_sums, selection
-from sae_transcoder.gradients import SelectedLatents, Selection, SparseDecode, SquaredError
-from sae_transcoder.pieces import PIECE
-from sae_transcoder.row_sums import Bags, Chosen, Every, Products, Sums
-from sae_transcoder.upstream import CorrectedCoder
+from sae_transcoder.coder import row_sums, selection
+from sae_transcoder.coder.corrected_coder import CorrectedCoder
+from sae_transcoder.coder.gradients import SelectedLatents, Selection, SparseDecode, SquaredError
+from sae_transcoder.coder.pieces import PIECE
+from sae_transcoder.coder.row_sums import Bags, Chosen, Every, Products, Sums
 
 pytestmark = [pytest.mark.device, pytest.mark.usefixtures("float32_coders")]
 
@@ -221,13 +221,13 @@ def test_sparsify_still_materialises_tokens_by_k_by_width() -> None:
 
 
 def test_no_decoder_is_tritons_though_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sae_transcoder import upstream
+    from sae_transcoder.coder import corrected_coder
 
-    monkeypatch.setattr(upstream.utils, "triton_decode", lambda *_: pytest.fail("a kernel that misreads gradients"))
+    monkeypatch.setattr(corrected_coder.utils, "triton_decode", lambda *_: pytest.fail("a kernel that misreads gradients"))
     for kind in (SparseCoder, CorrectedCoder):
         coder, x = pair(kind, torch.device("cpu"))
         coder(x=x).fvu.backward()
-    assert sparse_coder.decoder_impl is upstream.utils.eager_decode
+    assert sparse_coder.decoder_impl is corrected_coder.utils.eager_decode
 
 
 def test_importing_our_coder_asks_no_driver_and_sparsify_still_does() -> None:
@@ -235,22 +235,30 @@ def test_importing_our_coder_asks_no_driver_and_sparsify_still_does() -> None:
     asking = "import torch; torch.cuda.is_available = lambda: True; torch.cuda._lazy_init = lambda: exit(3); import {}"
     codes = {
         name: subprocess.run([sys.executable, "-c", asking.format(name)], capture_output=True).returncode
-        for name in ("sae_transcoder.upstream", "sae_transcoder.preflight, sae_transcoder.sparsify_config", "sparsify")
+        for name in (
+            "sae_transcoder.coder.corrected_coder",
+            "sae_transcoder.preflight.plan, sae_transcoder.coder.sparsify_config",
+            "sparsify",
+        )
     }
-    assert codes == {"sae_transcoder.upstream": 0, "sae_transcoder.preflight, sae_transcoder.sparsify_config": 0, "sparsify": 3}
+    assert codes == {
+        "sae_transcoder.coder.corrected_coder": 0,
+        "sae_transcoder.preflight.plan, sae_transcoder.coder.sparsify_config": 0,
+        "sparsify": 3,
+    }
 
 
 @pytest.mark.parametrize("kind", [SparseCoder, CorrectedCoder])
 def test_on_a_gpu_that_has_it_coders_multiply_in_bfloat16(kind: type[SparseCoder], monkeypatch: pytest.MonkeyPatch) -> None:
-    from sae_transcoder import upstream
+    from sae_transcoder.coder import corrected_coder
 
     coder, x = pair(kind, torch.device("cpu"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    assert upstream.product_dtype.__wrapped__(torch.device("cuda")) == torch.bfloat16
+    assert corrected_coder.product_dtype.__wrapped__(torch.device("cuda")) == torch.bfloat16
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    assert upstream.product_dtype.__wrapped__(torch.device("cuda")) == torch.float32
+    assert corrected_coder.product_dtype.__wrapped__(torch.device("cuda")) == torch.float32
     exact = coder(x=x).fvu
-    monkeypatch.setattr(upstream, "product_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr(corrected_coder, "product_dtype", lambda device: torch.bfloat16)
     monkeypatch.setattr(torch, "autocast", partial(autocast_of_a_cpu, torch.autocast))
     assert coder(x=x).fvu != exact
     torch.testing.assert_close(coder(x=x).fvu, exact, rtol=0.02, atol=0)

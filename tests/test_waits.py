@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sae_transcoder import pieces, positions, read_ahead, row_sums, selection
+from sae_transcoder.coder import pieces, positions, row_sums, selection
 from sae_transcoder.config import Config
-from sae_transcoder.forward import Activations, capture
-from sae_transcoder.read_ahead import read_ahead as read
-from sae_transcoder.run import Run
+from sae_transcoder.language_model.forward import Activations, capture
+from sae_transcoder.training import read_ahead
+from sae_transcoder.training.read_ahead import read_ahead as read
+from sae_transcoder.training.run import Run
 
 # Operations that read a value on the host, or whose result's size does.
 WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique_dim", "_unique2", "bincount"}

@@ -1,4 +1,4 @@
-"""Hydra's side of a sweep: the sweeper `grid` and the launcher `local`, thin doors to sae_transcoder.sweep.
+"""Hydra's side of a sweep: the sweeper `grid` and the launcher `local`, thin doors to sae_transcoder.launch.sweep.
 
 Hydra finds plugins in the namespace package hydra_plugins only, and wants their classes defined there.
 """
@@ -40,7 +40,7 @@ class LocalLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """The jobs' results in order; the return value of each is its objective."""
-        from sae_transcoder import sweep
+        from sae_transcoder.launch import sweep
 
         return sweep.launch(self.hydra_context.config_loader, self.config, job_overrides, initial_job_idx)
 

@@ -1,4 +1,4 @@
-"""Hydra's side of a sweep on SLURM: the launcher `slurm`, a thin door to sae_transcoder.sweep.
+"""Hydra's side of a sweep on SLURM: the launcher `slurm`, a thin door to sae_transcoder.launch.sweep.
 
 hydra-submitit-launcher's own composes each job again where it runs, waits for all of them, and tells of one failure only.
 """
@@ -15,7 +15,7 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """The jobs' results in order where the command waits for them; the return value of each is its objective."""
-        from sae_transcoder import sweep
+        from sae_transcoder.launch import sweep
 
         assert self.hydra_context is not None
         assert self.config is not None

@@ -1,0 +1,76 @@
+"""The table of all fields for the README, from the dataclasses of sae_transcoder/config and the docstrings of their fields.
+
+python docs/field_table.py            prints it
+python docs/field_table.py README.md  puts it between the README's two marks
+"""
+
+import ast
+import inspect
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING
+
+from sae_transcoder.config import Config, fields
+
+BEGIN, END = "<!-- fields: python docs/field_table.py README.md -->", "<!-- end of fields -->"
+
+
+def meanings() -> dict[str, dict[str, str]]:
+    """{part of the config: {field: its docstring in one line}}, in the order in which they are written."""
+    found: dict[str, dict[str, str]] = {}
+    for node in ast.parse(inspect.getsource(fields)).body:
+        if isinstance(node, ast.ClassDef) and node.name.endswith("Config"):
+            own: dict[str, str] = {}
+            for field, text in zip(node.body, node.body[1:], strict=False):
+                if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
+                    own[field.target.id] = " ".join(str(ast.literal_eval(text.value)).split())
+            if own:
+                found[node.name] = own
+    return found
+
+
+def shown(value: Any) -> str:
+    """A default in YAML's words."""
+    if value == MISSING:
+        return "required"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def escaped(text: str) -> str:
+    """A text for a cell of a Markdown table."""
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+def table() -> str:
+    """The table as Markdown: field, default, meaning."""
+    defaults = Config()
+    lines = ["| field | default | meaning |", "| --- | --- | --- |"]
+    for part, own in meanings().items():
+        heading = (getattr(fields, part).__doc__ or "").split("; ")[0].strip().removesuffix(".")
+        lines.append(f"| **{heading}** | | |")
+        lines += [f"| `{name}` | `{shown(getattr(defaults, name))}` | {escaped(text)} |" for name, text in own.items()]
+    return "\n".join(lines)
+
+
+def placed(readme: str) -> str:
+    """A README's text with the table between its marks. Raises ValueError where these are not there once each."""
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"no {BEGIN} followed by {END}")
+    return f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}"
+
+
+def main() -> None:
+    """Prints the table, or renews it in the files that the command line names."""
+    if len(sys.argv) == 1:
+        print(table())
+    for name in sys.argv[1:]:
+        Path(name).write_text(placed(Path(name).read_text()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""A coder's own held-out metrics: reconstruction, shrinkage, sparsity, density. What each means stands in metric_names.py."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sae_transcoder.coder.corrected_coder import SparseCoder
+
+
+class Tally:
+    """Sums over tokens from which a coder's own metrics follow."""
+
+    def __init__(self, coder: SparseCoder):
+        self.coder = coder
+        zero = coder.b_dec.new_zeros((), dtype=torch.float64)
+        names = ("error", "y2", "out2", "y_out", "y_norm", "out_norm", "ratio", "cosine", "active", "acts")
+        self.sums = dict.fromkeys(names, zero)
+        self.y = torch.zeros_like(coder.b_dec, dtype=torch.float64)
+        self.fired = coder.b_dec.new_zeros(coder.num_latents, dtype=torch.float64)
+        self.tokens = self.positions = 0
+
+    def add(self, x: Tensor, y: Tensor, positions: int) -> None:
+        """Adds inputs x and targets y, each [token, d], out of so many positions."""
+        self.positions += positions
+        self.tokens += len(y)
+        out, acts, indices = encoded(self.coder, x)
+        y, out, acts = y.double(), out.double(), acts.double()
+        y_norm, out_norm, y_out = y.norm(dim=1), out.norm(dim=1), (y * out).sum(1)
+        tiny = torch.finfo(torch.float64).tiny
+        terms = {
+            "error": (y - out).pow(2),
+            "y2": y.pow(2),
+            "out2": out.pow(2),
+            "y_out": y_out,
+            "y_norm": y_norm,
+            "out_norm": out_norm,
+            "ratio": out_norm / y_norm.clamp_min(tiny),
+            "cosine": y_out / (y_norm * out_norm).clamp_min(tiny),
+            "active": acts > 0,
+            "acts": acts,
+        }
+        self.sums = {name: total + terms[name].sum() for name, total in self.sums.items()}
+        self.y += y.sum(0)
+        self.fired.index_add_(0, indices[acts > 0], torch.ones_like(acts[acts > 0]))
+
+    def density(self) -> Tensor:
+        """Share of tokens on which each latent fires, [latent]; NaN without tokens."""
+        return self.fired / self.tokens
+
+    def metrics(self) -> dict[str, float]:
+        """The coder's own metrics {name: value}."""
+        total, tokens = {name: value.item() for name, value in self.sums.items()}, self.tokens
+        variance = total["y2"] - ratio(self.y.pow(2).sum().item(), tokens)
+        density = self.density()
+        fvu = ratio(total["error"], variance) if variance > 0 else math.nan
+        found = {
+            "fvu": fvu,
+            "explained_variance": 1 - fvu,
+            "mse": ratio(total["error"], tokens),
+            "cossim": ratio(total["cosine"], tokens),
+            "l2_norm_in": ratio(total["y_norm"], tokens),
+            "l2_norm_out": ratio(total["out_norm"], tokens),
+            "l2_ratio": ratio(total["ratio"], tokens),
+            "relative_reconstruction_bias": ratio(total["out2"], total["y_out"]),
+            "l0": ratio(total["active"], tokens),
+            "l1": ratio(total["acts"], tokens),
+            "frac_alive": (self.fired > 0).double().mean().item(),
+            "total_tokens_eval_sparsity_variance": float(tokens),
+            "frac_tokens_excluded": 1 - tokens / self.positions,
+        }
+        for percent in (1, 10):
+            often = density > percent / 100
+            found[f"freq_over_{percent}_percent"] = often.double().mean().item()
+            found[f"normalized_freq_over_{percent}_percent"] = ratio(density[often].sum().item(), density.sum().item())
+        return found
+
+
+def ratio(part: float, whole: float) -> float:
+    """part / whole, NaN where there is no whole."""
+    return part / whole if whole else math.nan
+
+
+def encoded(coder: SparseCoder, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The coder's output for inputs x [token, d]: [token, d]; and the latents that fire: activations and indices, [token, k]."""
+    latents = coder.encode(x)
+    out = coder.decode(latents.top_acts, latents.top_indices)
+    return (out if coder.W_skip is None else out + x.to(out.dtype) @ coder.W_skip.mT), latents.top_acts, latents.top_indices
+
+
+def average_max_cosine(rows: Tensor) -> float:
+    """The mean over rows [latent, d] of the largest cosine with another row; NaN for a single one."""
+    if len(rows) < 2:
+        return math.nan
+    unit = F.normalize(rows.float(), dim=1)
+    total = 0.0
+    for start in range(0, len(unit), 1024):  # not latents x latents at once
+        cosines = unit[start : start + 1024] @ unit.T
+        cosines.diagonal(start).fill_(-torch.inf)
+        total += cosines.amax(1).double().sum().item()
+    return total / len(unit)

@@ -1,0 +1,126 @@
+"""The config of an evaluation: what the coders' files tell, and the overrides that an evaluation reads."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.config_store import ConfigStore
+
+from sae_transcoder.config import (
+    FIELDS,
+    Config,
+    ConfigError,
+    DatasetConfig,
+    DatasetKind,
+    HardwareConfig,
+    ModelConfig,
+    ModelType,
+    checks,
+)
+from sae_transcoder.config.composition import composed
+
+SELECTION = ("layers", "layer_stride", "site", "hookpoints")
+GROUPS = ("model", "dataset", "hardware")
+# What an evaluation reads; any other field would be accepted and ignored.
+READ = {f.name for part in (ModelConfig, DatasetConfig, HardwareConfig) for f in fields(part)} - {
+    "max_samples",
+    "distribute_modules",
+}
+READ |= {*SELECTION, "batch_size", "eval_end_to_end", "save_dir"}
+
+
+def refuse_unread(overrides: Sequence[str]) -> None:
+    """Raises ConfigError for overrides that change nothing in an evaluation."""
+    found = []
+    for override in overrides:
+        name = override.split("=")[0].lstrip("+~")
+        if name in READ or name in GROUPS:
+            continue
+        if name in FIELDS:
+            found.append(f"{override}: an evaluation does not read {name}, the coders are as they were trained; leave it out")
+        else:
+            near = get_close_matches(name, sorted(READ) + list(GROUPS), n=3, cutoff=0.5)
+            found.append(f"{override}: there is no field {name} here" + (f"; did you mean {' or '.join(near)}?" if near else ""))
+    if found:
+        raise ConfigError(*found)
+
+
+def run_settings(run: Path) -> dict[str, Any]:
+    """The settings that a run was trained with; fields that this version does not have are left out."""
+    try:
+        kept = yaml.safe_load((run / ".hydra" / "config.yaml").read_text())
+        return {name: value for name, value in kept.items() if name in FIELDS}
+    except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{run}/.hydra/config.yaml: cannot be read ({error}); evaluate {run}/coders from a copy elsewhere"
+        ) from error
+
+
+UNKNOWN = "???"  # OmegaConf's mark of a value to be given
+
+# sparsify's own config.json, where its command line wrote it: its names, and ours.
+SPARSIFY_NAMES = {
+    "model": "model_name", "revision": "revision", "dataset": "dataset_name", "split": "dataset_split", "ctx_len": "max_seq_length",
+    "text_column": "text_column", "shuffle_seed": "shuffle_seed", "exclude_tokens": "exclude_tokens",
+}  # fmt: skip
+
+
+def sparsify_settings(root: Path, places: dict[str, Path]) -> dict[str, Any]:
+    """The settings that sparsify's files tell: model_type by the coders, model and data by its command line's config.json."""
+    kinds = {name: json.loads((place / "cfg.json").read_text()).get("transcode", False) for name, place in places.items()}
+    if len(set(kinds.values())) > 1:
+        raise ConfigError(f"{root}: holds SAEs and transcoders ({kinds}); evaluate their folders apart")
+    model_type = ModelType.transcoder if next(iter(kinds.values())) else ModelType.sae
+    found: dict[str, Any] = {"model_type": str(model_type), "model_name": UNKNOWN, "dataset_kind": "hub", "dataset_name": UNKNOWN}
+    if (root / "config.json").is_file():
+        kept = json.loads((root / "config.json").read_text())
+        found |= {ours: kept[theirs] for theirs, ours in SPARSIFY_NAMES.items() if theirs in kept}
+    return found
+
+
+def settings(base: dict[str, Any], overrides: Sequence[str]) -> Config:
+    """`base` with overrides: groups first, then fields. Raises ConfigError for what is missing or wrong by itself."""
+    ConfigStore.instance().store(name="evaluation", node={"defaults": ["schema", "_self_"], **base})
+    added = [f"+{o}" if o.split("=")[0] in GROUPS else o for o in overrides]
+    faults = [
+        f"{name} is not known from the coders' files: add {name.removesuffix('_name')}=CHOICE or {name}=VALUE"
+        for name, value in base.items()
+        if value == UNKNOWN and not any(o.split("=")[0] in (name, name.removesuffix("_name")) for o in overrides)
+    ]
+    if faults:
+        raise ConfigError(*faults)
+    cfg = composed(added, "evaluation")
+    if faults := checks.faults(cfg):
+        raise ConfigError(*faults)
+    return cfg
+
+
+def refuse_trained_on(trained: Config, cfg: Config) -> None:
+    """Raises ConfigError where the sequences to measure may be among those that the coders were trained on."""
+    split = cfg.eval_split or cfg.dataset_split
+    same_text = all(getattr(cfg, n) == getattr(trained, n) for n in ("dataset_kind", "dataset_name", "dataset_config"))
+    if cfg.dataset_kind == DatasetKind.demo or not same_text or split != trained.dataset_split:
+        return
+    order = (
+        "eval_split",
+        "text_column",
+        "tokens_column",
+        "max_seq_length",
+        "shuffle_seed",
+        "shuffle_buffer",
+        "model_name",
+        "revision",
+    )
+    changed = [name for name in order if getattr(cfg, name) != getattr(trained, name)]
+    if cfg.eval_samples > trained.eval_samples:
+        changed.append("eval_samples")
+    if changed:
+        what = ", ".join(f"{name}={getattr(cfg, name)} (in training {getattr(trained, name)})" for name in changed)
+        raise ConfigError(
+            f"{what}: held out were the first {trained.eval_samples} sequences of {cfg.dataset_name} in the order of training, with these "
+            "settings others would be measured, on which the coders may have been trained; leave it as it was, or set eval_split or another dataset"
+        )

@@ -1,0 +1,67 @@
+"""Coders as SAELens has them: `sae_lens.SAE.load_from_disk(FOLDER)`, one folder for each (tried with 6.54.12)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from sae_transcoder.coder import names as coder_names
+from sae_transcoder.config import ConfigError
+from sae_transcoder.export import Coder, Source, Write
+
+
+def writer(source: Source) -> Write:
+    """What writes FOLDER/<coder>/cfg.json and sae_weights.safetensors.
+
+    A transcoder is written as a top-k SAE that does not subtract b_dec from its input, whose forward is the transcoder's; SAELens has no
+    top-k transcoder. Raises ConfigError for groupmax and skip connections, which its top-k SAE cannot express.
+    """
+    faults = []
+    for name, coder in source.coders.items():
+        if coder.cfg["activation"] != "topk":
+            faults.append(f"{name}: activation={coder.cfg['activation']}: SAELens has none such; only topk can be exported to it")
+        if coder.cfg["skip_connection"]:
+            faults.append(f"{name}: skip_connection=True: SAELens's top-k SAE has none; export to circuit_tracer or hub instead")
+    if faults:
+        raise ConfigError(*faults)
+
+    def write(folder: Path) -> None:
+        for name, coder in source.coders.items():
+            out = folder / coder_names.folder(name)
+            out.mkdir(parents=True)
+            renamed = {
+                "W_enc": coder.weights["encoder.weight"].T,
+                "b_enc": coder.weights["encoder.bias"],
+                "W_dec": coder.weights["W_dec"],
+                "b_dec": coder.weights["b_dec"],
+            }
+            save_file({key: value.contiguous() for key, value in renamed.items()}, out / "sae_weights.safetensors")
+            (out / "cfg.json").write_text(json.dumps(config(source, name, coder), indent=2) + "\n")
+
+    return write
+
+
+def config(source: Source, name: str, coder: Coder) -> dict[str, Any]:
+    """SAELens's config of one coder."""
+    settings = source.settings
+    return {
+        "architecture": "topk",
+        "d_in": coder.cfg["d_in"],
+        "d_sae": len(coder.weights["W_dec"]),
+        "k": coder.cfg["k"],
+        "rescale_acts_by_decoder_norm": False,
+        "apply_b_dec_to_input": not coder.cfg["transcode"],
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "dtype": "float32",
+        "device": "cpu",
+        # No hook_name: SAELens would read the module's output there, which is not what a transcoder is given.
+        "metadata": {
+            "model_name": settings["model_name"],
+            "dataset_path": settings["dataset_name"],
+            "context_size": settings["max_seq_length"],
+            "sae_transcoder_model_type": settings["model_type"],
+            "sae_transcoder_module": coder_names.hookpoint(name),
+        },
+    }

@@ -1,0 +1,107 @@
+"""report.html: the table and the pictures with what is known of each coder where the pointer is; one file that opens offline.
+
+What is known of the coders is there once, as FACTS, from which the page's own script writes the tooltip.
+"""
+
+import html
+import json
+from collections.abc import Sequence
+
+from plotly.offline import get_plotlyjs
+
+from sae_transcoder.reports import table as report_table
+from sae_transcoder.reports.interactive_plots import FIGURES
+from sae_transcoder.reports.plot_data import Coder
+from sae_transcoder.run_store import records as run_records
+from sae_transcoder.run_store.records import Record
+
+TITLES = {"pareto": "Sparsity against fidelity, held out", "curves": "Training", "densities": "How often latents fire"}
+
+HEAD = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline';
+  img-src data: blob:; form-action 'none'; base-uri 'none'">
+<link rel="icon" href="data:,">
+<title>sae-report</title>
+<style>
+body { font: 14px/1.45 system-ui, sans-serif; margin: 24px auto; max-width: 1400px; padding: 0 20px; color: #222; }
+h1 { font-size: 20px; } h2 { font-size: 16px; margin: 28px 0 4px; } p { color: #555; margin: 4px 0; }
+.runs { overflow: auto; max-height: 70vh; }
+table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
+th, td { padding: 3px 10px; text-align: right; white-space: nowrap; border-bottom: 1px solid #eee; }
+th { position: sticky; top: 0; background: #fff; border-bottom: 1px solid #999; }
+.left { text-align: left; }
+.done { color: #1a7f37; } .failed { color: #c62828; } .running { color: #00718f; } .cancelled { color: #8e24aa; }
+.interrupted, .preempted { color: #8a6100; } .queued { color: #777; }
+#tip { position: fixed; display: none; pointer-events: none; background: #fff; border: 1px solid #888; border-radius: 3px;
+  padding: 6px 9px; font-size: 12px; box-shadow: 0 2px 6px #0003; z-index: 9; max-width: 46em; }
+#tip td { padding: 0 8px 0 0; border: 0; text-align: left; white-space: normal; overflow-wrap: anywhere; }
+#tip td:first-child { color: #666; white-space: nowrap; }
+</style>
+"""
+
+SCRIPT = """
+const tip = document.getElementById("tip");
+function show(event) {
+  const point = event.points.find(p => p.customdata !== undefined);
+  if (!point) return;
+  tip.replaceChildren();
+  const table = tip.appendChild(document.createElement("table"));
+  for (const fact of FACTS[point.customdata]) {
+    const row = table.insertRow();
+    for (const text of fact) row.insertCell().textContent = text;
+  }
+  tip.style.display = "block";
+  const {clientX: x, clientY: y} = event.event, {offsetWidth: width, offsetHeight: height} = tip;
+  tip.style.left = (x + 18 + width < innerWidth ? x + 18 : Math.max(0, x - 18 - width)) + "px";
+  tip.style.top = Math.max(0, Math.min(y + 12, innerHeight - height - 4)) + "px";
+}
+for (const [id, figure] of Object.entries(FIGURES)) {
+  // Without showSendToCloud=false plotly offers to upload the picture.
+  const options = {responsive: true, displaylogo: false, showSendToCloud: false, plotlyServerURL: "",
+    modeBarButtonsToRemove: ["select2d", "lasso2d"], toImageButtonOptions: {format: "svg", filename: id}};
+  Plotly.newPlot(id, figure.data, figure.layout, options).then(plot => {
+    plot.on("plotly_hover", show);
+    plot.on("plotly_unhover", () => { tip.style.display = "none"; });
+  });
+}
+"""
+
+
+def page(records: Sequence[Record], coders: Sequence[Coder]) -> str:
+    """The page of the runs and their coders."""
+    numbered = list(enumerate(coders))
+    drawn = {name: made for name, draw in FIGURES.items() if (made := draw(numbered))}
+    sections = [
+        f'<h2>{TITLES[name]}</h2>\n<p>{html.escape(note)}</p>\n<div id="{name}"></div>\n' for name, (_, note) in drawn.items()
+    ]
+    figures = ", ".join(f"{json.dumps(name)}: {inert(figure.to_json())}" for name, (figure, _) in drawn.items())
+    facts = inert(json.dumps([coder.facts for coder in coders], separators=(",", ":")))
+    return (
+        f"{HEAD}<h1>{len(records):,} runs, {len(coders):,} coders</h1>\n<p>{html.escape(report_table.counts(records).plain)}</p>\n"
+        f'<div class="runs">{table(records)}</div>\n{"".join(sections)}<div id="tip" role="tooltip"></div>\n'
+        f"<script>{get_plotlyjs()}</script>\n<script>\nconst FACTS = {facts};\nconst FIGURES = {{{figures}}};\n{SCRIPT}</script>\n"
+    )
+
+
+def inert(text: str) -> str:
+    """JSON that cannot end the script that it stands in."""
+    return text.replace("<", "\\u003c")
+
+
+def table(records: Sequence[Record]) -> str:
+    """The runs, in the columns of the terminal's table."""
+    chosen = report_table.columns(records)
+    sides = ["" if column.right else ' class="left"' for column in chosen]
+    head = "".join(f"<th{side}>{html.escape(column.header)}</th>" for column, side in zip(chosen, sides, strict=True))
+    body = []
+    for values in map(run_records.values, records):
+        cells = [
+            f'<td class="left {values["state"]}">{values["state"]}</td>' if column.key == "state"
+            else f"<td{side}>{html.escape(column.show(values))}</td>"
+            for column, side in zip(chosen, sides, strict=True)
+        ]  # fmt: skip
+        body.append(f"<tr>{''.join(cells)}</tr>")
+    return f"<table><thead><tr>{head}</tr></thead><tbody>\n" + "\n".join(body) + "\n</tbody></table>"

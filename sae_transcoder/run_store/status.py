@@ -1,0 +1,78 @@
+"""status.json: what is known of a run from outside; read and written without torch."""
+
+import json
+import os
+import socket
+import time
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from filelock import FileLock
+
+from sae_transcoder import slurm_client
+from sae_transcoder.process.atomic_files import replace_text
+
+NAME = "status.json"
+LOOKING = 1.0  # seconds that whoever takes a run waits for those that only look whether it lives
+
+
+class State(StrEnum):
+    queued = "queued"
+    running = "running"
+    interrupted = "interrupted"
+    preempted = "preempted"
+    failed = "failed"
+    cancelled = "cancelled"
+    done = "done"
+
+
+@dataclass
+class Status:
+    """One run's state; `heartbeat` is seconds since the epoch, `total` optimizer steps, `why` the reason of a failure, `slurm_job` the job
+    of this program's that it waits or trains in, as 12 or 12_3."""
+
+    state: State
+    signature: str
+    step: int = 0
+    total: int = 0
+    tokens: int = 0
+    tokens_per_s: float = 0.0
+    why: str | None = None
+    heartbeat: float = field(default_factory=time.time)
+    host: str = field(default_factory=socket.gethostname)
+    pid: int = field(default_factory=os.getpid)
+    slurm_job: str | None = field(default_factory=slurm_client.submitted)
+
+
+def state_path(directory: Path) -> Path:
+    """The file of a run's training state."""
+    return directory / "resume" / "state.pt"
+
+
+def saved_at(directory: Path) -> float:
+    """When a run's training state was written last, in seconds since the epoch; 0 where there is none."""
+    path = state_path(directory)
+    return path.stat().st_mtime if path.exists() else 0.0
+
+
+def lock(directory: Path) -> FileLock:
+    """What the process that trains a run holds as long as it lives; the system lets go of a dead process's locks."""
+    return FileLock(directory / ".lock", timeout=0)
+
+
+def read(directory: Path) -> Status | None:
+    """The status kept in a run's directory; None where there is none. Raises ValueError where it cannot be read."""
+    path = directory / NAME
+    try:
+        values = json.loads(path.read_text())
+        return Status(**(values | {"state": State(values["state"])}))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path}: not a status file of this version ({error})") from error
+
+
+def write(directory: Path, status: Status) -> None:
+    """Replaces status.json."""
+    replace_text(directory / NAME, json.dumps(asdict(status), indent=2) + "\n")
