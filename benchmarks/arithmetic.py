@@ -23,9 +23,9 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+
 from common import show
 from op_cost import Cost, Counting, aten
-
 from sae_transcoder.coder import corrected_coder
 from sae_transcoder.config.composition import composed
 from sae_transcoder.language_model.forward import Activations

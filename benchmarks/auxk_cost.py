@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable
 from statistics import median
 
-import common
 import torch
-from common import say
 from transformers import AutoModel
 
+import common
+from common import say
 from sae_transcoder.config.composition import composed
 from sae_transcoder.language_model import loading
 from sae_transcoder.language_model.forward import capture

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from meter import ARRAYS, Job, job
 from torch import Tensor
 from transformers import AutoModel
 
+from meter import ARRAYS, Job, job
 from sae_transcoder.coder.selection import largest, select
 from sae_transcoder.process import host_memory
 

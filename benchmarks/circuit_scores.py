@@ -15,10 +15,10 @@ import json
 import tempfile
 from pathlib import Path
 
-import common
 import numpy as np
-import peers
 
+import common
+import peers
 from sae_transcoder.api import TrainedRun, sweep
 from sae_transcoder.export import export
 from sae_transcoder.preflight import plan as preflight

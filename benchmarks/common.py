@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import peers
 import torch
-from meter import ARRAYS, Coder, Job
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+import peers
+from meter import ARRAYS, Coder, Job
 from sae_transcoder.config import Config
 from sae_transcoder.config.composition import composed
 from sae_transcoder.language_model import forward, loading

@@ -22,10 +22,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import common
 import gpu_tables
 import peers
-import torch
 from common import HERE, say
 from gpu_checks import checks
 from gpu_rows import Peer, Row, rows, shapes

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import meter
 import torch
+
+import meter
 
 REPEATS = 10
 

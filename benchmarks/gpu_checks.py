@@ -14,7 +14,7 @@ def tests(*names: str, processes: int) -> Task:
     several = ["-n", str(processes)] if processes > 1 and find_spec("xdist") else []
     pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *several]
     return Task(
-        "check", f"tests: {', '.join(names)}", 35, lambda _: [*pytest, *(f"{TESTS}/test_{name}.py" for name in names)], limit=120
+        "check", f"tests: {', '.join(names)}", 35, lambda _: [*pytest, *(f"{TESTS}/{name}.py" for name in names)], limit=120
     )
 
 
@@ -32,12 +32,14 @@ def checks(device: str) -> list[Task]:
     """All of them; on a CPU some, as a trial."""
     oom = Task("check", "out of memory, provoked", 25, lambda _: python("gpu_oom.py", device), limit=90)
     if not device.startswith("cuda"):
-        return [trained("a run", 10, 16), oom, tests("upstream", processes=1)]
+        return [trained("a run", 10, 16), oom, tests("coder/test_corrected_coder", processes=1)]
     return [
         Task("check", "nvidia-smi", 2, lambda _: ["nvidia-smi"], limit=20),
         trained("a run", 20, 800),
-        tests("upstream", "oracle", "run", "forward", processes=4),
+        tests(
+            *("coder/test_corrected_coder", "training/test_oracle", "training/test_run", "language_model/test_forward"), processes=4
+        ),
         oom,
         trained("a sweep of 8", 30, 800, "-m", "k=8,16,32,64", "expansion_factor=4,8"),
-        tests("heldout", "engine", "end_to_end", processes=4),
+        tests("evaluation/test_heldout", "training/test_engine", "training/test_end_to_end", processes=4),
     ]

@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import torch
+from transformers import AutoModel, PreTrainedModel
+
 import gpu_card
 import gpu_plant
-import torch
 from gpu_phases import Phase, Remembered, Seen, forward_of, in_phases
 from gpu_profile import marked, profiled
 from gpu_rows import Row, Shape
 from gpu_waits import watched
 from op_cost import Counting
-from transformers import AutoModel, PreTrainedModel
-
 from sae_transcoder.config import Config
 from sae_transcoder.config.composition import composed
 from sae_transcoder.language_model import loading

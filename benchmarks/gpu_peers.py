@@ -13,15 +13,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import gpu_plant
 import numpy as np
 import torch
+from transformers import AutoModelForCausalLM
+
+import gpu_plant
 from common import SCRIPTS
 from gpu_measure import SKIP, tell
 from gpu_rows import Row, Shape
 from meter import Coder, Job
-from transformers import AutoModelForCausalLM
-
 from sae_transcoder.language_model.loading import DEMO
 
 

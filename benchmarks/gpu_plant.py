@@ -10,11 +10,11 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from gpu_phases import Seen
-from gpu_rows import Row
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gpu_phases import Seen
+from gpu_rows import Row
 from sae_transcoder.training.run import Run
 
 RATE = 1e-9  # Adam's: every operation of a step is made, and nothing moves

@@ -5,9 +5,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from gpu_phases import Seen, forward_of
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
+
+from gpu_phases import Seen, forward_of
 
 MODEL = "the forward of the language model"
 SHOWN = 12  # kernels

@@ -7,9 +7,9 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-from meter import Coder, Job, Meter, deliver, job
 from safetensors.torch import load_file
 
+from meter import Coder, Job, Meter, deliver, job
 from sae_transcoder.config import Config, run_dir
 from sae_transcoder.config.composition import composed
 from sae_transcoder.evaluation import heldout

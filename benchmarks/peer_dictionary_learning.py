@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from dictionary_learning.trainers import TopKTrainer
 from dictionary_learning.training import trainSAE
-from meter import Job, Meter, deliver, job
 from transformers import AutoModel
+
+from meter import Job, Meter, deliver, job
 
 LOG_EVERY = 100  # optimizer steps, as in its examples
 

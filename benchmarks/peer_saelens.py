@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from meter import Job, Meter, deliver, job
 from sae_lens import LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner, LoggingConfig
 from sae_lens.multi_sae_training_runner import MultiSAETrainingRunner, MultiSAETrainingRunnerConfig
 from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
+
+from meter import Job, Meter, deliver, job
 
 
 def settings(job: Job, lr: float) -> dict[str, Any]:

@@ -12,9 +12,10 @@ os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")  # it would take Triton's 
 
 import torch
 from datasets import Dataset
-from meter import Job, Meter, deliver, job
 from sparsify import SparseCoderConfig, TrainConfig, Trainer
 from transformers import AutoModel
+
+from meter import Job, Meter, deliver, job
 
 
 def main(job: Job) -> None:

@@ -13,10 +13,10 @@ import tempfile
 import time
 from collections.abc import Sequence
 
-import common
 import numpy as np
-from common import say
 
+import common
+from common import say
 from sae_transcoder.api import TrainedRun, sweep
 
 # The modules of the demo model in place of the preset's.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from made_up_runs import config, name, write_run
+from helpers.made_up_runs import config, name, write_run
 
 REPORT = [sys.executable, "-c", "from sae_transcoder.report import main; main()"]
 

@@ -65,7 +65,6 @@ def measure(spec: Path) -> None:
     """In a process of its own: trains the runs of the file and prints a line of results."""
     from meter import Meter
     from ours import timed
-
     from sae_transcoder.config.composition import composed
     from sae_transcoder.preflight import plan as preflight
     from sae_transcoder.training import engine

@@ -21,7 +21,7 @@ from report import settings
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from made_up_runs import name, write_run
+from helpers.made_up_runs import name, write_run
 
 TRAIN = [sys.executable, "-c", "from sae_transcoder.train import main; main()"]
 REPORT = [sys.executable, "-c", "from sae_transcoder.report import main; main()"]

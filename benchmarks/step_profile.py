@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from torch.profiler import ProfilerActivity, profile
+
 import common
 from grid import GRID
 from meter import Coder, Meter
 from ours import configs, timed
-from single import LATENTS, K
-from torch.profiler import ProfilerActivity, profile
-
 from sae_transcoder.evaluation import heldout
 from sae_transcoder.preflight import plan as preflight
 from sae_transcoder.training import engine
+from single import LATENTS, K
 
 SKIPPED = 2  # steps in which memory is still being found
 

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from bare import seconds
-from common import show
 from torch import Tensor
 from transformers import AutoModel
 
+from bare import seconds
+from common import show
 from sae_transcoder.coder.selection import largest, select
 from sae_transcoder.language_model import loading
 from sae_transcoder.process import host_memory

@@ -1,4 +1,4 @@
-"""What jobs that were queued before 0.2 run at their end: sae_transcoder/launch/slurm/after.py by its old name. Goes with release 0.3."""
+"""launch/slurm/after.py by the name that jobs queued before the packages know. Goes after release 0.1."""
 
 from sae_transcoder.launch.slurm.after import main
 

@@ -1,4 +1,4 @@
-"""Where jobs that were queued before 0.2 find their pack: sae_transcoder/launch/slurm/job.py by its old name. Goes with release 0.3."""
+"""launch/slurm/job.py by the name that jobs queued before the packages know. Goes after release 0.1."""
 
 from sae_transcoder.launch.slurm.job import Pack
 

@@ -15,22 +15,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from device import DEVICE, NAMED, ON_GPU, SETTINGS
-from omegaconf import OmegaConf
-from transformers import (
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    BertConfig,
-    GPT2Config,
-    GPTNeoXConfig,
-    LlamaConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
 
-from sae_transcoder.config import Config
-from sae_transcoder.language_model.loading import DEMO
+from helpers.device import DEVICE, NAMED, ON_GPU
+from helpers.tiny_models import TINY, tiny_model
 
 atexit.register(shutil.rmtree, os.environ["TRACKIO_DIR"], ignore_errors=True)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would what tests start
@@ -57,36 +44,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item.get_closest_marker("device")]
 
 
-VOCABULARY = 256
-TINY = {
-    "llama": lambda: LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        max_position_embeddings=64,
-    ),
-    "gpt2": lambda: GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_inner=48, n_layer=4, n_head=4, n_positions=64),
-    "neox": lambda: GPTNeoXConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        max_position_embeddings=64,
-    ),
-    "bert": lambda: BertConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        max_position_embeddings=64,
-    ),
-}
-
-
 @pytest.fixture(autouse=True)
 def _same_bits_each_time() -> None:
     """One thread; on a GPU deterministic kernels, and products in float32 and not TF32 until a run asks for that."""
@@ -94,6 +51,12 @@ def _same_bits_each_time() -> None:
     if ON_GPU:
         torch.use_deterministic_algorithms(True)
         torch.set_float32_matmul_precision("highest")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the runs of a test file keep their tokenised text."""
+    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture
@@ -111,33 +74,6 @@ def torchs_adam(monkeypatch: pytest.MonkeyPatch) -> None:
     """sparsify's Trainer takes torch's Adam, as where bitsandbytes is not installed, whose 8-bit Adam it would take."""
     for name in ("bitsandbytes", "bitsandbytes.optim"):
         monkeypatch.setitem(sys.modules, name, None)
-
-
-def tiny_model(family: str) -> PreTrainedModel:
-    """A model of random weights, the same at every call."""
-    torch.manual_seed(0)
-    return AutoModel.from_config(TINY[family]()).eval().requires_grad_(False).to(DEVICE)
-
-
-def tiny_causal_model(family: str) -> PreTrainedModel:
-    """The same with a language-modelling head."""
-    torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(TINY[family]()).eval().requires_grad_(False).to(DEVICE)
-
-
-def tiny_config(model_type: str, **settings: object) -> Config:
-    """A config for a tiny model's activations; its data set is never read."""
-    usual = dict(
-        model_name="tiny", dataset_kind="memmap", dataset_name="none", batch_size=2, grad_acc_steps=1, expansion_factor=4, k=4,
-        init_seeds=[0], max_seq_length=16,
-    )  # fmt: skip
-    composed = OmegaConf.merge(OmegaConf.structured(Config), {"model_type": model_type} | usual | SETTINGS | settings)
-    return OmegaConf.to_object(composed)
-
-
-def demo_tokenizer() -> PreTrainedTokenizerBase:
-    """The bundled tokenizer."""
-    return AutoTokenizer.from_pretrained(DEMO)
 
 
 @pytest.fixture(scope="session")

@@ -7,19 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from sweeps import SHAPE, SHORT, here
-from test_engine import assert_same
 
+from helpers.short_runs import assert_same
+from helpers.sweeps import SHAPE, SHORT, here
 from sae_transcoder.api import load_config, sweep, train
 from sae_transcoder.config import ConfigError, run_name
 from sae_transcoder.launch.sweep import RunFailed
 from sae_transcoder.run_store import records as run_records
 from sae_transcoder.run_store import status
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
 
 
 def test_three_lines_give_the_weights_of_the_command(cache: Path, tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ import subprocess
 import sys
 
 import pytest
-from device import by_device
+
+from helpers.device import by_device
 
 
 def session(device: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -15,7 +16,13 @@ def session(device: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_for_a_gpu_the_tests_that_it_could_change_are_collected_and_no_others() -> None:
-    done = session("cuda", "--collect-only", "tests/test_oracle.py", "tests/test_upstream.py", "tests/test_config.py")
+    done = session(
+        "cuda",
+        "--collect-only",
+        "tests/training/test_oracle.py",
+        "tests/coder/test_corrected_coder.py",
+        "tests/config/test_config.py",
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "test_oracle.py::" in done.stdout
     assert "test_losses_and_gradients_equal_dense_autograd[usual" in done.stdout
@@ -29,7 +36,7 @@ def test_for_a_gpu_the_tests_that_it_could_change_are_collected_and_no_others() 
     [("cuda:99", "SAE_TEST_DEVICE=cuda:99: not present; torch"), ("tpu", "SAE_TEST_DEVICE=tpu: use cpu, cuda or cuda:N")],
 )
 def test_a_device_that_is_not_there_stops_the_session_with_one_message(device: str, says: str) -> None:
-    done = session(device, "tests/test_oracle.py")
+    done = session(device, "tests/training/test_oracle.py")
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
     assert [line for line in (done.stdout + done.stderr).splitlines() if line.strip()] == [
         line for line in done.stderr.splitlines() if line.startswith(f"ERROR: {says}")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from device import ON_DEVICE
 from sparsify import SparseCoder
-from test_engine import cache, short  # noqa: F401  (cache is a fixture)
 
+from helpers.device import ON_DEVICE
+from helpers.short_runs import short
 from sae_transcoder import evaluate as command
 from sae_transcoder.config import run_dir
 from sae_transcoder.evaluate import evaluate
@@ -34,7 +34,7 @@ USUAL = [
 
 
 @pytest.fixture(scope="module")
-def trained(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+def trained(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a run of the command line: transcoders on two layers, with snapshots."""
     folder = tmp_path_factory.mktemp("runs")
     cfg = short(cache, folder, "model_type=transcoder", "layers=[1,2]", "run_name=base", "keep_every=8")
@@ -105,7 +105,7 @@ def test_overrides_measure_something_else_and_leave_the_runs_own_file_alone(trai
 
 
 def test_sparsifys_own_folder_and_a_hub_id_are_measured_alike(
-    cache: Path,  # noqa: F811
+    cache: Path,
     trained: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -181,7 +181,7 @@ def test_coders_of_another_model_are_refused(
     assert "it has wte, wpe, drop, h, h.*" in message
 
 
-def test_sequences_that_may_have_been_trained_on_are_refused(cache, capsys, monkeypatch, tmp_path: Path) -> None:  # noqa: F811
+def test_sequences_that_may_have_been_trained_on_are_refused(cache, capsys, monkeypatch, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("\n".join(f"{i} plus {i} is {2 * i}, and that is all" for i in range(2000)))
     own = ["dataset=local_text", f"dataset_name={tmp_path}/text.txt", "run_name=own"]
     cfg = short(cache, tmp_path / "runs", *own)

@@ -11,14 +11,15 @@ import pytest
 import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from test_config import composed
 
+import field_table
+from helpers import ROOT
+from helpers.command_line import composed
 from sae_transcoder import export, report
 from sae_transcoder.config import FIELDS
 from sae_transcoder.config.checks import faults
 from sae_transcoder.evaluation.settings import refuse_unread
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 DOCS = "\n".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))
 COMMANDS = [

@@ -1,4 +1,4 @@
-"""sparsify's coder, with what is wrong in eai-sparsify 1.3.3 corrected. tests/test_upstream.py holds, for each correction,
+"""sparsify's coder, with what is wrong in eai-sparsify 1.3.3 corrected. tests/coder/test_corrected_coder.py holds, for each correction,
 a test of sparsify itself that fails once the correction may go.
 
 1. The gradients of AuxK and of Multi-TopK never reach the encoder: `FusedEncoder.backward` (fused_encoder.py:59) ignores

@@ -1,6 +1,6 @@
 """The estimate of what a run needs of its device's memory, from the sizes of model, coders and batches.
 
-It follows what the run really holds, tensor by tensor (tests/test_memory.py measures that on a CPU). Nothing here imports torch.
+It follows what the run really holds, tensor by tensor (tests/preflight/test_memory.py measures that on a CPU). Nothing here imports torch.
 """
 
 import math

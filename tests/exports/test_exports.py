@@ -1,0 +1,135 @@
+"""Coders in the files of other programs: whole, equal, or refused with the reason."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from sparsify import SparseCoder
+
+from helpers.sweeps import SHORT
+from sae_transcoder.api import TrainedRun, load_config, train
+from sae_transcoder.config import ConfigError
+from sae_transcoder.export import arguments_of, export
+from sae_transcoder.run_store import status
+from sae_transcoder.run_store.status import State
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrainedRun]:
+    """A tiny SAE, a transcoder on one layer and on every layer, and coders that not every target can express."""
+    folder = tmp_path_factory.mktemp("runs")
+    usual = [*SHORT, "k=4", "max_steps=4", f"save_dir={folder}", f"cache_dir={folder}/cache"]
+    kinds = {
+        "sae": ["layers=[1,2]"],
+        "transcoder": ["model_type=transcoder"],
+        "every_layer": ["model_type=transcoder", "layers=null", "skip_connection=true"],
+        "seeds": ["model_type=transcoder", "layers=null", "init_seeds=[0,1]"],
+        "groupmax": ["architecture=groupmax"],
+        "skip": ["skip_connection=true"],
+        "attention": ["model_type=transcoder", "layers=null", "site=attention"],
+    }
+    return {name: train(load_config(*usual, *own, f"run_name={name}")) for name, own in kinds.items()}
+
+
+def forward_of(weights: dict[str, torch.Tensor], x: torch.Tensor, k: int, *, shifted: bool) -> torch.Tensor:
+    """A top-k coder written out, with W_enc [d, latent]."""
+    values, indices = (((x - weights["b_dec"]) if shifted else x) @ weights["W_enc"] + weights["b_enc"]).relu().topk(k)
+    latents = torch.zeros(len(x), weights["W_enc"].shape[1]).scatter(1, indices, values)
+    return latents @ weights["W_dec"] + weights["b_dec"]
+
+
+@pytest.mark.parametrize(("name", "coder", "shifted"), [("sae", "layers.2", True), ("transcoder", "layers.2.mlp", False)])
+def test_saelens_files_hold_the_same_function(
+    trained: dict[str, TrainedRun], tmp_path: Path, name: str, coder: str, shifted: bool
+) -> None:
+    out = export(str(trained[name].directory), "sae_lens", tmp_path / "out")
+    cfg = json.loads((out / coder / "cfg.json").read_text())
+    assert (cfg["architecture"], cfg["k"], cfg["d_in"], cfg["d_sae"], cfg["apply_b_dec_to_input"]) == ("topk", 4, 256, 512, shifted)
+    x = torch.randn(50, 256)
+    theirs = forward_of(load_file(out / coder / "sae_weights.safetensors"), x, 4, shifted=shifted)
+    torch.testing.assert_close(theirs, trained[name].saes[coder](x).sae_out, atol=1e-5, rtol=1e-5)
+
+
+def test_a_transcoder_set_has_a_file_for_every_layer(trained: dict[str, TrainedRun], tmp_path: Path) -> None:
+    out = export(str(trained["every_layer"].directory), "circuit_tracer", tmp_path / "set")
+    described = yaml.safe_load((out / "config.yaml").read_text())
+    assert sorted(p.name for p in out.iterdir()) == ["config.yaml", *(f"layer_{i}.safetensors" for i in range(6))]
+    assert (described["activation"], described["k"], described["model_name"]) == ("topk", 4, "demo")
+    for i in range(6):
+        weights, own = load_file(out / f"layer_{i}.safetensors"), trained["every_layer"].saes[f"layers.{i}.mlp"]
+        assert torch.equal(weights["W_enc"], own.encoder.weight)
+        assert torch.equal(weights["W_skip"], own.W_skip)
+
+
+def test_the_hub_layout_is_loaded_by_sparsify_and_described(trained: dict[str, TrainedRun], tmp_path: Path) -> None:
+    out = export(str(trained["sae"].directory), "hub", tmp_path / "card")
+    loaded = SparseCoder.load_many(str(out), local=True)
+    assert list(loaded) == ["layers.1", "layers.2"]
+    x = torch.randn(5, 256)
+    assert torch.equal(loaded["layers.1"](x).sae_out, trained["sae"].saes["layers.1"](x).sae_out)
+    card = (out / "README.md").read_text()
+    head = yaml.safe_load(card.split("---")[1])
+    assert head["library_name"] == "sparsify"
+    fvu = trained["sae"].evaluation.coders[0].metrics["fvu"]
+    assert f"{fvu:.4f}" in card
+    assert yaml.safe_load((out / "training_config.yaml").read_text())["k"] == 4
+    assert json.loads((out / "eval.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("name", "to", "parts"),
+    [
+        ("groupmax", "sae_lens", ["activation=groupmax"]),
+        ("skip", "sae_lens", ["skip_connection=True"]),
+        ("sae", "circuit_tracer", ["layers.1", "an SAE", "model_type=transcoder"]),
+        ("transcoder", "circuit_tracer", ["no transcoder for layers 0, 1, 3, 4, 5 of 6"]),
+        ("seeds", "circuit_tracer", ["several seeds"]),
+        ("attention", "circuit_tracer", ["layers.0.self_attn", "site=mlp"]),
+        ("sae", "saelens", ["to=saelens", "did you mean to=sae_lens"]),
+        ("sae", "onnx", ["to=onnx", "choose one of"]),
+    ],
+)
+def test_what_a_target_cannot_express_is_refused_and_nothing_written(
+    trained: dict[str, TrainedRun], tmp_path: Path, name: str, to: str, parts: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        export(str(trained[name].directory), to, tmp_path / "out")
+    assert all(part in str(refused.value) for part in parts), str(refused.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_exists_and_runs_that_are_not_done_are_refused(trained: dict[str, TrainedRun], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="exists"):
+        export(str(trained["sae"].directory), "hub", tmp_path)
+    for path in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(ConfigError, match="give the directory of a run"):
+            export(str(path), "hub", tmp_path / "out")
+    directory = trained["skip"].directory
+    found = status.read(directory)
+    assert found is not None
+    found.state = State.interrupted
+    status.write(directory, found)
+    try:
+        with pytest.raises(ConfigError, match="interrupted at step 4 of 4"):
+            export(str(directory), "hub", tmp_path / "out")
+    finally:
+        found.state = State.done
+        status.write(directory, found)
+
+
+def test_the_command_tells_what_is_wrong(tmp_path: Path) -> None:
+    for arguments, part in [
+        (["x", "out=y"], "to is missing"),
+        (["x", "to=hub"], "out is missing"),
+        (["x", "too=hub"], "too=hub: not known"),
+    ]:
+        command = [sys.executable, "-m", "sae_transcoder.export", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 1
+        assert part in done.stderr
+    assert arguments_of(["to=hub", "out=a=b"]) == {"to": "hub", "out": "a=b"}

@@ -1,0 +1,102 @@
+"""What the Hugging Face Hub refuses and takes, by the real client against a hub on this machine."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sparsify import SparseCoder
+
+from helpers.fake_hub import TOKEN, FakeHub, fake_hub
+from helpers.sweeps import SHORT
+from sae_transcoder.api import TrainedRun, load_config, train
+from sae_transcoder.config import ConfigError, ModelConfig
+from sae_transcoder.language_model.loading import DEMO, outline
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[FakeHub]:
+    with fake_hub(tmp_path / "models") as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
+    folder = tmp_path_factory.mktemp("run")
+    return train(load_config(*SHORT, "k=4", "max_steps=4", f"save_dir={folder}", f"cache_dir={folder}/cache"))
+
+
+def call(hub: FakeHub, home: Path, module: str, *arguments: str, token: str | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", f"sae_transcoder.{module}", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=hub.environment(home, token), cwd=home.parent)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def test_pushed_coders_are_at_the_hub_with_their_card_and_sparsify_loads_them(
+    hub: FakeHub, run: TrainedRun, tmp_path: Path
+) -> None:
+    done = call(hub, tmp_path / "home", "export", str(run.directory), "to=hub", "push=me/my-saes", token=TOKEN)
+    assert done.returncode == 0, done.stderr
+    assert "me/my-saes" in done.stdout
+    pushed = hub.models / "me" / "my-saes"
+    assert {"README.md", "eval.json", "training_config.yaml", "layers.2"} <= {path.name for path in pushed.iterdir()}
+    assert 'SparseCoder.load_from_hub("me/my-saes", "layers.2")' in (pushed / "README.md").read_text()
+    loaded = SparseCoder.load_from_disk(pushed / "layers.2")
+    assert loaded.W_dec.equal(run.saes["layers.2"].W_dec)
+
+
+def test_a_push_without_a_login_is_refused_with_the_fix(hub: FakeHub, run: TrainedRun, tmp_path: Path) -> None:
+    done = call(hub, tmp_path / "home", "export", str(run.directory), "to=hub", "push=me/my-saes")
+    assert done.returncode == 1
+    assert "push=me/my-saes: cannot be uploaded" in done.stderr
+    assert "hf auth login" in done.stderr
+    assert not hub.models.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "token", "parts"),
+    [
+        ("gated/model", None, ["accept its conditions on", "/gated/model", "hf auth login", "HF_TOKEN"]),
+        ("forbidden/model", TOKEN, ["accept its conditions on", "/forbidden/model", "with the account that is logged in"]),
+        ("forbidden/model", "hf_stale", ["does not know the token", "hf auth login", "HF_TOKEN"]),
+        ("missing/model", None, ["no such model", "or it is private", "hf auth login"]),
+        ("missing/model", TOKEN, ["no such model", "the login may not read it"]),
+    ],
+)
+def test_a_model_that_the_hub_does_not_give_is_named_with_what_to_do(
+    hub: FakeHub, tmp_path: Path, name: str, token: str | None, parts: list[str]
+) -> None:
+    settings = ["model_type=sae", f"model_name={name}", "dataset=demo", f"save_dir={tmp_path}/out"]
+    done = call(hub, tmp_path / "home", "train", *settings, token=token)
+    assert done.returncode == 1
+    assert all(part in done.stderr for part in [f"model_name={name}", *parts]), done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_of_the_hub_is_read_at_its_revision_and_others_are_named(hub: FakeHub, tmp_path: Path) -> None:
+    shutil.copytree(DEMO, hub.models / "open" / "model")
+    settings = [
+        "model_type=sae",
+        "model_name=open/model",
+        "dataset=demo",
+        "layers=[2]",
+        f"save_dir={tmp_path}/out",
+        f"cache_dir={tmp_path}/cache",
+        "dry_run=true",
+    ]
+    done = call(hub, tmp_path / "home", "train", *settings)
+    assert done.returncode == 0, done.stderr
+    assert "GET /open/model/resolve/main/config.json" in hub.requests
+    done = call(hub, tmp_path / "home", "train", *settings, "revision=nowhere")
+    assert done.returncode == 1
+    assert "model_name=open/model, revision=nowhere: its config cannot be loaded" in done.stderr
+    assert "no such branch, tag or commit" in done.stderr
+
+
+def test_a_folder_that_holds_an_adapter_alone_is_refused_with_the_fix(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="merge it into its model"):
+        outline(ModelConfig(model_name=str(tmp_path)))

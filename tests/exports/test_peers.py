@@ -1,0 +1,123 @@
+"""Exported coders in the programs that they are exported to, each in the environment that benchmarks/peers.py makes (pytest -m peers)."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from helpers import ROOT
+from helpers.sweeps import SHORT
+from sae_transcoder.api import TrainedRun, load_config, train
+from sae_transcoder.export import export
+from sae_transcoder.language_model import forward, loading
+
+pytestmark = pytest.mark.peers
+
+TOKENS = [4095, *range(100, 131)]  # the token that begins a sequence, and others
+
+
+def run_in(peer: str, *command: str | Path) -> subprocess.CompletedProcess[str]:
+    """Runs Python in a peer's environment, without a network; says how to make the environment where there is none."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import peers
+
+    try:
+        own = peers.python(peer)
+    except SystemExit as missing:
+        pytest.fail(str(missing))
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    return subprocess.run([own, *command], capture_output=True, text=True, env=environment)
+
+
+def trained(folder: Path, *settings: str) -> TrainedRun:
+    return train(load_config(*SHORT, "k=4", f"save_dir={folder}", f"cache_dir={folder}/cache", *settings))
+
+
+LOAD_IN_SAELENS = """
+import sys, torch
+from safetensors.torch import load_file, save_file
+from sae_lens import SAE
+coder = SAE.load_from_disk(sys.argv[1], device="cpu")
+x = load_file(sys.argv[2])["x"]
+with torch.no_grad():
+    save_file({"out": coder(x).contiguous(), "latents": coder.encode(x).contiguous()}, sys.argv[3])
+"""
+
+
+@pytest.mark.parametrize(
+    ("settings", "coder"), [(["layers=[2]"], "layers.2"), (["model_type=transcoder", "layers=[2]"], "layers.2.mlp")]
+)
+def test_saelens_reconstructs_what_the_coder_does(tmp_path: Path, settings: list[str], coder: str) -> None:
+    run = trained(tmp_path, *settings)
+    out = export(str(run.directory), "sae_lens", tmp_path / "out")
+    x = 3 * torch.randn(200, 256, generator=torch.Generator().manual_seed(0))
+    save_file({"x": x}, tmp_path / "x.safetensors")
+    done = run_in("saelens", "-c", LOAD_IN_SAELENS, out / coder, tmp_path / "x.safetensors", tmp_path / "theirs.safetensors")
+    assert done.returncode == 0, done.stderr
+    theirs, ours = load_file(tmp_path / "theirs.safetensors"), run.saes[coder](x)
+    torch.testing.assert_close(theirs["out"], ours.sae_out, atol=1e-5, rtol=0)
+    latents = torch.zeros(200, 512).scatter(1, ours.latent_indices, ours.latent_acts)
+    torch.testing.assert_close(theirs["latents"], latents, atol=1e-5, rtol=0)
+
+
+# What circuit-tracer makes of each layer's MLP input, and what it takes for the errors of all layers on a prompt.
+LOAD_IN_CIRCUIT_TRACER = """
+import sys, torch
+from pathlib import Path
+from safetensors.torch import load_file, save_file
+sys.path.insert(0, sys.argv[1])
+from attribution_graph import load_model, load_set
+given = load_file(sys.argv[3])
+with torch.no_grad():
+    out = torch.stack([transcoder(x) for transcoder, x in zip(load_set(Path(sys.argv[2])), given["x"])])
+    errors = load_model(Path(sys.argv[2])).setup_attribution(given["tokens"]).error_vectors
+save_file({"out": out.contiguous(), "errors": errors.contiguous()}, sys.argv[4])
+"""
+
+
+@pytest.mark.parametrize("skip", ["false", "true"])
+def test_circuit_tracer_computes_what_the_transcoders_do_on_every_layer(tmp_path: Path, skip: str) -> None:
+    run = trained(tmp_path, "model_type=transcoder", "layers=null", f"skip_connection={skip}")
+    out = export(str(run.directory), "circuit_tracer", tmp_path / "set")
+    model = loading.load(run.cfg, torch.device("cpu"))
+    names = [f"layers.{i}.mlp" for i in range(6)]
+    seen = forward.capture(model, names, torch.tensor([TOKENS]))
+    x = torch.stack([seen[name].input[0] for name in names])
+    save_file({"x": x, "tokens": torch.tensor(TOKENS)}, tmp_path / "x.safetensors")
+    done = run_in(
+        *("circuit_tracer", "-c", LOAD_IN_CIRCUIT_TRACER, ROOT / "examples", out),
+        *(tmp_path / "x.safetensors", tmp_path / "theirs.safetensors"),
+    )
+    assert done.returncode == 0, done.stderr
+    theirs = load_file(tmp_path / "theirs.safetensors")
+    with torch.no_grad():
+        ours = torch.stack([run.saes[name](given).sae_out for name, given in zip(names, x, strict=True)])
+    torch.testing.assert_close(theirs["out"], ours, atol=1e-5, rtol=0)
+    # Its language model is transformers 4's; it leaves the first position out. So the same modules are read and replaced.
+    errors = torch.stack([seen[name].output[0] for name in names]) - ours
+    torch.testing.assert_close(theirs["errors"][:, 1:], errors[:, 1:], atol=1e-4, rtol=1e-4)
+
+
+def test_an_attribution_graph_is_drawn_of_a_prompt(tmp_path: Path) -> None:
+    run = trained(tmp_path, "model_type=transcoder", "layers=null", "lr=3e-2", "max_samples=400")
+    out = export(str(run.directory), "circuit_tracer", tmp_path / "set")
+    script = ROOT / "examples" / "attribution_graph.py"
+    done = run_in(
+        "circuit_tracer", script, out, "import os, sys", "--out", tmp_path / "graph", "--nodes", "0.95", "--edges", "0.95"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "replacement score 0." in done.stdout
+    assert (tmp_path / "graph" / "graph.png").read_bytes().startswith(b"\x89PNG")
+    drawn = json.loads((tmp_path / "graph" / "graph.json").read_text())
+    assert drawn["metadata"]["prompt_tokens"][1:] == ["import", " os", ",", " sys"]
+    assert {node["feature_type"] for node in drawn["nodes"]} >= {"cross layer transcoder", "embedding", "logit"}
+    assert drawn["links"]
+    wrong = run_in("circuit_tracer", script, tmp_path, "import os")
+    assert wrong.returncode == 1
+    assert "no config.yaml in it" in wrong.stderr
+    assert "Traceback" not in wrong.stderr

@@ -1,0 +1,76 @@
+"""Short runs on the bundled model: their configs, the command that trains them, what lies in their directories."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers.command_line import composed
+from helpers.device import ON_DEVICE
+from sae_transcoder.config import Config, run_dir
+from sae_transcoder.training import checkpoint, engine
+
+
+def short(cache: Path, folder: Path, *overrides: str) -> Config:
+    """A run of 16 steps on the bundled model."""
+    usual = [
+        "experiment=demo",
+        "max_samples=64",
+        "batch_size=4",
+        "max_seq_length=32",
+        "eval_samples=16",
+        "k=8",
+        "expansion_factor=2",
+        *ON_DEVICE,
+    ]
+    return composed(*usual, "threads=1", "log_every=5", f"save_dir={folder}", f"cache_dir={cache}", *overrides)
+
+
+def arguments(cfg: Config) -> list[str]:
+    """The command that runs `cfg` in a process of its own."""
+    values = [
+        "experiment=demo",
+        *(f"{name}={getattr(cfg, name)}" for name in ("max_samples", "batch_size", "max_seq_length", "eval_samples")),
+    ]
+    values += [
+        f"{name}={getattr(cfg, name)}"
+        for name in ("k", "expansion_factor", "threads", "log_every", "save_dir", "cache_dir", "save_every")
+    ]
+    return [sys.executable, "-m", "sae_transcoder.train", *values, *ON_DEVICE]
+
+
+def lines(directory: Path) -> list[dict]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return {f"{p.parent.name}.{k}": v for p in sorted(directory.rglob("sae.safetensors")) for k, v in load_file(p).items()}
+
+
+def assert_same(one: Path, other: Path) -> None:
+    """Two runs' coders and metrics are identical."""
+    first, second = weights(one / "coders"), weights(other / "coders")
+    assert first.keys() == second.keys()
+    assert first
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+    assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
+
+
+def interrupted(cfg: Config) -> Path:
+    """Runs `cfg` until after its first save; the path of its training state."""
+
+    def stop(self: engine.Member) -> None:
+        real(self)
+        raise KeyboardInterrupt
+
+    real = engine.Member.save_state
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine.Member, "save_state", stop)
+        with pytest.raises(KeyboardInterrupt):
+            engine.train([cfg])
+    return checkpoint.state_path(run_dir(cfg))

@@ -1,0 +1,102 @@
+"""Sweeps of tiny runs on the bundled model, as commands in this process or in one of their own."""
+
+import contextlib
+import io
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from unittest.mock import patch
+
+import yaml
+
+from helpers.device import ON_DEVICE
+from helpers.short_runs import weights
+from sae_transcoder import train
+from sae_transcoder.run_store import eval_file, status
+
+SHAPE = ["experiment=demo", "batch_size=4", "max_seq_length=32", "eval_samples=8", "threads=1", "log_every=5", *ON_DEVICE]
+SHORT = [*SHAPE, "max_samples=64", "expansion_factor=2"]
+
+
+def here(*arguments: str) -> tuple[int, str, str]:
+    """Runs `sae-train ARGUMENTS` in this process: its exit code, what it printed, and what it complained of."""
+    out, errors, root = io.StringIO(), io.StringIO(), logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    with patch.object(sys, "argv", ["sae-train", *arguments]), contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+        try:
+            train.main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        finally:
+            root.handlers[:] = handlers
+            root.setLevel(level)
+    assert "Traceback" not in errors.getvalue(), errors.getvalue()
+    return code, out.getvalue(), errors.getvalue()
+
+
+def command(*arguments: str) -> list[str]:
+    """The same as a command line."""
+    return [sys.executable, "-m", "sae_transcoder.train", *arguments]
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    """Starts it in a process of its own."""
+    return subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs it in a process of its own."""
+    return subprocess.run(command(*arguments), capture_output=True, text=True)
+
+
+def runs(folder: Path) -> dict[str, Path]:
+    """{run_name: directory} of all runs below a folder."""
+    found = [Path(directory) for directory, _, files in os.walk(folder) if status.NAME in files]  # others may vanish meanwhile
+    return {directory.name: directory for directory in sorted(found)}
+
+
+def states(folder: Path) -> list[str]:
+    """The states of these runs in the order of their names."""
+    return [str(status.read(directory).state) for directory in runs(folder).values()]
+
+
+def config(directory: Path) -> dict:
+    """What a run's .hydra/config.yaml holds."""
+    return yaml.safe_load((directory / ".hydra" / "config.yaml").read_text())
+
+
+def by(folder: Path, name: str) -> dict:
+    """{value of a field: directory} of the runs below a folder."""
+    return {config(directory)[name]: directory for directory in runs(folder).values()}
+
+
+def assert_equal(one: Path, other: Path) -> None:
+    """Two runs are the same bit for bit: coders, also the best, metrics and held-out metrics."""
+    for part in ("coders", "best"):
+        first, second = weights(one / part), weights(other / part)
+        assert first.keys() == second.keys()
+        assert first
+        assert all(bool((value == second[name]).all()) for name, value in first.items()), part
+    assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
+    assert eval_file.read(one) == eval_file.read(other)
+
+
+def assert_all_equal(one: Path, other: Path) -> None:
+    """The runs below two folders are the same, one by one."""
+    assert runs(one).keys() == runs(other).keys()
+    for name, directory in runs(one).items():
+        assert_equal(directory, runs(other)[name])
+
+
+def living_in(folder: Path) -> list[int]:
+    """Processes that hold a file below a folder open."""
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit() and int(process.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                if any(str(folder) in os.readlink(link) for link in (process / "fd").iterdir()):
+                    found.append(int(process.name))
+    return found

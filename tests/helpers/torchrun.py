@@ -1,0 +1,44 @@
+"""Runs on two ranks, in processes that torchrun starts."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from helpers import TESTS
+
+ON_RANKS = Path(__file__).with_name("on_ranks.py")
+SHAPE = [
+    "experiment=demo", "max_seq_length=32", "eval_samples=8", "k=8", "expansion_factor=2", "threads=1", "log_every=1", "device=cpu",
+]  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
+
+
+def torchrun(*arguments: str) -> list[str]:
+    """The command that starts a program on two ranks."""
+    return [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}", *arguments]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(TESTS)}
+
+
+def on_ranks(folder: Path, packs: list[dict], **variables: str) -> tuple[int, list[list[dict]], str]:
+    """Trains packs on two ranks: the exit code, what each rank says of each pack, and what was printed."""
+    folder.mkdir()
+    (folder / "packs.json").write_text(json.dumps(packs))
+    command = torchrun(str(ON_RANKS), str(folder / "packs.json"))
+    done = subprocess.run(command, capture_output=True, text=True, env=environment() | variables, timeout=300)
+    said = [json.loads(p.read_text()) if (p := folder / f"rank{r}.json").exists() else [] for r in (0, 1)]
+    return done.returncode, said, done.stdout + done.stderr
+
+
+def state(directory: Path) -> dict:
+    return json.loads((directory / "status.json").read_text())

@@ -1,0 +1,262 @@
+"""What SLURM's answers mean for runs, without a SLURM: every end of a job, and what its script decides."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from helpers.tiny_models import tiny_model
+from sae_transcoder import slurm_client
+from sae_transcoder.config.checks import slurm_faults
+from sae_transcoder.config.composition import composed
+from sae_transcoder.launch.slurm import after as slurm_after
+from sae_transcoder.preflight.device_memory import mebibytes, on_cluster
+from sae_transcoder.run_store import job_record, observed_status, status
+from sae_transcoder.run_store.job_record import Record
+from sae_transcoder.run_store.status import State, Status
+from sae_transcoder.slurm_client import Job
+
+
+def a_status(state: State, **values: object) -> Status:
+    return Status(state, "1a2b3c4d", **({"slurm_job": "7_1", "host": "node1", "heartbeat": time.time()} | values))
+
+
+@pytest.mark.parametrize(
+    ("state", "job", "seen", "says", "goes_on"),
+    [
+        ("queued", Job("PENDING", "Resources"), "queued", "waits in the queue (Resources)", True),
+        ("queued", Job("RUNNING"), "queued", None, True),
+        ("queued", Job("CANCELLED"), "cancelled", "never started: SLURM job 7_1 was cancelled", False),
+        ("queued", Job("FAILED"), "failed", "never started: SLURM job 7_1 has ended (FAILED)", False),
+        ("queued", Job("COMPLETED"), "failed", "never started: SLURM job 7_1 has ended (COMPLETED)", False),
+        ("queued", None, "cancelled", "never started: SLURM does not know job 7_1 any more", False),
+        ("running", Job("RUNNING"), "running", None, True),
+        ("running", Job("PENDING", "BeginTime"), "preempted", "waits in the queue again (BeginTime)", True),
+        ("running", Job("OUT_OF_MEMORY"), "failed", "want of memory; raise memory", False),
+        ("running", Job("TIMEOUT"), "failed", "raise signal_delay or time", False),
+        ("running", Job("NODE_FAIL"), "interrupted", "the node of SLURM job 7_1 failed", False),
+        ("running", Job("CANCELLED"), "cancelled", "was cancelled", False),
+        ("running", Job("COMPLETED"), "interrupted", "has ended (COMPLETED)", False),
+        ("running", None, "interrupted", "SLURM does not know job 7_1 any more", False),
+        ("preempted", Job("PENDING"), "preempted", "waits in the queue again", True),
+        ("preempted", Job("RUNNING"), "preempted", None, True),
+        ("preempted", Job("CANCELLED"), "cancelled", "was cancelled", False),
+        ("preempted", None, "interrupted", "does not know job 7_1", False),
+        ("interrupted", Job("RUNNING"), "interrupted", None, False),
+        ("done", None, "done", None, False),
+        ("failed", Job("PENDING"), "failed", None, False),
+    ],
+)
+def test_a_run_of_a_job_is_what_slurm_and_its_own_words_make_it(
+    tmp_path: Path, state: str, job: Job | None, seen: str, says: str | None, goes_on: bool
+) -> None:
+    found = observed_status.observe(tmp_path, a_status(State(state)), {"7_1": job} if job else {})
+    assert (found.status.state, found.goes_on) == (seen, goes_on)
+    if says:
+        assert says in found.status.why
+
+
+def test_what_a_run_said_of_its_end_is_kept_where_slurm_says_less(tmp_path: Path) -> None:
+    found = observed_status.observe(tmp_path, a_status(State.preempted, why="stopped by SIGTERM"), {})
+    assert found.status.why == "stopped by SIGTERM"
+
+
+def test_where_slurm_cannot_be_asked_the_heartbeat_tells(tmp_path: Path) -> None:
+    assert observed_status.observe(tmp_path, a_status(State.running), None).goes_on
+    old = observed_status.observe(tmp_path, a_status(State.running, heartbeat=time.time() - 1000), None)
+    assert (old.status.state, old.goes_on) == (State.interrupted, False)
+
+
+def test_a_process_of_this_machine_that_holds_the_lock_runs_whatever_slurm_says(tmp_path: Path) -> None:
+    own = a_status(State.running, host=socket.gethostname(), pid=os.getpid())
+    with status.lock(tmp_path):
+        assert observed_status.observe(tmp_path, own, {}).goes_on
+    assert observed_status.observe(tmp_path, own, {}).status.state == State.interrupted
+
+
+RECORD = Record(["a", "b", "c", "d"], "4:00:00", "8G", 120, None, "0.1.0")
+LEFT = {Path(run): a_status(State.running if run == "a" else State.queued) for run in "abcd"}
+USR2, KILLED = 128 + signal.SIGUSR2, 128 + signal.SIGKILL
+
+
+def judged(
+    record: Record = RECORD,
+    code: int = KILLED,
+    *,
+    timed_out: bool = False,
+    said: str = "",
+    steps: int = 10,
+    saved: float = 1.0,
+    left=LEFT,
+) -> slurm_after.Verdict:
+    return slurm_after.judge(record, left, {"a": saved}, steps, code, timed_out, said)
+
+
+def test_a_time_limit_sends_a_job_back_as_long_as_it_makes_progress() -> None:
+    first = judged(code=USR2, timed_out=True)
+    assert first.goes_on == "ran out of time=4:00:00, 1 times so far; goes on in the queue"
+    second = judged(first.record, USR2, timed_out=True, steps=20)
+    assert (second.record.timeouts, second.failed) == (2, {})
+    stuck = judged(second.record, USR2, timed_out=True, steps=20)
+    assert stuck.goes_on is None
+    assert set(stuck.failed.values()) == {"time=4:00:00 does not suffice for one step more; raise time"}
+
+
+def test_max_timeouts_ends_a_job_for_good() -> None:
+    first = judged(replace(RECORD, max_timeouts=1), USR2, timed_out=True)
+    last = judged(first.record, USR2, timed_out=True, steps=99)
+    assert "ran out of time=4:00:00 2 times, with max_timeouts=1" in last.failed[Path("a")]
+
+
+def test_preemption_counts_as_no_timeout() -> None:
+    for code in (USR2, 128 + signal.SIGTERM):
+        found = judged(code=code)
+        assert (found.goes_on, found.record, found.failed) == ("preempted; goes on in the queue", RECORD, {})
+
+
+def test_a_death_sends_a_job_back_until_it_dies_three_times_without_a_save() -> None:
+    found = judged(said="srun: error: node1: task 0: Killed")
+    assert found.goes_on == "the job died (node1: task 0: Killed); goes on in the queue"
+    found = judged(judged(found.record, saved=2.0).record, saved=3.0)
+    assert found.record.deaths == 1, "it came further each time"
+    found = judged(judged(found.record, saved=3.0).record, saved=3.0)
+    assert found.goes_on is None
+    assert "died 3 times without coming further (exit code 137)" in found.failed[Path("a")]
+
+
+@pytest.mark.parametrize(
+    ("end", "told"),
+    [
+        ("task 1: Exited with exit code 134", "task 1: Exited with exit code 134"),
+        ("task 1: Killed", "task 1: Killed"),
+        ("tasks 1-3: Aborted (core dumped)", "tasks 1-3: Aborted (core dumped)"),
+    ],
+)
+def test_a_job_died_where_its_first_task_did_though_srun_then_terminates_the_others(end: str, told: str) -> None:
+    said = (
+        f"srun: error: node1: {end}\nslurmstepd: error: *** STEP 7.0 ON node1 CANCELLED ***\nsrun: error: node1: task 0: Terminated"
+    )
+    found = judged(code=128 + signal.SIGTERM, said=said)
+    assert (found.goes_on, found.record.deaths) == (f"the job died (node1: {told}); goes on in the queue", 1)
+    for by_signal in ("tasks 0-1: Exited with exit code 140", "task 0: User defined signal 2", "task 0: Terminated"):
+        assert judged(code=USR2, said=f"srun: error: node1: {by_signal}").goes_on == "preempted; goes on in the queue"
+    assert (
+        judged(code=KILLED, said="srun: error: node1: task 0: Exited with exit code 1\nsrun: error: node1: task 1: Killed").goes_on
+        is None
+    )
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "slurmstepd: error: Detected 1 oom_kill event in StepId=7.0. Some of the step tasks have been OOM Killed.",
+        "slurmstepd: error: Detected 1 oom-kill event(s) in StepId=7.0 cgroup.",
+        "srun: error: node1: task 0: Out Of Memory",
+        "slurmstepd: error: StepId=7.0 exceeded memory limit (763654144 > 524288000), being killed",
+    ],
+)
+def test_want_of_memory_splits_the_pack_until_one_run_is_to_blame(said: str) -> None:
+    record, pieces = RECORD, []
+    for _ in range(2):
+        found = judged(record, said=said)
+        assert found.failed == {}
+        record = found.record
+        pieces.append(record.pieces)
+    assert pieces == [2, 4]
+    last = judged(record, said=said)
+    assert last.failed == {Path("a"): "out of memory: the job was killed with memory=8G; raise memory"}
+    assert last.goes_on, "the others do"
+    alone = judged(said=said, left={Path("a"): LEFT[Path("a")]})
+    assert alone.goes_on is None
+
+
+def test_ctrl_c_and_plain_failures_are_no_reason_to_go_on() -> None:
+    assert judged(code=128 + signal.SIGINT).goes_on is None
+    assert judged(code=128 + signal.SIGINT).failed == {}
+    assert "exit code 1 before the run did" in judged(code=1).failed[Path("b")]
+
+
+def test_the_record_of_a_job_is_kept_whole(tmp_path: Path) -> None:
+    job_record.write(tmp_path, "7_1", replace(RECORD, saved={"a": 1.5}))
+    assert job_record.read(tmp_path, "7_1") == replace(RECORD, saved={"a": 1.5})
+
+
+def test_spans_of_time_and_amounts_of_memory_as_sbatch_has_them() -> None:
+    spans = {"90": 5400, "5:30": 330, "4:00:00": 14_400, "1-12": 129_600, "2-03:30": 185_400, "1-00:00:01": 86_401}
+    assert {text: slurm_client.seconds(text) for text in spans} == spans
+    for text in ("", "soon", "1:2:3:4", "-5", "UNLIMITED"):
+        with pytest.raises(ValueError, match="not a span"):
+            slurm_client.seconds(text)
+    assert [mebibytes(text) for text in ("500", "2048K", "3G", "1T", "32GB")] == [500, 2, 3072, 2**20, 32 * 1024]
+
+
+def test_the_memory_of_a_clusters_device_is_what_the_settings_say() -> None:
+    import torch
+
+    cfg = composed(["model_type=sae", "hardware=slurm", "memory=32G"])
+    assert on_cluster(cfg, torch.device("cuda")) is None
+    assert on_cluster(replace(cfg, gpu_memory_gib=80.0), torch.device("cuda")) == 80 * 2**30
+    assert on_cluster(replace(cfg, tasks_per_node=2), torch.device("cpu")) == 16 * 2**30
+
+
+@pytest.mark.parametrize("gres", ["gpu", "gpu:1", "gpu:a100:1", "gpu:a100:2(S:0-1)", "lustre:1,gpu:h100:4"])
+def test_gpus_are_found_in_gres(gres: str) -> None:
+    cfg = composed(["model_type=sae", "hardware=slurm"])
+    assert slurm_faults(replace(cfg, gres=gres)) == []
+    assert slurm_faults(replace(cfg, gres=gres, tasks_per_node=5))
+    assert slurm_faults(replace(cfg, gres="lustre:1"))
+    assert not slurm_faults(replace(cfg, gres="lustre:1", sbatch=["--gpus-per-task=1"]))
+
+
+def test_accounting_gives_the_last_of_a_requeued_jobs_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {"squeue": "12_1|PENDING|BeginTime", "sacct": "12_0|NODE_FAIL\n12_0|CANCELLED by 1000\n12_2|OUT_OF_MEMORY"}
+    monkeypatch.setattr(slurm_client, "ask", lambda program, *_: answers[program])
+    monkeypatch.setattr(slurm_client.shutil, "which", lambda program: program)
+    assert slurm_client.jobs(["12_0", "12_1", "12_2", "9"]) == {
+        "12_0": Job("CANCELLED"),
+        "12_1": Job("PENDING", "BeginTime"),
+        "12_2": Job("OUT_OF_MEMORY"),
+    }
+
+
+FETCH = """
+import sys
+from sae_transcoder.config.composition import composed
+from sae_transcoder.config import ConfigError
+from sae_transcoder.language_model.loading import fetch
+try:
+    fetch(composed(["model_type=sae", f"model_name={sys.argv[1]}"]))
+except ConfigError as error:
+    sys.exit(str(error))
+"""
+
+
+def test_what_jobs_would_download_is_there_before_they_are_submitted_or_is_named(
+    tmp_path: Path, tiny_folder: dict[str, Path]
+) -> None:
+    snapshot = tmp_path / "models--mine--tiny" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "models--mine--tiny" / "refs").mkdir()
+    (tmp_path / "models--mine--tiny" / "refs" / "main").write_text("abc")
+    tiny_model("llama").save_pretrained(snapshot, max_shard_size="20KB")
+    shards = sorted(snapshot.glob("model-*.safetensors"))
+    assert len(shards) > 1
+
+    def fetched(name: str) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"HF_HUB_CACHE": str(tmp_path)}
+        return subprocess.run([sys.executable, "-c", FETCH, name], env=environment, capture_output=True, text=True)
+
+    for name in ("mine/tiny", "demo", str(tiny_folder["llama"])):
+        done = fetched(name)
+        assert done.returncode == 0, done.stderr
+    shards[1].unlink()
+    done = fetched("mine/tiny")
+    assert done.returncode == 1
+    assert "model_name=mine/tiny: its weights cannot be loaded" in done.stderr
+    assert "Traceback" not in done.stderr

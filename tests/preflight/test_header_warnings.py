@@ -1,0 +1,91 @@
+"""What the header warns of: settings that are allowed and likely not meant."""
+
+from pathlib import Path
+
+import pytest
+
+from helpers.command_line import composed
+from sae_transcoder.coder.sparsify_config import length
+from sae_transcoder.preflight.header_warnings import warnings
+from sae_transcoder.preflight.plan import plan
+
+LAUNCHES = "tokens a batch leave a GPU waiting for kernel launches"
+SAME = "as many an optimizer step as now"
+
+
+def of_launches(*settings: str, device: str = "cuda", width: int = 576, ranks: int = 1) -> list[str]:
+    """Warnings of a batch that is too small for a GPU, by a model of this width."""
+    cfg = composed(*([] if any(s.startswith("experiment=") for s in settings) else ["model_type=sae"]), *settings)
+    assert cfg.max_samples is not None
+    return [warning for warning in warnings(cfg, length(cfg, cfg.max_samples, ranks), device, width) if LAUNCHES in warning]
+
+
+@pytest.mark.parametrize(
+    ("settings", "width", "fixes"),
+    [
+        ([], 576, [f"batch_size=16 with grad_acc_steps=1 (4,096 tokens, {SAME})"]),
+        (
+            ["batch_size=8", "grad_acc_steps=64", "max_samples=1000000"],
+            576,
+            [f"batch_size=256 with grad_acc_steps=2 (65,536 tokens, {SAME})"],
+        ),
+        (
+            ["grad_acc_steps=7", "max_samples=1000000"],
+            576,
+            [
+                f"batch_size=14 with grad_acc_steps=1 (3,584 tokens, {SAME})",
+                "batch_size=256 with grad_acc_steps=1 (65,536 tokens) and a rate tuned for it",
+            ],
+        ),
+        (
+            ["batch_size=16", "grad_acc_steps=1", "max_samples=10000"],
+            576,
+            ["batch_size=64 with grad_acc_steps=1 (16,384 tokens) and a rate tuned for it"],
+        ),
+        (["batch_size=1", "max_seq_length=1024"], 4096, [f"batch_size=8 with grad_acc_steps=1 (8,192 tokens, {SAME})"]),
+    ],
+)
+def test_a_batch_that_a_gpu_is_done_with_before_its_kernels_are_launched_is_told_with_the_one_to_set(
+    settings: list[str], width: int, fixes: list[str]
+) -> None:
+    (warning,) = of_launches(*settings, width=width)
+    assert warning.endswith(f"{LAUNCHES}; {', or '.join([*(f'set {fix}' for fix in fixes), 'train more runs side by side'])}")
+
+
+@pytest.mark.parametrize(
+    ("settings", "width"),
+    [
+        (["batch_size=64", "grad_acc_steps=1"], 576),
+        (
+            ["batch_size=8", "max_seq_length=1024", "max_samples=100000"],
+            4096,
+        ),  # the arithmetic of a wide model outlasts launches sooner
+        (["batch_size=16", "grad_acc_steps=1"], 576),  # of so few samples larger batches would make too few steps
+        (["loss_fn=ce"], 576),  # its step is the whole model's
+        (["experiment=sae_basic"], 576),
+        (["experiment=transcoder_layers"], 576),
+        (["experiment=custom_hookpoints"], 768),
+    ],
+)
+def test_batches_that_are_large_enough_or_cannot_be_larger_are_not_warned_of(settings: list[str], width: int) -> None:
+    assert of_launches(*settings, width=width) == []
+
+
+def test_ranks_that_share_a_batch_have_fewer_steps_for_larger_ones() -> None:
+    settings = ["batch_size=16", "grad_acc_steps=1", "max_samples=100000"]
+    assert "batch_size=256" in of_launches(*settings)[0]
+    assert "batch_size=64" in of_launches(*settings, ranks=8)[0]
+
+
+def test_a_small_batch_is_warned_of_on_a_gpu_and_not_on_a_cpu(tmp_path: Path) -> None:
+    demo = [
+        "experiment=demo",
+        "max_samples=64",
+        "max_seq_length=32",
+        "grad_acc_steps=4",
+        f"cache_dir={tmp_path}",
+        f"save_dir={tmp_path}",
+    ]
+    assert plan(composed(*demo, "auxk_alpha=0")).warnings == []
+    (warning,) = plan(composed(*demo, "auxk_alpha=0", "device=cuda"), elsewhere=True).warnings
+    assert LAUNCHES in warning

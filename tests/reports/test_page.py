@@ -1,0 +1,165 @@
+"""report.html in a browser: it opens without a network, every panel is there, and the pointer tells what a point is."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from helpers.made_up_runs import config, grid, write_run
+from sae_transcoder.reports import interactive_plots, page, plot_data
+from sae_transcoder.run_store import records as run_records
+from sae_transcoder.run_store.status import State
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path: apt-get install chromium")
+
+QUIET = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+class Opened:
+    """A page in the browser, and all that it asked for and complained of."""
+
+    def __init__(self, browser: "sync_api.Browser", path: Path):
+        self.url, self.requests, self.complaints = path.as_uri(), [], []
+        self.page = browser.new_page(viewport={"width": 1300, "height": 900})
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("console", lambda message: self.complaints.append(f"{message.type}: {message.text}"))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.goto(self.url)
+        self.page.wait_for_selector("#curves .scatterlayer .trace", state="attached")
+
+    def titles(self, picture: str) -> list[str]:
+        """The panels' titles in a picture."""
+        return self.page.locator(f"#{picture} .annotation-text").all_text_contents()
+
+    def facts(self) -> dict[str, str]:
+        """What the tooltip says."""
+        self.page.wait_for_selector("#tip", state="visible")
+        return dict(row.split("\t") for row in self.page.locator("#tip").inner_text().splitlines())
+
+    def hover(self, picture: str, x: float, y: float, panel: str = "") -> dict[str, str]:
+        """Moves the pointer to a point of the data of a panel ("", "2", ...); what the tooltip says then."""
+        self.page.locator(f"#{picture}").scroll_into_view_if_needed()
+        place = self.page.evaluate(
+            """([id, x, y, panel]) => {
+                const plot = document.getElementById(id), box = plot.getBoundingClientRect(), layout = plot._fullLayout;
+                const across = layout["xaxis" + panel], up = layout["yaxis" + panel];
+                return [box.left + across._offset + across.d2p(x), box.top + up._offset + up.d2p(y)];
+            }""",
+            [picture, x, y, panel],
+        )
+        self.page.mouse.move(2, 2)
+        self.page.wait_for_selector("#tip", state="hidden")
+        self.page.mouse.move(*place)
+        return self.facts()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["sync_api.Browser"]:
+    with sync_api.sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield found
+        found.close()
+
+
+@pytest.fixture(scope="module")
+def coders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[plot_data.Coder]]:
+    """The page of two types, two k, two widths, and what it shows."""
+    folder = tmp_path_factory.mktemp("sweep")
+    grid(folder / "runs", lines=30, model_type=["sae", "transcoder"], k=[16, 64], expansion_factor=[8, 32])
+    write_run(folder / "runs" / "<script>alert(1)</script>".replace("/", "_"), config(k=32), State.failed)
+    records = run_records.read_all([folder / "runs"], print)
+    found = plot_data.points(records, print)
+    (folder / "report.html").write_text(page.page(records, found))
+    return folder / "report.html", found
+
+
+@pytest.fixture(scope="module")
+def opened(browser: "sync_api.Browser", coders: tuple[Path, list[plot_data.Coder]]) -> Opened:
+    return Opened(browser, coders[0])
+
+
+def test_it_opens_offline_and_without_complaint(opened: Opened) -> None:
+    opened.page.wait_for_timeout(300)
+    assert opened.requests == [opened.url]
+    assert opened.complaints == []
+
+
+def test_it_offers_no_upload(opened: Opened) -> None:
+    buttons = opened.page.evaluate("[...document.querySelectorAll('.modebar-btn')].map(button => button.dataset.title)")
+    assert "Download plot" in buttons
+    assert not [button for button in buttons if "Share" in button or "loud" in button]
+
+
+def test_every_panel_is_there_with_its_points(opened: Opened) -> None:
+    for picture in ("pareto", "curves", "densities"):
+        assert opened.titles(picture) == ["layers.6", "layers.6.mlp"]
+    assert (
+        opened.page.locator("#pareto .subplot.xy, #pareto .subplot.x2y2, #pareto .subplot.x3y3, #pareto .subplot.x4y4").count() == 4
+    )
+    # Four coders a panel and two Pareto-optimal at least.
+    assert opened.page.locator("#pareto path.point").count() >= 4 * (4 + 2)
+    legend = opened.page.locator("#pareto .legendtext").all_text_contents()
+    assert legend == [
+        "sae, 512 latents", "transcoder, 512 latents", "sae, 2,048 latents", "transcoder, 2,048 latents", "Pareto-optimal"
+    ]  # fmt: skip
+    ticks = opened.page.locator("#pareto .xaxislayer-above text").all_text_contents()
+    assert ticks == ["16", "64"] * 4
+
+
+def test_the_pointer_at_a_point_tells_its_run(opened: Opened, coders: tuple[Path, list[plot_data.Coder]]) -> None:
+    for coder in coders[1]:
+        if coder.l0 > 0:
+            told = opened.hover("pareto", coder.l0, coder.fvu, "" if coder.model_type == "sae" else "2")
+            assert told == dict(coder.facts)
+            assert told["k"] == str(coder.k)
+            assert told["latents"] == f"{coder.width.latents:,}"
+            assert told["expansion_factor"] == str(coder.width.latents // 64)
+            assert told["held-out FVU"] == f"{coder.fvu:.4f}"
+    opened.page.mouse.move(2, 2)
+    opened.page.wait_for_selector("#tip", state="hidden")
+
+
+def test_the_pointer_at_a_line_tells_its_run(opened: Opened, coders: tuple[Path, list[plot_data.Coder]]) -> None:
+    coder = min((c for c in coders[1] if c.model_type == "transcoder"), key=lambda c: c.curve[1, -1])  # nothing lies near its end
+    assert opened.hover("curves", *coder.curve[:, -3].tolist(), "2") == dict(coder.facts)
+    widest = max((c for c in coders[1] if c.model_type == "sae" and c.densities), key=lambda c: -c.densities.first)
+    x, y = plot_data.outline(widest.densities)[:, 1].tolist()
+    assert opened.hover("densities", x, y)["latents"] == f"{widest.width.latents:,}"
+
+
+def test_names_are_text_and_no_markup(opened: Opened) -> None:
+    assert "<script>alert(1)<_script>" in opened.page.locator(".runs").inner_text()
+    assert opened.page.locator("td.failed").inner_text() == "failed"
+    assert opened.page.locator(".runs tbody tr").count() == 9
+
+
+def test_a_page_of_curves_alone(browser: "sync_api.Browser", tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "a", config(layers=[1, 2]), lines=5, evaluated=False)
+    records = run_records.read_all([tmp_path / "runs"], print)
+    (tmp_path / "report.html").write_text(page.page(records, plot_data.points(records, print)))
+    opened = Opened(browser, tmp_path / "report.html")
+    assert opened.titles("curves") == ["layers.1", "layers.2"]
+    assert opened.page.locator("#pareto, #densities").count() == 0
+    assert opened.complaints == []
+
+
+def test_curves_of_many_runs_are_one_trace_a_series(tmp_path: Path) -> None:
+    grid(tmp_path, lines=400, model_type=["sae", "transcoder"], k=[8, 16], lr=[1e-3, 2e-3, 3e-3])
+    coders = plot_data.points(run_records.read_all([tmp_path], print), print)
+    made = interactive_plots.draw_curves(list(enumerate(coders)))
+    assert made is not None
+    traces = made[0].data
+    assert len(traces) == 2
+    for trace in traces:
+        assert len(trace.x) == len(trace.y) == len(trace.customdata) == 6 * (300 + 1)
+        assert len(set(trace.customdata)) == 6

@@ -1,0 +1,121 @@
+"""Runs that are killed at random moments, saves among them, end as if nothing had happened; full disks lose nothing."""
+
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from helpers import TESTS
+from helpers.killed import train_and_die
+from helpers.short_runs import arguments, assert_same, lines, short
+from sae_transcoder.config import Config, run_dir
+from sae_transcoder.run_store import status
+from sae_transcoder.training import checkpoint, engine
+
+KILLS = 10
+# The server that attempts are forked from finds this module by it.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["helpers.killed"])  # imports once; every attempt is a fork of that process
+
+
+def wait_until_begun(cfg: Config, process: multiprocessing.process.BaseProcess) -> None:
+    """Returns once the process has taken the run's directory, or has died."""
+    while process.is_alive():
+        found = status.read(run_dir(cfg))
+        if found is not None and found.pid == process.pid:
+            return
+        time.sleep(0.005)
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize("optimizer", ["adam", "muon", "signum"])
+def test_a_run_killed_ten_times_ends_identical_to_an_undisturbed_one(cache: Path, tmp_path: Path, optimizer: str) -> None:
+    seed = random.SystemRandom().randrange(10**6)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    settings = [
+        f"optimizer={optimizer}", "max_samples=640", "grad_acc_steps=2", "save_every=3", "keep_every=10", "log_every=4", "init_seeds=[1,2]",
+        "k_decay_steps=9", "dead_feature_threshold=500", "auxk_alpha=0.03", "max_norm_multiple=20", "eval_samples=4",
+    ]  # fmt: skip
+    settings += [] if optimizer == "signum" else ["lr_warmup_steps=5"]
+    undisturbed, cfg = (short(cache, tmp_path / name, *settings) for name in ("undisturbed", "killed"))
+    start = time.monotonic()
+    engine.train([undisturbed])
+    duration = time.monotonic() - start
+    kills, in_saves, steps = 0, 0, []
+    for _ in range(100):
+        fuse = chance.randrange(1, 120) if kills < KILLS and chance.random() < 0.5 else None
+        process = CONTEXT.Process(target=train_and_die, args=(cfg, fuse))
+        process.start()
+        if kills < KILLS:
+            wait_until_begun(cfg, process)
+        process.join(None if kills >= KILLS else chance.uniform(0, duration / 6))
+        if process.is_alive():
+            process.kill()
+            process.join()
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
+        kills += 1
+        in_saves += fuse is not None
+        steps.append(lines(run_dir(cfg))[-1]["step"] if (run_dir(cfg) / "metrics.jsonl").exists() and lines(run_dir(cfg)) else 0)
+    print(f"{kills} kills, {in_saves} armed for saves, last logged steps {steps}")
+    assert process.exitcode == 0
+    assert kills >= KILLS
+    assert len(set(steps)) > 2, "killed at different moments"
+    assert_same(run_dir(undisturbed), run_dir(cfg))
+    assert {p.name for p in run_dir(cfg).iterdir()} == {p.name for p in run_dir(undisturbed).iterdir()}
+    for kept in (run_dir(undisturbed) / "snapshots").iterdir():
+        assert (run_dir(cfg) / "snapshots" / kept.name).is_dir()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 40 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(folder)], capture_output=True).returncode:
+        pytest.skip("a disk of its own needs the right to mount")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize("left", [0, 1_000_000, 2_000_000, 3_000_000])
+def test_on_a_full_disk_the_error_says_so_and_the_state_before_goes_on(
+    cache: Path,
+    tmp_path: Path,
+    small_disk: Path,
+    left: int,
+) -> None:
+    settings = ["max_samples=256", "save_every=20"]
+    undisturbed, cfg = short(cache, tmp_path / "a", *settings), short(cache, small_disk, *settings)
+    engine.train([undisturbed])
+    process = subprocess.Popen(arguments(cfg), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    state = checkpoint.state_path(run_dir(cfg))
+    while not state.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.001)
+    process.send_signal(signal.SIGSTOP)
+    kept = state.read_bytes()
+    free = os.statvfs(small_disk)
+    (small_disk / "filler").write_bytes(b"\0" * (free.f_bavail * free.f_frsize - left))
+    process.send_signal(signal.SIGCONT)
+    _, errors = process.communicate()
+    assert process.returncode == 1
+    assert "Traceback" not in errors
+    assert "free space and start the same command again" in errors
+    assert str(small_disk) in errors or left == 0
+    assert state.read_bytes() == kept
+    (small_disk / "filler").unlink()
+    done = subprocess.run(arguments(cfg), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "continues after step 20" in done.stdout
+    assert_same(run_dir(undisturbed), run_dir(cfg))
