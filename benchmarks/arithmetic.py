@@ -4,7 +4,7 @@
     git worktree add ../before COMMIT && PYTHONPATH=../before python benchmarks/arithmetic.py --json before.json
     python benchmarks/arithmetic.py --against before.json                                    both side by side
 
-The project's own step (Run.train_on) runs on tensors of torch's `meta` device, which have shapes and no values, and op_cost.py counts its
+The project's own step (CoderTrainer.train_on) runs on tensors of torch's `meta` device, which have shapes and no values, and op_cost.py counts its
 operations. What the step reads from the device is answered by what is assumed here, the number of dead latents. Everything is float32, where
 a GPU computes products in bfloat16; sparsify's Triton kernels, where a step on CUDA takes them, are counted as the operations that do their
 work elsewhere. Nothing is measured: the least time is arithmetic, the sum over the step's functions of what takes longer, FLOP or bytes,
@@ -29,7 +29,7 @@ from op_cost import Cost, Counting, aten
 from sae_transcoder.coder import corrected_coder
 from sae_transcoder.config.composition import composed
 from sae_transcoder.language_model.forward import Activations
-from sae_transcoder.training.run import Run
+from sae_transcoder.training.coder_trainer import CoderTrainer
 
 POINT = "layers.0"
 DEAD = 0.05  # of the latents, where AuxK acts
@@ -107,7 +107,7 @@ def last_step(shape: Shape, dead: int, counting: Counting) -> None:
     settings += ["model_type=sae", "model_name=none", "dataset_kind=memmap", "dataset_name=none", "grad_acc_steps=1", "lr=1e-3"]
     settings += [f"dead_feature_threshold={batch}", f"auxk_alpha={0.03125 if dead else 0}"]
     device = torch.device(counting.on)
-    run = Run(composed(settings), {POINT: shape.width}, shape.sequences * STEPS, device)
+    run = CoderTrainer(composed(settings), {POINT: shape.width}, shape.sequences * STEPS, device)
     (idle,) = run.tokens_since_fired.values()
     tokens = torch.zeros(shape.sequences, shape.length, dtype=torch.long)
     for left in reversed(range(STEPS)):

@@ -20,7 +20,7 @@ from common import say
 from sae_transcoder.config.composition import composed
 from sae_transcoder.language_model import loading
 from sae_transcoder.language_model.forward import capture
-from sae_transcoder.training.run import Run
+from sae_transcoder.training.coder_trainer import CoderTrainer
 
 POINT, WIDTH, SEQUENCES, LENGTH = "layers.2", 256, 16, 256
 DEAD = (0, 16, 128, 256, 512, 1024, 2048)
@@ -36,7 +36,7 @@ def step_with(dead: int, model: torch.nn.Module, device: torch.device, steps: in
         "dead_feature_threshold=1000",
     ]
     cfg = composed([*settings, f"auxk_alpha={0.03125 if dead else 0}"])
-    run = Run(cfg, {POINT: WIDTH}, steps * SEQUENCES, device)
+    run = CoderTrainer(cfg, {POINT: WIDTH}, steps * SEQUENCES, device)
     run.tokens = 10**6  # past the threshold: latents may be dead
     generator = torch.Generator().manual_seed(0)
     latents = torch.randperm(run.coders[POINT].num_latents, generator=generator)[:dead].to(device)

@@ -33,8 +33,8 @@ from sae_transcoder.language_model import loading
 from sae_transcoder.launch import packs
 from sae_transcoder.preflight import device_memory
 from sae_transcoder.preflight import plan as preflight
+from sae_transcoder.process.memory_errors import is_out_of_memory
 from sae_transcoder.training import checkpoint, engine
-from sae_transcoder.training.out_of_memory import is_out_of_memory
 
 SKIP = 5  # steps before the clock starts: kernels are compiled, memory is found, AuxK begins to act
 FREQUENT = 8  # ids that are left out, where tokens are

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gpu_phases import Seen
 from gpu_rows import Row
-from sae_transcoder.training.run import Run
+from sae_transcoder.training.coder_trainer import CoderTrainer
 
 RATE = 1e-9  # Adam's: every operation of a step is made, and nothing moves
 SAMPLE = 1024  # tokens on which it is looked how latents fire
@@ -29,21 +29,21 @@ def tokens(vocabulary: int, count: int) -> NDArray[np.uint32]:
 
 
 @contextmanager
-def noticed() -> Iterator[list[Run]]:
+def noticed() -> Iterator[list[CoderTrainer]]:
     """Yields the runs that are made while it is open."""
-    runs: list[Run] = []
-    made = Run.__init__
+    runs: list[CoderTrainer] = []
+    made = CoderTrainer.__init__
 
-    def make(run: Run, *arguments: Any, **named: Any) -> None:
+    def make(run: CoderTrainer, *arguments: Any, **named: Any) -> None:
         made(run, *arguments, **named)
         runs.append(run)
 
-    with patch.object(Run, "__init__", make):
+    with patch.object(CoderTrainer, "__init__", make):
         yield runs
 
 
 @torch.no_grad()
-def plant(row: Row, runs: list[Run], number: int, seen: Seen) -> None:
+def plant(row: Row, runs: list[CoderTrainer], number: int, seen: Seen) -> None:
     """At batch `number`, from 0: at the second, latents are made faint or dense; at each one after it one more grows faint, so that the number of
     dead latents is never the same twice, as in real runs."""
     for run in runs if number else ():
@@ -65,7 +65,7 @@ def sample(seen: Seen) -> Tensor:
 
 
 @torch.no_grad()
-def statistics(run: Run, seen: Seen) -> dict[str, float]:
+def statistics(run: CoderTrainer, seen: Seen) -> dict[str, float]:
     """Of the run's coder now: the share of its latents that count as dead, and of tokens on which its most frequent latent fires."""
     (coder,), (idle,) = run.coders.values(), run.tokens_since_fired.values()
     acts, indices, *_ = coder.encode(sample(seen))

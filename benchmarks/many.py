@@ -21,28 +21,28 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-TRAINING = "training (Run.train_on)"
+TRAINING = "training of the coders"
 # {what the time goes into: the functions that do it}
 PARTS = {
-    TRAINING: ["run:Run.train_on"],
-    "forward of the language model": ["language_model:capture"],
-    "held-out metrics": ["heldout:measure"],
-    "jobs composed": ["sweep:composed"],
-    "jobs checked": ["sweep:check"],
-    "runs planned, by the check and by the pack": ["preflight:plan"],
-    "jobs queued": ["sweep:queue"],
-    "packs": ["packs:packs"],
-    "table and results": ["sweep:show_table", "sweep:result"],
-    "headers": ["display:header", "display:facts"],
-    "language model loaded": ["language_model:load"],
-    "runs made": ["member:Member.__init__"],
-    "runs opened": ["member:Member.open"],
-    "copies of the coders": ["run:Run.exported"],
-    "coders/ and best/": ["checkpoint:export"],
-    "eval.json": ["eval_file:write"],
-    "metrics.jsonl": ["trackers:Logbook.log"],
-    "status.json": ["status:write"],
-    "runs closed": ["member:Member.close"],
+    TRAINING: ["training.team:train_on"],
+    "forward of the language model": ["language_model.forward:capture"],
+    "held-out metrics": ["evaluation.heldout:measure"],
+    "jobs composed": ["launch.sweep:composed"],
+    "jobs checked": ["launch.sweep:check"],
+    "runs planned, by the check and by the pack": ["preflight.plan:plan"],
+    "jobs queued": ["launch.sweep:queue"],
+    "packs": ["launch.packs:packs"],
+    "table and results": ["launch.sweep:show_table", "launch.sweep:result"],
+    "headers": ["training.display:header", "training.display:facts"],
+    "language model loaded": ["language_model.loading:load"],
+    "runs made": ["training.managed_run:ManagedRun.__init__"],
+    "runs opened": ["training.managed_run:ManagedRun.open"],
+    "copies of the coders": ["training.coder_trainer:CoderTrainer.exported"],
+    "coders/ and best/": ["training.checkpoint:export"],
+    "eval.json": ["run_store.eval_file:write"],
+    "metrics.jsonl": ["trackers.logbook:Logbook.log"],
+    "status.json": ["run_store.status:write"],
+    "runs closed": ["training.managed_run:ManagedRun.close"],
 }
 REST = "imports, Hydra and the rest"
 

@@ -48,24 +48,24 @@ class PeerFailed(Exception):
         return any(text in str(self) for text in (LOST, FAILED))
 
 
-def count() -> int:
+def world_size() -> int:
     """Ranks that train together, as the environment says; 1 for a process alone."""
     return int(os.environ["WORLD_SIZE"]) if all(name in os.environ for name in VARIABLES) else 1
 
 
-def number() -> int:
+def rank() -> int:
     """This process's rank; the first, 0, is the one that writes and speaks."""
-    return int(os.environ["RANK"]) if count() > 1 else 0
+    return int(os.environ["RANK"]) if world_size() > 1 else 0
 
 
-def local_number() -> int:
+def local_rank() -> int:
     """This process's place among the ranks of its machine."""
-    return int(os.environ["LOCAL_RANK"]) if count() > 1 else 0
+    return int(os.environ["LOCAL_RANK"]) if world_size() > 1 else 0
 
 
 def refuse(faults: Sequence[str]) -> NoReturn:
     """Ends with exit code 1; of several ranks the first one says why. torchrun ends all ranks once one has ended, so the others wait."""
-    if number() > 0:
+    if rank() > 0:
         time.sleep(SPOKEN)
         sys.exit(1)
     composition.refuse(faults)
@@ -331,10 +331,10 @@ _met: Ranks | None = None
 def meet() -> Ranks:
     """The ranks that this process belongs to, met at the first call; ALONE for a process alone."""
     global _met
-    if count() == 1:
+    if world_size() == 1:
         return ALONE
     if _met is None:
-        met = Ranks(number(), count())
+        met = Ranks(rank(), world_size())
         met.meet()
         _met = met
     return _met

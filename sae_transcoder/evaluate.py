@@ -134,7 +134,7 @@ def measured(
         if faults:
             raise ConfigError(*faults)
         sequences = token_sets.heldout(cfg, lambda: loading.tokenizer(cfg), loading.text_config(outline).vocab_size)
-        subject = heldout.Subject(cfg, coders)
+        subject = heldout.CodersToEvaluate(cfg, coders)
         model = layers.load(cfg, device, count, points)
         (found,) = heldout.measure(model, [subject], sequences, whole=True)
         return found.evaluation(subject, step, tokens)

@@ -1,23 +1,14 @@
 """The entrypoint `sae-export PATH to=TARGET`: trained coders in the files of the programs that read them."""
 
 import argparse
-import json
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
-from safetensors.torch import load_file
-from torch import Tensor
-
-from sae_transcoder.coder import stored as stored_coders
-from sae_transcoder.config import FIELDS, ConfigError
+from sae_transcoder.config import ConfigError
 from sae_transcoder.config.composition import refuse
-from sae_transcoder.run_store import eval_file, files, status
-from sae_transcoder.run_store.eval_file import Evaluation
-from sae_transcoder.run_store.status import State
+from sae_transcoder.exports.source import Source, Write, source
 
 DESCRIPTION = """\
 Writes trained coders for other programs; sparsify's own format is what a run's coders/ holds already.
@@ -27,58 +18,6 @@ Writes trained coders for other programs; sparsify's own format is what a run's 
   sae-export outputs/my_run to=hub push=me/my-saes            the same, uploaded to the Hugging Face Hub
   sae-export outputs/my_run to=circuit_tracer out=transcoders  a transcoder set: one for every layer
 """
-
-
-@dataclass(frozen=True)
-class Coder:
-    """A coder as sparsify stored it: its folder, its cfg.json, its tensors by sparsify's names."""
-
-    place: Path
-    cfg: dict[str, Any]
-    weights: dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Source:
-    """What is exported: the coders by name, the run's settings and held-out metrics."""
-
-    path: Path
-    coders: dict[str, Coder]
-    settings: dict[str, Any]
-    evaluation: Evaluation | None
-
-
-def source(path: str) -> Source:
-    """The coders of a run that is done, of its best/ or of a snapshot.
-
-    Raises ConfigError where there are none, where they cannot be read, or the run is not done.
-    """
-    root = Path(path).expanduser()
-    root = root / "coders" if (root / "coders").is_dir() else root
-    run = stored_coders.run_of(root)
-    places = stored_coders.find(root)
-    if run is None or not places:
-        lacks = "no coders" if run else "no run" if root.is_dir() else "there is no such folder"
-        raise ConfigError(f"{path}: {lacks}; give the directory of a run, its best/ or one of its snapshots/")
-    try:
-        found, settings = status.read(run), files.read_config(run)
-        evaluation = eval_file.read(run) if root.name == "coders" else None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: {error}") from error
-    if (found is None or found.state != State.done) and root.parent.name != "snapshots":
-        what = f"its run is {found.state} at step {found.step} of {found.total}" if found else "its run has not begun"
-        raise ConfigError(f"{path}: {what}; finish it by the command that began it, or export one of its snapshots/")
-    if lacking := [name for name in FIELDS if name not in settings]:
-        raise ConfigError(f"{run / files.CONFIG}: lacks {', '.join(lacking)}; it is of another version of this program")
-    return Source(root, {name: stored(place) for name, place in places.items()}, settings, evaluation)
-
-
-def stored(place: Path) -> Coder:
-    """A coder's files, read. Raises ConfigError where they are damaged."""
-    try:
-        return Coder(place, json.loads((place / "cfg.json").read_text()), load_file(place / "sae.safetensors"))
-    except Exception as error:  # json and safetensors raise what the damage happens to hit
-        raise ConfigError(f"{place}: cannot be read ({str(error).splitlines()[0]}); export another copy") from error
 
 
 def export(path: str, to: str, out: Path) -> Path:
@@ -100,9 +39,6 @@ def export(path: str, to: str, out: Path) -> Path:
     except OSError as error:
         raise ConfigError(f"out={out}: cannot be written ({error.strerror}); choose another folder") from error
     return out
-
-
-Write = Callable[[Path], None]
 
 
 def targets() -> dict[str, Callable[[Source], Write]]:

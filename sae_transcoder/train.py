@@ -33,11 +33,11 @@ def run(composed: DictConfig) -> float | None:
     from sae_transcoder.run_store import eval_file
     from sae_transcoder.training import engine
     from sae_transcoder.training.checkpoint import DiskError
-    from sae_transcoder.training.member import Diverged, Taken
+    from sae_transcoder.training.managed_run import Diverged, RunClaimed
 
     try:
         engine.train([cfg])
-    except Taken as note:
+    except RunClaimed as note:
         print(note)
     except (DiskError, Diverged) as error:  # told here, or Hydra would add to it
         refuse([str(error)])
@@ -60,7 +60,7 @@ def take_json(command: list[str]) -> None:
         command[1:], notes = old_json.expanded(command[1:], lambda group, choice: fields_of(group, choice, folders))
     except ConfigError as error:
         refuse(error.faults)
-    for note in notes if distributed.number() == 0 else ():
+    for note in notes if distributed.rank() == 0 else ():
         print(note, file=sys.stderr)  # what --cfg prints stays YAML
 
 
@@ -70,7 +70,7 @@ def main() -> None:
     if "--to-yaml" in sys.argv or any(argument.startswith("json=") for argument in sys.argv[1:]):
         take_json(sys.argv)
     overrides, folders = split_arguments(sys.argv[1:])
-    if distributed.number() > 0:  # the first rank writes .hydra and speaks
+    if distributed.rank() > 0:  # the first rank writes .hydra and speaks
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         place = sys.argv.index(overrides[0]) if overrides else len(sys.argv)  # Hydra wants them together
         sys.argv.insert(place, "hydra.output_subdir=null")
@@ -88,7 +88,7 @@ def main() -> None:
     except SystemExit:
         raise
     except KeyboardInterrupt:  # before training began: afterwards it saves first
-        if distributed.number() == 0:
+        if distributed.rank() == 0:
             print("stopped before anything was trained; what was tokenised is kept", file=sys.stderr)
         sys.exit(130)
     except BaseException as error:
@@ -102,7 +102,7 @@ def main() -> None:
         if isinstance(error, RunFailed | distributed.PeerFailed):
             refuse([str(error)])
         if isinstance(error, Stopped):
-            if distributed.number() == 0:
+            if distributed.rank() == 0:
                 print(f"{error}; the same command goes on from here", file=sys.stderr)
             sys.exit(128 + error.number)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

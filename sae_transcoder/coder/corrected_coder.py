@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from sae_transcoder.coder.gradients import SelectedLatents, Selection, SparseDecode, SquaredError
-from sae_transcoder.coder.row_sums import Chosen, Every, sums
+from sae_transcoder.coder.row_sums import Every, LatentIndices, sums
 from sae_transcoder.coder.selection import Choice, largest, largest_of_groups, select
 from sae_transcoder.coder.sparsify_parts import ForwardOutput, SparseCoder, sparse_coder, utils
 
@@ -78,7 +78,7 @@ class CorrectedCoder(SparseCoder):
         found = []
         for (preacts, *indices), rows in zip(kept, [None, dead, None] if dead is not None else [None, None], strict=False):
             if indices:
-                chosen = Chosen.alike(indices[0], self.num_latents if rows is None else len(rows))
+                chosen = LatentIndices.alike(indices[0], self.num_latents if rows is None else len(rows))
                 found.append(Selection(preacts.flatten(), sums(chosen, dtype, auxk=rows is not None), rows))
             else:
                 found.append(Selection(preacts[None], Every(dtype), rows))

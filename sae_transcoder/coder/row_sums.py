@@ -19,7 +19,7 @@ from torch import Tensor
 from sae_transcoder.coder.pieces import pieces
 
 
-class Chosen:
+class LatentIndices:
     """Which latents fire for which tokens, one entry for each pair, ordered by token.
 
     latent: [entry]; begins: where each token's entries begin [token]; latents: how many there are; k: entries of each token, None where
@@ -30,7 +30,7 @@ class Chosen:
         self.latent, self.begins, self.latents, self.k = latent, begins, latents, k
 
     @classmethod
-    def alike(cls, indices: Tensor, latents: int) -> "Chosen":
+    def alike(cls, indices: Tensor, latents: int) -> "LatentIndices":
         """As many for each token: indices [token, k]."""
         k = indices.shape[1]
         return cls(indices.flatten(), torch.arange(0, indices.numel(), k, device=indices.device), latents, k)
@@ -66,7 +66,7 @@ class Bags:
     token keeps all others waiting; longer bags are cut, and their partial sums added up by a second pass.
     """
 
-    def __init__(self, chosen: Chosen, cut: int | None = None):
+    def __init__(self, chosen: LatentIndices, cut: int | None = None):
         self.chosen, self.cut = chosen, cut
 
     def rows(self, acts: Tensor, weight: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ class Products:
     blocks: coders side by side, whose tokens and latents follow each other; each has its own product, and all are one piece.
     """
 
-    def __init__(self, chosen: Chosen, dtype: torch.dtype, blocks: int = 1):
+    def __init__(self, chosen: LatentIndices, dtype: torch.dtype, blocks: int = 1):
         self.chosen, self.dtype, self.blocks = chosen, dtype, blocks
         self.width = chosen.latents // blocks
 
@@ -205,7 +205,7 @@ class Way(NamedTuple):
 WAYS = {"cpu": Way(0, 4, None), "cuda": Way(500, 500, 256)}
 
 
-def sums(chosen: Chosen, dtype: torch.dtype, blocks: int = 1, *, auxk: bool = False) -> Sums:
+def sums(chosen: LatentIndices, dtype: torch.dtype, blocks: int = 1, *, auxk: bool = False) -> Sums:
     """The faster kind for these choices on the device where they lie; dtype: the number format of products; blocks: coders side by side."""
     way = WAYS[chosen.latent.device.type]
     if chosen.latents // blocks * chosen.tokens <= (way.auxk if auxk else way.products) * len(chosen.latent):

@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from sae_transcoder.coder.corrected_coder import CorrectedCoder, product_dtype
 from sae_transcoder.coder.gradients import SelectedLatents, Selection, SparseDecode, SquaredError
-from sae_transcoder.coder.row_sums import Chosen, Every, sums
+from sae_transcoder.coder.row_sums import Every, LatentIndices, sums
 from sae_transcoder.coder.selection import largest
 from sae_transcoder.coder.sparsify_parts import ForwardOutput, SparseCoder
 
@@ -61,7 +61,7 @@ def selected(
 
     def chosen(values: Tensor, own: Tensor, latents: int, rows: Tensor | None) -> None:
         own = own.unflatten(0, (count, -1)) + firsts(count, latents, given.device)[:, None]
-        by = sums(Chosen.alike(own.flatten(0, 1), count * latents), dtype, count, auxk=rows is not None)
+        by = sums(LatentIndices.alike(own.flatten(0, 1), count * latents), dtype, count, auxk=rows is not None)
         found.append(Selection(values.flatten(), by, rows, count))
 
     values, indices = first.choose(preacts.flatten(0, 1))

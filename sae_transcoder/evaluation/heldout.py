@@ -19,7 +19,7 @@ from sae_transcoder.coder.corrected_coder import SparseCoder
 from sae_transcoder.config import Config, LossFn, evaluation_batch, evaluation_settings
 from sae_transcoder.data.token_sets import Sequences
 from sae_transcoder.evaluation import splice
-from sae_transcoder.evaluation.reconstruction import Tally, average_max_cosine
+from sae_transcoder.evaluation.reconstruction import ReconstructionStats, average_max_cosine
 from sae_transcoder.evaluation.splice import Splice
 from sae_transcoder.language_model.forward import capture
 from sae_transcoder.language_model.loading import predicts, text_config
@@ -30,7 +30,7 @@ LOSS_METRIC = {LossFn.fvu: "fvu", LossFn.ce: "ce_loss_with_sae", LossFn.kl: "kl_
 
 
 @dataclass(frozen=True)
-class Subject:
+class CodersToEvaluate:
     """Coders of a run {name: coder}, as they would be published; the config says which tokens count and what is replaced."""
 
     cfg: Config
@@ -38,7 +38,7 @@ class Subject:
 
 
 @dataclass
-class Measured:
+class EvalResult:
     """Metrics of a run's coders {coder: {metric: value}}, NaN where one does not exist; `together`: {seed or "": ...} of all hookpoints
     at once, empty where there is one hookpoint; `densities`: {coder: share of tokens on which each latent fires [latent]}."""
 
@@ -59,7 +59,7 @@ class Measured:
         scopes = self.coders | {"/".join(filter(None, ["together", seed])): own for seed, own in self.together.items()}
         return {f"heldout/{metric}/{scope}": value for scope, own in scopes.items() for metric, value in own.items()}
 
-    def evaluation(self, subject: Subject, step: int | None = None, tokens: int | None = None) -> Evaluation:
+    def evaluation(self, subject: CodersToEvaluate, step: int | None = None, tokens: int | None = None) -> Evaluation:
         """The same as eval.json has it; step, tokens: how far training was."""
         coders = []
         for name, own in self.coders.items():
@@ -73,7 +73,7 @@ class Measured:
 
 
 @torch.no_grad()
-def measure(model: PreTrainedModel, subjects: Sequence[Subject], heldout: Sequences, *, whole: bool) -> list[Measured]:
+def measure(model: PreTrainedModel, subjects: Sequence[CodersToEvaluate], heldout: Sequences, *, whole: bool) -> list[EvalResult]:
     """The metrics of each subject over all of `heldout` [sequence, position]; subjects share batch and sequence length.
 
     whole: everything that the subject's settings ask for; else the coders' own metrics, and what an end-to-end loss lowers.
@@ -102,10 +102,10 @@ def batches(heldout: Sequences, size: int, device: torch.device) -> Iterator[Ten
         yield torch.from_numpy(heldout[start : start + size]).to(device)
 
 
-def own_metrics(model: PreTrainedModel, subjects: Sequence[Subject], heldout: Sequences, size: int) -> list[Measured]:
+def own_metrics(model: PreTrainedModel, subjects: Sequence[CodersToEvaluate], heldout: Sequences, size: int) -> list[EvalResult]:
     """Reconstruction, shrinkage, sparsity and density of every coder; one forward to the last hookpoint serves all."""
     points = list(dict.fromkeys(coder_names.hookpoint(name) for s in subjects for name in s.coders))
-    tallies = [{name: Tally(coder) for name, coder in s.coders.items()} for s in subjects]
+    tallies = [{name: ReconstructionStats(coder) for name, coder in s.coders.items()} for s in subjects]
     for tokens in batches(heldout, size, model.device):
         seen = capture(model, points, tokens, subjects[0].cfg.forward_batch_size)
         for subject, tally in zip(subjects, tallies, strict=True):
@@ -115,12 +115,12 @@ def own_metrics(model: PreTrainedModel, subjects: Sequence[Subject], heldout: Se
                 x, y = positions.pair(subject.cfg, here, positions.kept(subject.cfg, here, counted))
                 tally[name].add(x, y, tokens.numel())
     return [
-        Measured({n: t.metrics() for n, t in tally.items()}, {n: t.density().cpu().numpy() for n, t in tally.items()})
+        EvalResult({n: t.metrics() for n, t in tally.items()}, {n: t.density().cpu().numpy() for n, t in tally.items()})
         for tally in tallies
     ]
 
 
-def splices_of(result: Measured, whole: bool) -> Iterator[tuple[dict[str, str], dict[str, float]]]:
+def splices_of(result: EvalResult, whole: bool) -> Iterator[tuple[dict[str, str], dict[str, float]]]:
     """The splices of a run's coders and where their metrics belong: all hookpoints at once, and, if `whole` or there is one, each alone."""
     for names in coder_names.by_seed(result.coders):
         if len(names) > 1:

@@ -9,7 +9,7 @@ from torch import Tensor
 from sae_transcoder.coder.corrected_coder import SparseCoder
 
 
-class Tally:
+class ReconstructionStats:
     """Sums over tokens from which a coder's own metrics follow."""
 
     def __init__(self, coder: SparseCoder):

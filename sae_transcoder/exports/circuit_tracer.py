@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 from sae_transcoder.coder import names as coder_names
 from sae_transcoder.config import ConfigError, ModelConfig, Site
-from sae_transcoder.export import Source, Write
+from sae_transcoder.exports.source import Source, Write
 from sae_transcoder.language_model import hookpoints, layers, loading
 
 

@@ -18,7 +18,7 @@ from sae_transcoder.config import (
     OptimizerConfig,
     TrainingConfig,
 )
-from sae_transcoder.export import Source, Write
+from sae_transcoder.exports.source import Source, Write
 
 SHOWN = {"fvu": "FVU", "l0": "L0", "ce_loss_score": "CE loss score", "ce_loss_with_sae": "CE loss", "frac_alive": "alive"}
 # What is told of a run; folders, accounts and the like are nobody's business.

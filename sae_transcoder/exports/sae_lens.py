@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from sae_transcoder.coder import names as coder_names
 from sae_transcoder.config import ConfigError
-from sae_transcoder.export import Coder, Source, Write
+from sae_transcoder.exports.source import Coder, Source, Write
 
 
 def writer(source: Source) -> Write:

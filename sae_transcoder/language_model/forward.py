@@ -27,7 +27,7 @@ class Activations:
     output: Tensor
     derived: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
 
-    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+    def cached(self, key: Hashable, make: Callable[[], T]) -> T:
         """What `make` returns, called once for each key."""
         if key not in self.derived:
             self.derived[key] = make()

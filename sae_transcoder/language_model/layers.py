@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 from sae_transcoder.config import Config, ConfigError, LossFn
 from sae_transcoder.language_model import compilation, loading
 from sae_transcoder.language_model.compilation import Obstacle
-from sae_transcoder.preflight.memory import ModelSizes
 
 log = logging.getLogger(__name__)
 
@@ -36,25 +35,6 @@ def stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 def children(module: nn.Module) -> str:
     """The names of a module's direct parts, for messages."""
     return ", ".join(name for name, _ in module.named_children())
-
-
-def sizes(cfg: Config, outline: PreTrainedModel, dtype: torch.dtype) -> ModelSizes:
-    """What the memory estimate asks of the model, of which no more than `outline` is loaded."""
-    text = loading.text_config(outline)
-    try:
-        inside: nn.Module = stack(outline)[1]
-    except ConfigError:
-        inside = outline
-    matrices = [parameter.shape[-2:] for parameter in inside.parameters() if parameter.ndim > 1]
-    return ModelSizes(
-        weights=loading.weight_bytes(cfg, outline, dtype),
-        itemsize=dtype.itemsize,
-        vocabulary=text.vocab_size,
-        width=text.hidden_size,
-        widest=max(max(shape) for shape in matrices),
-        layers=text.num_hidden_layers,
-        predicts=loading.wants_head(cfg, outline.config),
-    )
 
 
 def needed(cfg: Config, outline: PreTrainedModel, points: Collection[str]) -> int | None:

@@ -18,10 +18,10 @@ class BeforeTheRun(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Refuses several ranks, and launchers under which the jobs would be neither checked together nor trained side by side."""
-        if distributed.count() > 1:
+        if distributed.world_size() > 1:
             refuse(
                 [
-                    f"-m on {distributed.count()} ranks (torchrun): ranks train one run together; start each run of the sweep by its own command"
+                    f"-m on {distributed.world_size()} ranks (torchrun): ranks train one run together; start each run of the sweep by its own command"
                 ]
             )
         chosen = config.hydra.runtime.choices["hydra/launcher"]
@@ -69,7 +69,7 @@ def check(cfg: Config) -> None:
         from sae_transcoder.launch.slurm import submit as slurm_submit
 
         slurm_submit.check(cfg)
-    plan = preflight.plan(cfg, elsewhere=on_slurm)
+    plan = preflight.plan(cfg, on_slurm=on_slurm)
     if cfg.dry_run:
         from rich.console import Console
 

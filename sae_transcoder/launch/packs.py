@@ -4,20 +4,14 @@ import json
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 
 import torch
 
-from sae_transcoder.config import Config, ConfigError, DatasetConfig, LossFn, ModelConfig
+from sae_transcoder.config import LossFn
 from sae_transcoder.preflight.peak import peak
 from sae_transcoder.preflight.plan import Plan
-
-# Fields of the model and the data in which runs of one pack may differ: each leaves out its own tokens, and a shorter run reads the
-# first part of what a longer one reads.
-OWN = {"exclude_tokens", "exclude_first_tokens", "max_norm_multiple", "max_samples"}
-# What runs of one pack have in common: they see the same batches and the same activations.
-SHARED = [f.name for f in (*fields(ModelConfig), *fields(DatasetConfig)) if f.name not in OWN]
-SHARED += ["batch_size", "device", "threads", "deterministic", "forward_batch_size", "compile_model"]
+from sae_transcoder.preflight.shared import SHARED
 
 USABLE = 0.85  # of the device's memory; the estimate is one
 BLIND = 4  # runs side by side where it is not known how many fit
@@ -26,19 +20,6 @@ BLIND = 4  # runs side by side where it is not known how many fit
 def device_count(device: torch.device) -> int:
     """How many devices a sweep's workers share."""
     return max(1, torch.cuda.device_count()) if device.type == "cuda" and device.index is None else 1
-
-
-def check_shared(cfgs: Sequence[Config]) -> None:
-    """Raises ConfigError for runs that cannot train side by side."""
-    faults = []
-    for name in SHARED:
-        values = dict.fromkeys(getattr(cfg, name) for cfg in cfgs)
-        if len(values) > 1:
-            faults.append(f"{name}={', '.join(map(str, values))}: runs that train side by side must agree in it; train them apart")
-    if len(cfgs) > 1 and any(cfg.loss_fn != LossFn.fvu for cfg in cfgs):
-        faults.append("loss_fn=ce or kl: the run's own forward passes through its coders; train it apart")
-    if faults:
-        raise ConfigError(*faults)
 
 
 def memory(plans: Sequence[Plan]) -> int:

@@ -186,7 +186,7 @@ def check(jobs: Sequence[Job], *, repeats: bool) -> dict[int, preflight.Plan]:
             preflight.check_settings(job.cfg)
             job.todo = observed_status.to_do(seen.get(run_dir(job.cfg)))
             if job.open:
-                plans[job.number] = preflight.plan(job.cfg, known, elsewhere=job.cfg.hardware == Hardware.slurm)
+                plans[job.number] = preflight.plan(job.cfg, known, on_slurm=job.cfg.hardware == Hardware.slurm)
         except ConfigError as error:
             faults.setdefault(job.number, []).extend(error.faults)
     if faults and (not repeats or len(faults) == len(jobs)):

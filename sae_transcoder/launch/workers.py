@@ -74,7 +74,7 @@ def train(pack: Pack, stop: StopSignal) -> Errors:
     """Trains one pack in this process. Raises Stopped after a signal, DeviceBroken where the GPU fails, PeerFailed where that of another rank
     did or the rank is gone: the runs are left for another process."""
     from sae_transcoder.training import engine, failure, out_of_memory
-    from sae_transcoder.training.member import Taken
+    from sae_transcoder.training.managed_run import RunClaimed
 
     try:
         outcomes = engine.train_pack(pack, stop)
@@ -90,7 +90,7 @@ def train(pack: Pack, stop: StopSignal) -> Errors:
     errors: Errors = {}
     for cfg, outcome in zip(pack, outcomes, strict=True):
         errors[run_dir(cfg)] = None
-        if isinstance(outcome, Taken):
+        if isinstance(outcome, RunClaimed):
             print(outcome, flush=True)
         elif isinstance(outcome, Exception):
             errors[run_dir(cfg)] = why = failure.why(outcome)

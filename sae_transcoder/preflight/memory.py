@@ -3,28 +3,20 @@
 It follows what the run really holds, tensor by tensor (tests/preflight/test_memory.py measures that on a CPU). Nothing here imports torch.
 """
 
+from __future__ import annotations
+
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sae_transcoder import distributed
 from sae_transcoder.coder.pieces import PIECE, SMALL
 from sae_transcoder.config import Config, LossFn, ModelType, Optimizer, evaluation_batch
 from sae_transcoder.preflight.peak import ALWAYS, BATCH, SAVE, Moment, Part
 
-
-@dataclass(frozen=True)
-class ModelSizes:
-    """What the estimate asks of the language model."""
-
-    weights: int  # bytes
-    itemsize: int  # bytes of an activation
-    vocabulary: int
-    width: int  # of the hidden states
-    widest: int  # of what a layer computes of them
-    layers: int
-    predicts: bool  # whether it is loaded with a head
+if TYPE_CHECKING:
+    from sae_transcoder.language_model.sizes import ModelSizes
 
 
 def latents(cfg: Config, width: int) -> int:

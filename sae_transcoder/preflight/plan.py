@@ -73,15 +73,15 @@ Known = dict[Any, Any]
 """What runs of one sweep or pack need not find out each for itself: the model's outline, widths, tokens."""
 
 
-def plan(cfg: Config, known: Known | None = None, *, elsewhere: bool = False, processes: int | None = None) -> Plan:
+def plan(cfg: Config, known: Known | None = None, *, on_slurm: bool = False, processes: int | None = None) -> Plan:
     """Checks the settings, then the machine, the model's outline and the data, and says what the run will be.
 
-    known: what was found out for other runs, added to. elsewhere: it will run in a job, whose device is not here. processes: the ranks that
+    known: what was found out for other runs, added to. on_slurm: it will run in a job, whose device is not here. processes: the ranks that
     will train it together; None: as the job's settings, or here the environment, say. Raises ConfigError with all faults of the first of
     these that has any.
     """
     known = {} if known is None else known
-    processes = processes or (cfg.nodes * cfg.tasks_per_node if elsewhere else distributed.count())
+    processes = processes or (cfg.nodes * cfg.tasks_per_node if on_slurm else distributed.world_size())
     sharing = 1 if cfg.distribute_modules else processes  # ranks that share each batch
 
     def once(make: Callable[[], Any], *key: Any) -> Any:
@@ -100,14 +100,15 @@ def plan(cfg: Config, known: Known | None = None, *, elsewhere: bool = False, pr
     from sae_transcoder.coder.sparsify_config import length
     from sae_transcoder.data import token_sets
     from sae_transcoder.language_model import hookpoints, layers, loading, model_checks
+    from sae_transcoder.language_model.sizes import sizes as sizes_of
 
-    device = torch_device(cfg) if elsewhere else find_device(cfg)
+    device = torch_device(cfg) if on_slurm else find_device(cfg)
     model = (cfg.model_name, cfg.revision)
     outline = once(lambda: loading.outline(cfg), "outline", model)
     points = hookpoints.find(cfg, outline)
     widths = once(lambda: hookpoints.widths(cfg, outline, points), "widths", model, cfg.model_type, tuple(points))
     needs = once(lambda: layers.needed(cfg, outline, points), "layers", model, cfg.loss_fn, cfg.eval_end_to_end, tuple(points))
-    uncompiled = layers.uncompiled(cfg, outline, points, needs, device, here=not elsewhere)
+    uncompiled = layers.uncompiled(cfg, outline, points, needs, device, here=not on_slurm)
     faults = model_checks.faults(cfg, outline, uncompiled) + width_faults(cfg, widths) + share_faults(cfg, widths, processes)
     bound = token_sets.needed_samples(cfg, sharing)
     if bound is not None:
@@ -119,9 +120,9 @@ def plan(cfg: Config, known: Known | None = None, *, elsewhere: bool = False, pr
     dtype = loading.resolve_dtype(cfg, device)
     loaded = outline if needs is None else once(lambda: loading.outline(cfg, needs), "outline", model, needs)
     parameters = sum(p.numel() for p in loaded.parameters())
-    model_sizes = layers.sizes(cfg, loaded, dtype)
+    model_sizes = sizes_of(cfg, loaded, dtype)
     needed = memory.memory_estimate(cfg, widths, model_sizes, device.type, processes)
-    available = device_memory.on_cluster(cfg, device) if elsewhere else device_memory.here(device)
+    available = device_memory.on_cluster(cfg, device) if on_slurm else device_memory.here(device)
     if faults := device_memory.faults(cfg, peak([needed]), available, device):
         raise ConfigError(*faults)
     source = str({f.name: getattr(cfg, f.name) for f in fields(DatasetConfig) if f.name != "max_samples"})
@@ -211,7 +212,7 @@ def find_device(cfg: Config) -> torch.device:
     device = torch_device(cfg)
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if distributed.count() > 1:
+        if distributed.world_size() > 1:
             device = own_device(device, count, asked(cfg, str(device)))
         if (device.index or 0) >= count:
             have = f"cuda:0 to cuda:{count - 1}" if count else "no GPU"
@@ -227,8 +228,8 @@ def own_device(device: torch.device, count: int, asked: str) -> torch.device:
     import torch
 
     if device.index is not None:
-        raise ConfigError(f"{asked} with {distributed.count()} ranks: each has a GPU of its own; write device=cuda")
-    index = 0 if count == 1 else distributed.local_number()  # a launcher may let each rank see its own only
+        raise ConfigError(f"{asked} with {distributed.world_size()} ranks: each has a GPU of its own; write device=cuda")
+    index = 0 if count == 1 else distributed.local_rank()  # a launcher may let each rank see its own only
     if 0 < count <= index:
         raise ConfigError(f"{asked}: this machine has {count} GPUs for more ranks; start as many ranks as there are GPUs")
     return torch.device("cuda", index)

@@ -8,6 +8,8 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from sae_transcoder.process.memory_errors import is_out_of_memory
+
 # What torch, which has an exception for the first of these, and Triton say. Too little memory is said in the same words, and breaks nothing.
 BROKEN = ("CUDA error", "HIP error", "CUDA driver error", "Triton Error [CUDA]")
 FAILED = "the GPU failed"
@@ -24,8 +26,6 @@ class DeviceBroken(BaseException):
 def end_if_broken(error: Exception) -> None:
     """Raises DeviceBroken for an error after which the GPU is of no use."""
     import torch
-
-    from sae_transcoder.training.out_of_memory import is_out_of_memory
 
     if not isinstance(error, RuntimeError) or is_out_of_memory(error):
         return

@@ -13,7 +13,7 @@ _concerned: ContextVar[Path | None] = ContextVar("concerned", default=None)
 
 
 @contextmanager
-def concerning(directory: Path) -> Iterator[None]:
+def log_to_run(directory: Path) -> Iterator[None]:
     """What is logged while it is open goes to this run's train.log and to no other run's."""
     token = _concerned.set(directory)
     try:

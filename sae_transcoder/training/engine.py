@@ -18,22 +18,23 @@ from sae_transcoder.config import Config, ConfigError, LossFn
 from sae_transcoder.distributed import Ranks
 from sae_transcoder.language_model import forward, layers
 from sae_transcoder.language_model.forward import Activations
-from sae_transcoder.launch.packs import check_shared
 from sae_transcoder.preflight import plan as preflight
 from sae_transcoder.preflight.plan import Plan
+from sae_transcoder.preflight.shared import check_shared
 from sae_transcoder.process import devices
 from sae_transcoder.process.broken_device import diagnosing, end_if_broken
+from sae_transcoder.process.memory_errors import is_out_of_memory
 from sae_transcoder.process.stop_signal import Stopped, StopSignal
 from sae_transcoder.process.to_device import onto
 from sae_transcoder.run_store.status import State
 from sae_transcoder.training import display
 from sae_transcoder.training.failure import fail, fail_together, tell, why
-from sae_transcoder.training.member import Member
-from sae_transcoder.training.out_of_memory import free_memory, is_out_of_memory, make_room
+from sae_transcoder.training.managed_run import ManagedRun
+from sae_transcoder.training.out_of_memory import free_memory, make_room
 from sae_transcoder.training.outcome import Outcome, Result
 from sae_transcoder.training.read_ahead import read_ahead
 from sae_transcoder.training.start_pack import begin
-from sae_transcoder.training.step_end import after_step, attempt
+from sae_transcoder.training.step_end import after_step, isolate_failure
 from sae_transcoder.training.team import teams, train_on
 
 log = logging.getLogger(__name__)
@@ -111,9 +112,9 @@ def train_plans(
 ) -> dict[int, Outcome]:
     """Trains a pack; where memory does not suffice, its halves one after the other, from where the runs have come. Of several ranks all
     fail with the first that does: raises what that one raises, on the others PeerFailed."""
-    members: dict[int, Member] = {}
+    members: dict[int, ManagedRun] = {}
     outcomes: dict[int, Outcome] = {}
-    failed: dict[Member, Exception] = {}
+    failed: dict[ManagedRun, Exception] = {}
     try:
         with diagnosing():
             begin(plans, members, outcomes, console, ours)
@@ -156,8 +157,8 @@ def loaded(plans: Sequence[Plan]) -> PreTrainedModel:
 
 
 def run_pack(
-    model: PreTrainedModel, members: Sequence[Member], stop: StopSignal, console: Console, ours: Ranks
-) -> dict[Member, Exception]:
+    model: PreTrainedModel, members: Sequence[ManagedRun], stop: StopSignal, console: Console, ours: Ranks
+) -> dict[ManagedRun, Exception]:
     """The loop: batch after batch until every run is done or has failed; returns what failed. Raises Stopped after a signal, DeviceBroken
     where the GPU fails.
 
@@ -167,7 +168,7 @@ def run_pack(
     longest = max(members, key=lambda m: m.run.length.batches)
     before = longest.run.tokens
     positions = longest.cfg.max_seq_length
-    failed: dict[Member, Exception] = {}
+    failed: dict[ManagedRun, Exception] = {}
     with display.Bar(console, longest.run.length.steps, longest.run.length.samples * positions - before) as bar:
         while active := [m for m in members if not m.closed]:
             faults = batch(model, active, bar)
@@ -191,14 +192,14 @@ def run_pack(
     return failed
 
 
-def batch(model: PreTrainedModel, active: Sequence[Member], bar: display.Bar) -> dict[Member, Exception]:
+def batch(model: PreTrainedModel, active: Sequence[ManagedRun], bar: display.Bar) -> dict[ManagedRun, Exception]:
     """One batch: read, one forward to the last hookpoint, and every run that has come so far trains on it; returns what failed."""
     index = min(m.run.batch for m in active)  # resumed runs may be ahead of others
     turn = [m for m in active if m.run.batch == index]
     lead = max(turn, key=lambda m: m.run.length.samples)
     start, end = lead.run.length.rows(index)
     turn = [m for m in turn if m.run.length.rows(index)[1] == end]  # a run whose last batch is not full has it to itself
-    failed: dict[Member, Exception] = {}
+    failed: dict[ManagedRun, Exception] = {}
     end_to_end = lead.cfg.loss_fn != LossFn.fvu  # then the run is alone
     try:
         sharing = lead.run.ranks
@@ -217,7 +218,7 @@ def batch(model: PreTrainedModel, active: Sequence[Member], bar: display.Bar) ->
         team = [by_run[run] for run in runs]
         for member in team:
             member.amid_batch = True
-        with attempt(team, failed):
+        with isolate_failure(team, failed):
             if end_to_end:
                 stepped += [lead] if lead.run.train_end_to_end(model, read, tokens) else []
             else:
@@ -229,7 +230,7 @@ def batch(model: PreTrainedModel, active: Sequence[Member], bar: display.Bar) ->
     return failed
 
 
-def activations(model: PreTrainedModel, turn: Sequence[Member], tokens: Tensor) -> dict[str, Activations]:
+def activations(model: PreTrainedModel, turn: Sequence[ManagedRun], tokens: Tensor) -> dict[str, Activations]:
     """What the runs' hookpoints see of `tokens` [sequence, position]; a rank may have no sequence of a short batch."""
     points = list(dict.fromkeys(point for m in turn for point in m.run.points))
     if len(tokens):
@@ -239,7 +240,7 @@ def activations(model: PreTrainedModel, turn: Sequence[Member], tokens: Tensor) 
     return {p: Activations(none, none) for p, none in nothing.items()}
 
 
-def interrupt(members: Sequence[Member], number: int, ours: Ranks) -> None:
+def interrupt(members: Sequence[ManagedRun], number: int, ours: Ranks) -> None:
     """Saves every unfinished run's state and raises Stopped."""
     state = State.preempted if number != signal.SIGINT and "SLURM_JOB_ID" in os.environ else State.interrupted
     stopped = Stopped(number)

@@ -10,18 +10,18 @@ from sae_transcoder import slurm_client
 from sae_transcoder.config import ConfigError
 from sae_transcoder.distributed import PeerFailed, Ranks
 from sae_transcoder.process.broken_device import DeviceBroken
-from sae_transcoder.run_store.run_log import concerning
+from sae_transcoder.run_store.run_log import log_to_run
 from sae_transcoder.run_store.status import State
 from sae_transcoder.training.checkpoint import DiskError
-from sae_transcoder.training.member import Diverged, Member
+from sae_transcoder.training.managed_run import Diverged, ManagedRun
 from sae_transcoder.training.out_of_memory import forget
 
 log = logging.getLogger(__name__)
 
 
-def fail(member: Member, error: Exception) -> Exception:
+def fail(member: ManagedRun, error: Exception) -> Exception:
     """Closes a run that failed, with its reason in its log and status; returns the error without what it held in memory."""
-    with concerning(member.directory):
+    with log_to_run(member.directory):
         known = isinstance(error, ConfigError | DiskError | Diverged)
         log.log(logging.INFO if known else logging.ERROR, "%s", error, exc_info=None if known else error)
     member.close(State.failed, why(error))
@@ -40,7 +40,7 @@ def portable(error: Exception) -> Exception:
     return error if isinstance(error, ConfigError) else PeerFailed(why(error))
 
 
-def fail_together(members: Sequence[Member], error: BaseException, ours: Ranks) -> None:
+def fail_together(members: Sequence[ManagedRun], error: BaseException, ours: Ranks) -> None:
     """Closes all runs of a pack that failed as a whole, and of several ranks tells the others why."""
     said = ours.announce(error, why(error))
     if isinstance(error, PeerFailed):

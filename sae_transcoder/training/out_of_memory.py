@@ -1,4 +1,4 @@
-"""What is done where memory does not suffice: how that shows, and how room is made."""
+"""What is done where memory does not suffice: how room is made."""
 
 import gc
 import logging
@@ -9,22 +9,12 @@ import torch
 
 from sae_transcoder.process.broken_device import diagnosing
 from sae_transcoder.run_store.status import State
-from sae_transcoder.training.member import Member
+from sae_transcoder.training.managed_run import ManagedRun
 
 log = logging.getLogger(__name__)
 
-# What is said without an exception of its own: by torch's allocator on a CPU, by CUDA and Triton, by cuBLAS and its like, and by cuBLAS where
-# there is no memory to begin with.
-NO_MEMORY = ("t allocate memory", "bad_alloc", "out of memory", "STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED")
 
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether a device or the CPU had no more memory to give."""
-    said = isinstance(error, RuntimeError) and any(text in str(error) for text in NO_MEMORY)
-    return said or isinstance(error, torch.OutOfMemoryError | MemoryError)
-
-
-def make_room(active: Sequence[Member], faults: Sequence[Exception]) -> None:
+def make_room(active: Sequence[ManagedRun], faults: Sequence[Exception]) -> None:
     """Closes the runs of a pack that is too large; those amid a batch go on from their last save, the others from here."""
     for error in faults:
         forget(error)

@@ -13,10 +13,10 @@ from sae_transcoder.language_model.forward import Activations
 from sae_transcoder.process.to_device import true_places
 
 if TYPE_CHECKING:
-    from sae_transcoder.training.run import Run
+    from sae_transcoder.training.coder_trainer import CoderTrainer
 
 
-def read_ahead(runs: Sequence[Run], tokens: Tensor, seen: Mapping[str, Activations]) -> None:
+def read_ahead(runs: Sequence[CoderTrainer], tokens: Tensor, seen: Mapping[str, Activations]) -> None:
     """Tells each run what it must know of the batch `tokens` [batch, position], on the host, and its activations {hookpoint: ...}; what is
     known already is not read again."""
     kept = {}

@@ -10,26 +10,27 @@ from sae_transcoder.distributed import Ranks
 from sae_transcoder.language_model import loading
 from sae_transcoder.preflight.plan import Plan
 from sae_transcoder.process.broken_device import end_if_broken
+from sae_transcoder.process.memory_errors import is_out_of_memory
 from sae_transcoder.run_store import eval_file
-from sae_transcoder.run_store.run_log import concerning
+from sae_transcoder.run_store.run_log import log_to_run
 from sae_transcoder.training import display
 from sae_transcoder.training.failure import portable, tell
-from sae_transcoder.training.member import Member, Taken
-from sae_transcoder.training.out_of_memory import forget, is_out_of_memory
+from sae_transcoder.training.managed_run import ManagedRun, RunClaimed
+from sae_transcoder.training.out_of_memory import forget
 from sae_transcoder.training.outcome import Outcome, Result
 
 log = logging.getLogger(__name__)
 
 
 def begin(
-    plans: Mapping[int, Plan], members: dict[int, Member], outcomes: dict[int, Outcome], console: Console, ours: Ranks
+    plans: Mapping[int, Plan], members: dict[int, ManagedRun], outcomes: dict[int, Outcome], console: Console, ours: Ranks
 ) -> None:
     """Adds each run, opened, to `members`, and shows what will be trained. Those for which memory does not suffice are left out, those
     that cannot go on from their state, or that another process has taken, have an outcome at once."""
 
-    def made(plan: Plan) -> Member | Exception:
+    def made(plan: Plan) -> ManagedRun | Exception:
         try:
-            return Member(plan, loading.resolve_dtype(plan.cfg, plan.device), ours)
+            return ManagedRun(plan, loading.resolve_dtype(plan.cfg, plan.device), ours)
         except Exception as error:
             end_if_broken(error)
             return error
@@ -41,9 +42,9 @@ def begin(
         refused = own | refused
     refused |= {i: f for i, f in found.items() if isinstance(f, Exception)}
     for i, member in found.items():
-        if isinstance(member, Member) and i in refused:
+        if isinstance(member, ManagedRun) and i in refused:
             member.leave()
-        elif isinstance(member, Member):
+        elif isinstance(member, ManagedRun):
             try:
                 member.open()
                 members[i] = member
@@ -53,7 +54,7 @@ def begin(
                 refused[i] = fault
     for i, error in refused.items():
         directory = config.run_dir(plans[i].cfg)
-        if isinstance(error, Taken):
+        if isinstance(error, RunClaimed):
             evaluation = eval_file.read(directory) if error.done else None
             outcomes[i] = Result(directory, evaluation) if evaluation else error
             continue
@@ -65,7 +66,7 @@ def begin(
         display.header([m.plan for m in members.values()], console)
     notes: dict[str, list[str]] = {}
     for member in members.values():
-        with concerning(member.directory):
+        with log_to_run(member.directory):
             log.info("%s", display.facts(member.plan))
         goes_on = f"continues after step {member.run.step:,}" if member.run.batch else None
         where = member.logbook.where if member.logbook else None

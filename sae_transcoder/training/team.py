@@ -11,25 +11,25 @@ from sae_transcoder.coder import stack
 from sae_transcoder.coder.corrected_coder import CorrectedCoder
 from sae_transcoder.coder.pieces import PIECE, SMALL
 from sae_transcoder.language_model.forward import Activations
-from sae_transcoder.training.run import Run, Task, optimizer_step
+from sae_transcoder.training.coder_trainer import CoderTrainer, Task, optimizer_step
 
 
-def small(run: Run) -> bool:
+def small(run: CoderTrainer) -> bool:
     """Whether the run's coders are faster together with others: by the size of a whole batch, in which all ranks and all batches agree."""
     return run.cfg.batch_size * run.cfg.max_seq_length * run.most_latents <= SMALL[run.device.type]
 
 
-def teams(runs: Sequence[Run]) -> list[list[Run]]:
+def teams(runs: Sequence[CoderTrainer]) -> list[list[CoderTrainer]]:
     """The runs in groups that train together, the small ones first."""
     together = [run for run in runs if small(run)]
     alone = [[run] for run in runs if run not in together]
     return [together, *alone] if together else alone
 
 
-def train_on(runs: Sequence[Run], tokens: Tensor, seen: Mapping[str, Activations]) -> list[Run]:
+def train_on(runs: Sequence[CoderTrainer], tokens: Tensor, seen: Mapping[str, Activations]) -> list[CoderTrainer]:
     """Trains the runs on the batch `tokens` [batch, position], on the host, and its activations {hookpoint: ...}; returns those of which an
     optimizer step was made."""
-    groups: dict[object, list[tuple[Run, Task]]] = {}
+    groups: dict[object, list[tuple[CoderTrainer, Task]]] = {}
     for run in runs:
         for task in run.tasks(tokens, seen):
             shape = stack.shape(task.coder) if small(run) else None
@@ -44,7 +44,7 @@ def train_on(runs: Sequence[Run], tokens: Tensor, seen: Mapping[str, Activations
     return due
 
 
-def backward(group: Sequence[tuple[Run, Task]]) -> None:
+def backward(group: Sequence[tuple[CoderTrainer, Task]]) -> None:
     """Forward and backward of coders of one shape on the same inputs."""
     (run, task), *others = group
     if not others:

@@ -21,7 +21,7 @@ from helpers.tiny_models import tiny_config
 from op_cost import Cost, Counting
 from sae_transcoder.language_model import forward
 from sae_transcoder.language_model.forward import Activations
-from sae_transcoder.training.run import Run
+from sae_transcoder.training.coder_trainer import CoderTrainer
 
 
 def task(name: str, seconds: float, kind: str = "row", code: str = "") -> Task:
@@ -161,7 +161,7 @@ def test_small_rows_are_all_rows_and_can_be_trained() -> None:
 def test_what_is_planted_never_fires_or_always_does() -> None:
     cfg = tiny_config("sae", num_latents=64, k=4, batch_size=4)
     row = gpu_rows.Row("", "", 64, 0, k=4, dead=0.25, dense=True)
-    run = Run(cfg, {"layers.1": 32}, 4 * 8, torch.device("cpu"))
+    run = CoderTrainer(cfg, {"layers.1": 32}, 4 * 8, torch.device("cpu"))
     torch.manual_seed(0)
     for number in range(4):
         values = torch.randn(4, 16, 32)

@@ -16,7 +16,7 @@ from sae_transcoder.coder import row_sums, selection
 from sae_transcoder.coder.corrected_coder import CorrectedCoder
 from sae_transcoder.coder.gradients import SelectedLatents, Selection, SparseDecode, SquaredError
 from sae_transcoder.coder.pieces import PIECE
-from sae_transcoder.coder.row_sums import Bags, Chosen, Every, Products, Sums
+from sae_transcoder.coder.row_sums import Bags, Every, LatentIndices, Products, Sums
 
 pytestmark = [pytest.mark.device, pytest.mark.usefixtures("float32_coders")]
 
@@ -122,7 +122,7 @@ def test_the_selection_passes_gradcheck(shifted: bool, kind: str) -> None:
     )
     rows = torch.tensor([1, 4, 7, 11], device=DEVICE)
     indices = F.linear(x - shift if shifted else x, weight, bias).topk(3).indices
-    by: list[Sums] = [KINDS[kind](Chosen.alike(indices, 12)), Every(torch.float64)]
+    by: list[Sums] = [KINDS[kind](LatentIndices.alike(indices, 12)), Every(torch.float64)]
 
     def selected(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *shift: torch.Tensor) -> torch.Tensor:
         given = (x - shift[0] if shift else x).detach()
@@ -147,7 +147,7 @@ def test_the_decoder_and_the_squared_error_pass_gradcheck(kind: str) -> None:
     indices = torch.rand(6, 12, generator=generator).to(DEVICE).topk(3).indices
     rows = torch.tensor([1, 4, 7, 11], device=DEVICE)
     selections = (
-        Selection(acts, KINDS[kind](Chosen.alike(indices, 12))),
+        Selection(acts, KINDS[kind](LatentIndices.alike(indices, 12))),
         Selection(dead, Every(torch.float64), rows),
     )
 

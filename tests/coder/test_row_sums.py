@@ -8,7 +8,7 @@ import torch
 from helpers.device import DEVICE
 from sae_transcoder.coder import row_sums
 from sae_transcoder.coder.pieces import PIECE
-from sae_transcoder.coder.row_sums import WAYS, Bags, Chosen, Every, Products, Sums, Way, sums
+from sae_transcoder.coder.row_sums import WAYS, Bags, Every, LatentIndices, Products, Sums, Way, sums
 
 TOKENS, LATENTS, WIDTH = 37, 24, 5
 pytestmark = [pytest.mark.device, pytest.mark.usefixtures("float32_coders")]
@@ -25,18 +25,18 @@ def generator() -> torch.Generator:
     return torch.Generator(DEVICE).manual_seed(0)
 
 
-def alike() -> Chosen:
+def alike() -> LatentIndices:
     """Three latents a token, the first of them on every token."""
     indices = torch.rand(TOKENS, LATENTS - 1, generator=generator()).topk(3).indices + 1
     indices[:, 0] = 0
-    return Chosen.alike(indices, LATENTS)
+    return LatentIndices.alike(indices, LATENTS)
 
 
-def ragged() -> Chosen:
+def ragged() -> LatentIndices:
     """None to five latents a token."""
     counts = torch.randint(0, 6, (TOKENS,), generator=generator())
     rows = [torch.randperm(LATENTS, generator=generator())[:n] for n in counts.tolist()]
-    return Chosen(torch.cat(rows), counts.cumsum(0) - counts, LATENTS)
+    return LatentIndices(torch.cat(rows), counts.cumsum(0) - counts, LATENTS)
 
 
 KINDS = {
@@ -86,9 +86,9 @@ def test_coders_side_by_side_give_what_each_gives(kind: str) -> None:
         indices = torch.rand(coders, TOKENS, LATENTS, generator=generator()).topk(k).indices
         acts = torch.randn(coders * TOKENS * k, generator=generator())
         offsets = torch.arange(coders)[:, None, None] * LATENTS
-        every = Chosen.alike((indices + offsets).flatten(0, 1), coders * LATENTS)
+        every = LatentIndices.alike((indices + offsets).flatten(0, 1), coders * LATENTS)
         together = Bags(every) if kind == "bags" else Products(every, torch.float32, coders)
-        alone = [Products(Chosen.alike(which, LATENTS), torch.float32) for which in indices]
+        alone = [Products(LatentIndices.alike(which, LATENTS), torch.float32) for which in indices]
         own = list(acts.chunk(coders))
     weights, rows = weight.flatten(0, 1), values.flatten(0, 1)
     for name, whole, parts in [
@@ -128,7 +128,7 @@ def test_a_gpu_multiplies_and_cuts_and_a_cpu_does_neither_for_what_fires() -> No
 
 def test_one_place_decides_by_device_and_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     def way(latents: int, k: int, *, auxk: bool = False) -> Sums:
-        return sums(Chosen.alike(torch.zeros(2, k, dtype=torch.long), latents), torch.float32, auxk=auxk)
+        return sums(LatentIndices.alike(torch.zeros(2, k, dtype=torch.long), latents), torch.float32, auxk=auxk)
 
     monkeypatch.setitem(row_sums.WAYS, DEVICE.type, Way(0, 4, None))  # a CPU's
     assert all(isinstance(by, Bags) and by.cut is None for by in (way(4608, 64), way(8, 8)))

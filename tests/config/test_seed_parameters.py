@@ -15,7 +15,7 @@ from sae_transcoder.language_model.loading import load
 from sae_transcoder.preflight.plan import plan
 from sae_transcoder.trackers.logbook import Logbook
 from sae_transcoder.training import engine
-from sae_transcoder.training.run import Run
+from sae_transcoder.training.coder_trainer import CoderTrainer
 
 # The seed's parameter -> ours, where the name differs.
 RENAMED = {
@@ -220,7 +220,7 @@ def test_tracker_project_and_entity_change_where_numbers_go(tmp_path: Path, monk
 
 def test_weight_decay_and_seeds_are_those_of_the_config() -> None:
     cfg: Config = composed("experiment=demo", "weight_decay=0.25", "init_seeds=[1,2]")
-    run = Run(cfg, {"layers.2": 16}, 100, torch.device("cpu"))
+    run = CoderTrainer(cfg, {"layers.2": 16}, 100, torch.device("cpu"))
     assert run.optimizers[0].param_groups[0]["weight_decay"] == 0.25
     assert list(run.coders) == ["layers.2/seed1", "layers.2/seed2"]
     json.dumps(run.train_config.to_dict())

@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from helpers.device import DEVICE
 from helpers.tiny_models import VOCABULARY, tiny_causal_model, tiny_config, tiny_model
 from sae_transcoder.config import Config
-from sae_transcoder.evaluation.heldout import Measured, Subject, measure
+from sae_transcoder.evaluation.heldout import CodersToEvaluate, EvalResult, measure
 from sae_transcoder.language_model.loading import DEMO
 from sae_transcoder.run_store import eval_file
-from sae_transcoder.training.run import Run
+from sae_transcoder.training.coder_trainer import CoderTrainer
 
 pytestmark = pytest.mark.device
 
@@ -39,16 +39,16 @@ def tokens(model: PreTrainedModel, samples: int = 6, positions: int = 16) -> np.
     return ids.numpy()
 
 
-def subject(cfg: Config, points: list[str], width: int) -> Subject:
+def subject(cfg: Config, points: list[str], width: int) -> CodersToEvaluate:
     """Coders of random weights that fire often and reconstruct something."""
-    run = Run(cfg, dict.fromkeys(points, width), 100, DEVICE)
+    run = CoderTrainer(cfg, dict.fromkeys(points, width), 100, DEVICE)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for coder in run.coders.values():
             for parameter in coder.parameters():
                 noise = torch.randn(parameter.shape, generator=generator)
                 parameter.copy_(noise / parameter.shape[-1] ** 0.5 if parameter.ndim > 1 else noise / 10)
-    return Subject(cfg, {name: coder.requires_grad_(False) for name, coder in run.coders.items()})
+    return CodersToEvaluate(cfg, {name: coder.requires_grad_(False) for name, coder in run.coders.items()})
 
 
 class Exchanged(nn.Module):
@@ -81,7 +81,7 @@ def dense(coder: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 class Independent:
     """Every metric computed by itself, one sequence and one token at a time, by exchanging modules of the model."""
 
-    def __init__(self, model: PreTrainedModel, subject: Subject, ids: np.ndarray):
+    def __init__(self, model: PreTrainedModel, subject: CodersToEvaluate, ids: np.ndarray):
         self.model, self.cfg, self.coders = model, subject.cfg, subject.coders
         self.ids = [torch.from_numpy(row)[None] for row in ids]
 
@@ -206,7 +206,7 @@ def test_every_metric_equals_an_independent_computation(model_type: str, family:
     assert_close(found.together[""], independent.behaviour(dict(zip(points, points, strict=True))))
 
 
-def perfect(cfg: Config, point: str, width: int) -> Subject:
+def perfect(cfg: Config, point: str, width: int) -> CodersToEvaluate:
     """An SAE whose latents are the directions of the space, forwards and backwards."""
     one = subject(cfg, [point], width)
     coder = one.coders[point]
@@ -310,7 +310,7 @@ def test_a_model_without_a_head_gets_the_coders_own_metrics() -> None:
 def test_what_is_read_back_is_what_was_written(tmp_path) -> None:
     model = tiny_causal_model("llama")
     one = subject(tiny_config("sae", init_seeds=[1, 2]), ["layers.1", "layers.2"], 32)
-    measured: Measured = measure(model, [one], tokens(model), whole=True)[0]
+    measured: EvalResult = measure(model, [one], tokens(model), whole=True)[0]
     evaluation = measured.evaluation(one, 12, 3456)
     eval_file.write(tmp_path, evaluation)
     assert eval_file.read(tmp_path) == evaluation

@@ -2,7 +2,7 @@
 
 The argument is a file of JSON, a list of packs, each {"runs": [overrides of each run], "fault": [rank, batch, what, where], "slow": [seconds
 that each evaluation takes longer, seconds after which a sum over ranks is given up]}, the last two of which may be left out. what: an
-exception's name, or a signal's; where: the method of Run before which it comes, tasks if left out. With PRETEND_GPUS there are GPUs in
+exception's name, or a signal's; where: the method of CoderTrainer before which it comes, tasks if left out. With PRETEND_GPUS there are GPUs in
 name only. Each rank writes what became of it beside that file, rank<r>.json: for each pack the outcomes, and a digest of the parameters
 after each optimizer step.
 """
@@ -29,22 +29,22 @@ from sae_transcoder.config.composition import composed
 from sae_transcoder.evaluation import heldout
 from sae_transcoder.process.stop_signal import Stopped
 from sae_transcoder.training import engine
-from sae_transcoder.training.run import Run
+from sae_transcoder.training.coder_trainer import CoderTrainer
 
 
 def disturb(rank: int, batch: int, what: str, where: str = "tasks") -> None:
     """Has this rank fail, be killed or be signalled after so many batches, before `where`."""
-    real = getattr(Run, where)
+    real = getattr(CoderTrainer, where)
 
-    def disturbed(self: Run, *arguments: object) -> object:
-        if distributed.number() == rank and self.batch == batch:
+    def disturbed(self: CoderTrainer, *arguments: object) -> object:
+        if distributed.rank() == rank and self.batch == batch:
             if what.startswith("SIG"):
                 os.kill(os.getpid(), getattr(signal, what))
             else:
                 raise (getattr(builtins, what, None) or getattr(torch, what))("broken on purpose")
         return real(self, *arguments)
 
-    setattr(Run, where, disturbed)
+    setattr(CoderTrainer, where, disturbed)
 
 
 def slow_down(seconds: float, patience: float) -> None:
@@ -62,7 +62,7 @@ def slow_down(seconds: float, patience: float) -> None:
     distributed.Ranks.connect = connect  # type: ignore[method-assign]
 
 
-def digest(run: Run) -> str:
+def digest(run: CoderTrainer) -> str:
     """A digest of all parameters' bits."""
     parts = [p.detach().numpy().tobytes() for coder in run.coders.values() for p in coder.parameters()]
     return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
@@ -71,15 +71,15 @@ def digest(run: Run) -> str:
 def main(path: Path) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[logging.NullHandler()])
     said: list[dict] = []
-    real, step = Run.tasks, Run.after_optimizers
+    real, step = CoderTrainer.tasks, CoderTrainer.after_optimizers
 
-    def watched(self: Run) -> None:
+    def watched(self: CoderTrainer) -> None:
         step(self)
         said[-1]["digests"].append(digest(self))
 
-    Run.after_optimizers = watched  # type: ignore[method-assign]
+    CoderTrainer.after_optimizers = watched  # type: ignore[method-assign]
     for pack in json.loads(path.read_text()):
-        Run.tasks = real  # type: ignore[method-assign]
+        CoderTrainer.tasks = real  # type: ignore[method-assign]
         if pack.get("fault"):
             disturb(*pack["fault"])
         if pack.get("slow"):
@@ -91,7 +91,7 @@ def main(path: Path) -> None:
         except (Stopped, ConfigError) as ended:
             texts = [f"{type(ended).__name__}: {ended}"]
         said[-1]["outcomes"] = texts
-        (path.parent / f"rank{distributed.number()}.json").write_text(json.dumps(said))
+        (path.parent / f"rank{distributed.rank()}.json").write_text(json.dumps(said))
 
 
 if __name__ == "__main__":

@@ -64,13 +64,13 @@ def assert_same(one: Path, other: Path) -> None:
 def interrupted(cfg: Config) -> Path:
     """Runs `cfg` until after its first save; the path of its training state."""
 
-    def stop(self: engine.Member) -> None:
+    def stop(self: engine.ManagedRun) -> None:
         real(self)
         raise KeyboardInterrupt
 
-    real = engine.Member.save_state
+    real = engine.ManagedRun.save_state
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine.Member, "save_state", stop)
+        patch.setattr(engine.ManagedRun, "save_state", stop)
         with pytest.raises(KeyboardInterrupt):
             engine.train([cfg])
     return checkpoint.state_path(run_dir(cfg))

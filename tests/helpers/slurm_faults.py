@@ -8,17 +8,17 @@ import importlib.machinery, importlib.util, sys
 
 class Finder:
     def find_spec(self, name, path=None, target=None):
-        if name != "sae_transcoder.training.member":
+        if name != "sae_transcoder.training.managed_run":
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         load = spec.loader.exec_module
         def exec_module(module):
             load(module)
-            real = module.Member.after_step
+            real = module.ManagedRun.after_step
             def after_step(member, *arguments):
                 fault(member.cfg, member.run.step)
                 real(member, *arguments)
-            module.Member.after_step = after_step
+            module.ManagedRun.after_step = after_step
         spec.loader.exec_module = exec_module
         return spec
 

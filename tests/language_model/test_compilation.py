@@ -189,7 +189,7 @@ def test_the_header_says_whether_the_model_is_compiled_and_on_a_gpu_why_not(cach
     usual = ["hardware=slurm", f"cache_dir={cache}", f"save_dir={tmp_path}", "experiment=demo", "max_samples=16"]
 
     def shown(*overrides: str) -> str:
-        return display.facts(preflight.plan(composed(*usual, *overrides), elsewhere=True))["model"]
+        return display.facts(preflight.plan(composed(*usual, *overrides), on_slurm=True))["model"]
 
     assert shown().endswith("on cuda, compiled")
     assert shown("compile_model=false").endswith("on cuda")

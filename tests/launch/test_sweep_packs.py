@@ -19,8 +19,9 @@ from helpers.sweeps import SHAPE, SHORT, assert_equal, by, config, here, runs, s
 from sae_transcoder.config import run_dir
 from sae_transcoder.launch import packs, workers
 from sae_transcoder.preflight.plan import plan
+from sae_transcoder.preflight.shared import check_shared
 from sae_transcoder.run_store import status
-from sae_transcoder.training import engine, member
+from sae_transcoder.training import engine, managed_run
 
 pytestmark = pytest.mark.device
 
@@ -100,7 +101,7 @@ def test_packs_are_of_runs_that_share_batches_and_spread_over_workers(
     assert [len(pack) for pack in found] == sizes
     assert sorted(i for pack in found for i in pack) == list(range(len(plans)))
     for pack in found:
-        packs.check_shared([plans[i].cfg for i in pack])
+        check_shared([plans[i].cfg for i in pack])
 
 
 def test_packs_are_no_larger_than_memory(cache: Path, tmp_path: Path) -> None:
@@ -116,9 +117,7 @@ def test_packs_are_no_larger_than_memory(cache: Path, tmp_path: Path) -> None:
 def test_a_job_has_as_many_runs_as_fit_its_gpu_where_that_is_known(
     cache: Path, tmp_path: Path, settings: list[str], sizes: list[int]
 ) -> None:
-    plans = [
-        plan(short(cache, tmp_path, "hardware=slurm", "device=cuda", f"k={k}", *settings), elsewhere=True) for k in range(1, 7)
-    ]
+    plans = [plan(short(cache, tmp_path, "hardware=slurm", "device=cuda", f"k={k}", *settings), on_slurm=True) for k in range(1, 7)]
     assert [len(pack) for pack in packs.packs(plans, 1)] == sizes
 
 
@@ -126,15 +125,15 @@ def test_a_run_that_diverges_or_breaks_fails_alone_with_its_reason(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep = ["-m", *SHORT, "k=8", "lr=1e30,1e-2,2e-2,3e-2", f"cache_dir={cache}", "sweep_name=s"]
-    real = member.Member.after_step
+    real = managed_run.ManagedRun.after_step
 
-    def breaks(self: member.Member, *arguments: object) -> None:
+    def breaks(self: managed_run.ManagedRun, *arguments: object) -> None:
         if self.cfg.lr == 2e-2 and self.run.step == 7:
             raise RuntimeError("a bug")
         real(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(member.Member, "after_step", breaks)
+        patch.setattr(managed_run.ManagedRun, "after_step", breaks)
         code, printed, _ = here(*sweep, f"save_dir={tmp_path}/some")
     assert code == 1
     found = by(tmp_path / "some", "lr")
@@ -212,9 +211,9 @@ def test_a_run_that_is_done_gives_back_its_memory_at_once(
 ) -> None:
     held: list[weakref.ref] = []
     alive: list[int] = []
-    real = member.Member.after_step
+    real = managed_run.ManagedRun.after_step
 
-    def watching(self: member.Member, *arguments: object) -> None:
+    def watching(self: managed_run.ManagedRun, *arguments: object) -> None:
         if self.cfg.max_steps == 2 and self.run.step == 1:
             for coder in self.run.coders.values():
                 held.extend(weakref.ref(p) for p in coder.parameters())
@@ -224,7 +223,7 @@ def test_a_run_that_is_done_gives_back_its_memory_at_once(
             alive.append(sum(reference() is not None for reference in held))
         real(self, *arguments)
 
-    monkeypatch.setattr(member.Member, "after_step", watching)
+    monkeypatch.setattr(managed_run.ManagedRun, "after_step", watching)
     engine.train([short(cache, tmp_path, f"optimizer={optimizer}", *own) for own in (["max_steps=2"], ["max_samples=20"])])
     assert len(held) >= 8
     assert alive == [0]

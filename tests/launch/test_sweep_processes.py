@@ -122,13 +122,14 @@ def test_where_a_workers_process_dies_its_pack_is_split_and_the_results_are_the_
 # Dies by SIGKILL in a run of k=5 whenever it comes to its tenth step.
 DEADLY = """
 import os, signal
-from sae_transcoder import member, train
-real = member.Member.after_step
+from sae_transcoder import train
+from sae_transcoder.training import managed_run
+real = managed_run.ManagedRun.after_step
 def deadly(self, *arguments):
     if self.cfg.k == 5 and self.run.step == 10:
         os.kill(os.getpid(), signal.SIGKILL)
     real(self, *arguments)
-member.Member.after_step = deadly
+managed_run.ManagedRun.after_step = deadly
 if __name__ == "__main__":
     train.main()
 """

@@ -87,5 +87,5 @@ def test_a_small_batch_is_warned_of_on_a_gpu_and_not_on_a_cpu(tmp_path: Path) ->
         f"save_dir={tmp_path}",
     ]
     assert plan(composed(*demo, "auxk_alpha=0")).warnings == []
-    (warning,) = plan(composed(*demo, "auxk_alpha=0", "device=cuda"), elsewhere=True).warnings
+    (warning,) = plan(composed(*demo, "auxk_alpha=0", "device=cuda"), on_slurm=True).warnings
     assert LAUNCHES in warning

@@ -13,8 +13,9 @@ from helpers.command_line import composed
 from helpers.device import NAMED, ON_GPU
 from helpers.peak_memory import train
 from sae_transcoder.coder.pieces import PIECE, SMALL
+from sae_transcoder.language_model.sizes import ModelSizes
 from sae_transcoder.launch import packs
-from sae_transcoder.preflight.memory import CONTEXT, ModelSizes, memory_estimate
+from sae_transcoder.preflight.memory import CONTEXT, memory_estimate
 from sae_transcoder.preflight.peak import Moment, Part, held, peak
 from sae_transcoder.preflight.plan import plan
 from sae_transcoder.training import engine
@@ -166,7 +167,7 @@ import sys, torch
 torch.set_num_threads(1)
 from helpers.tiny_models import tiny_config
 from sae_transcoder.language_model.forward import Activations
-from sae_transcoder.training.run import Run
+from sae_transcoder.training.coder_trainer import CoderTrainer
 
 device = torch.device(sys.argv[2])
 
@@ -184,7 +185,7 @@ def step(run, tokens):
     y = torch.randn(1, tokens, {WIDTH}, device=device)
     run.train_on(torch.zeros(1, tokens, dtype=torch.long, device=device), {{"h": Activations(y, y)}})
 
-run = Run(tiny_config("sae", batch_size=1, k={K}, num_latents={LATENTS}, auxk_alpha=0.0, corrections=sys.argv[1] == "ours"),
+run = CoderTrainer(tiny_config("sae", batch_size=1, k={K}, num_latents={LATENTS}, auxk_alpha=0.0, corrections=sys.argv[1] == "ours"),
           {{"h": {WIDTH}}}, 10, device)
 step(run, 8)  # optimizer state and library buffers are there
 before = peak(reset=True)

@@ -15,9 +15,10 @@ from helpers.torchrun import on_ranks, state
 from sae_transcoder.config import run_dir
 from sae_transcoder.process import broken_device
 from sae_transcoder.process.broken_device import DeviceBroken
+from sae_transcoder.process.memory_errors import is_out_of_memory
 from sae_transcoder.run_store import status
 from sae_transcoder.run_store.status import State
-from sae_transcoder.training import engine, out_of_memory
+from sae_transcoder.training import engine
 
 SAID = "CUDA error: an illegal memory access was encountered"
 # As torch says it, of several lines.
@@ -44,7 +45,7 @@ WHY = f"the GPU failed (AcceleratorError: {SAID})"
     ids=lambda error: str(error)[:40],
 )
 def test_too_little_memory_is_recognised_however_it_is_said_and_breaks_nothing(error: Exception) -> None:
-    assert out_of_memory.is_out_of_memory(error)
+    assert is_out_of_memory(error)
     broken_device.end_if_broken(error)
 
 
@@ -62,14 +63,14 @@ def test_too_little_memory_is_recognised_however_it_is_said_and_breaks_nothing(e
     ids=lambda error: str(error)[:40],
 )
 def test_an_error_that_leaves_the_gpu_of_no_use_is_recognised(error: Exception) -> None:
-    assert not out_of_memory.is_out_of_memory(error)
+    assert not is_out_of_memory(error)
     with pytest.raises(DeviceBroken, match=r"the GPU failed \((AcceleratorError|RuntimeError): [^\n]*\)$"):
         broken_device.end_if_broken(error)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("CUDA error"), OSError()])
 def test_other_errors_are_the_runs_own(error: Exception) -> None:
-    assert not out_of_memory.is_out_of_memory(error)
+    assert not is_out_of_memory(error)
     broken_device.end_if_broken(error)
 
 
@@ -100,7 +101,8 @@ FAILING = f"""
 import os
 from pathlib import Path
 import torch
-from sae_transcoder import member, train
+from sae_transcoder import train
+from sae_transcoder.training import managed_run
 tries = Path(__file__).with_suffix(".tries")
 broken = False
 def gpu(fails=False):
@@ -111,14 +113,14 @@ def gpu(fails=False):
     broken = broken or fails
     if broken:
         raise torch.AcceleratorError({WHOLE!r})
-def step(self, *arguments, real=member.Member.after_step):
+def step(self, *arguments, real=managed_run.ManagedRun.after_step):
     gpu(self.cfg.k == 5 and self.run.step == 6 and len(tries.read_text()) < int(os.environ["TIMES"]))
     real(self, *arguments)
-def begin(self, *arguments, real=member.Member.__init__):
+def begin(self, *arguments, real=managed_run.ManagedRun.__init__):
     gpu()
     real(self, *arguments)
 tries.touch()
-member.Member.after_step, member.Member.__init__ = step, begin
+managed_run.ManagedRun.after_step, managed_run.ManagedRun.__init__ = step, begin
 torch.cuda.is_available, torch.cuda.empty_cache = lambda: broken, gpu
 if __name__ == "__main__":
     train.main()

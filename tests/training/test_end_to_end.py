@@ -19,7 +19,7 @@ from sae_transcoder.coder.sparsify_config import length, sparsify_configs
 from sae_transcoder.config import Config, ConfigError, run_dir
 from sae_transcoder.language_model.forward import end_to_end_loss
 from sae_transcoder.training import engine
-from sae_transcoder.training.run import Run
+from sae_transcoder.training.coder_trainer import CoderTrainer
 
 pytestmark = [pytest.mark.device, pytest.mark.usefixtures("torchs_adam")]
 
@@ -28,8 +28,8 @@ def tokens() -> Tensor:
     return tokens_on_the_host().to(DEVICE)
 
 
-def trained(cfg: Config, model: nn.Module, points: list[str], ids: Tensor) -> Run:
-    run = Run(cfg, dict.fromkeys(points, 32), len(ids), DEVICE)
+def trained(cfg: Config, model: nn.Module, points: list[str], ids: Tensor) -> CoderTrainer:
+    run = CoderTrainer(cfg, dict.fromkeys(points, 32), len(ids), DEVICE)
     for batch in ids[: run.length.samples].split(cfg.batch_size):
         run.train_end_to_end(model, batch.cpu(), batch)
     assert run.done
@@ -203,7 +203,7 @@ def test_logged_losses_are_the_mean_over_exactly_the_batches_since_the_line_befo
         "sae", loss_fn=loss_fn, auxk_alpha=0.0, lr=1e-30, grad_acc_steps=grad_acc_steps, batch_size=1, normalize_decoder=False
     )
     ids, model = tokens()[: 9 * grad_acc_steps], tiny_causal_model("llama").to(dtype)
-    run = Run(cfg, {"layers.1": 32}, len(ids), DEVICE)
+    run = CoderTrainer(cfg, {"layers.1": 32}, len(ids), DEVICE)
     logged, spans, begun = [], [], 0
     for number, batch in enumerate(ids.split(1), 1):
         stepped = run.train_end_to_end(model, batch.cpu(), batch)

@@ -147,7 +147,7 @@ def test_a_signal_saves_the_state_and_the_same_command_goes_on_bit_for_bit(cache
 
 def test_best_holds_the_coder_of_the_lowest_heldout_fvu(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([0.5, 0.3, 0.4, 0.6])
-    monkeypatch.setattr(heldout.Measured, "loss", lambda self, _: dict.fromkeys(self.coders, next(scores)))
+    monkeypatch.setattr(heldout.EvalResult, "loss", lambda self, _: dict.fromkeys(self.coders, next(scores)))
     cfg = short(cache, tmp_path, "save_every=4", "keep_every=4")
     engine.train([cfg])
     kept = {p.name: weights(p) for p in (run_dir(cfg) / "snapshots").iterdir()}
@@ -279,15 +279,15 @@ def test_the_others_of_a_pack_go_on_where_one_fails_or_cannot_go_on(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = short(cache, tmp_path, "max_steps=4"), short(cache, tmp_path, "k=9")
-    real = engine.Member.after_step
+    real = engine.ManagedRun.after_step
 
-    def fails(self: engine.Member, *args: object) -> None:
+    def fails(self: engine.ManagedRun, *args: object) -> None:
         if self.cfg is second and self.run.step == 6:
             raise RuntimeError("boom")
         real(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine.Member, "after_step", fails)
+        patch.setattr(engine.ManagedRun, "after_step", fails)
         with pytest.raises(RuntimeError, match="boom"):
             engine.train([first, second])
     assert [status.read(run_dir(cfg)).state for cfg in (first, second)] == ["done", "failed"]

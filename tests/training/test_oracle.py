@@ -15,7 +15,7 @@ from sae_transcoder.coder.sparsify_config import length, sparsify_configs
 from sae_transcoder.config import Config
 from sae_transcoder.language_model.forward import capture
 from sae_transcoder.language_model.hookpoints import widths
-from sae_transcoder.training.run import Run
+from sae_transcoder.training.coder_trainer import CoderTrainer
 
 pytestmark = [pytest.mark.device, pytest.mark.usefixtures("torchs_adam")]
 
@@ -39,11 +39,11 @@ def by_sparsify(cfg: Config, model: torch.nn.Module, points: list[str], ids: tor
     return trainer.saes
 
 
-def by_us(cfg: Config, model: torch.nn.Module, points: list[str], ids: torch.Tensor) -> Run:
+def by_us(cfg: Config, model: torch.nn.Module, points: list[str], ids: torch.Tensor) -> CoderTrainer:
     """Our run on the same sequences."""
     torch.set_float32_matmul_precision("high")  # as the Trainer and every run do
     seen = capture(model, points, ids[:1].to(DEVICE))
-    run = Run(cfg, {p: seen[p].output.shape[-1] for p in points}, len(ids), DEVICE)
+    run = CoderTrainer(cfg, {p: seen[p].output.shape[-1] for p in points}, len(ids), DEVICE)
     for batch in ids[: run.length.samples].split(cfg.batch_size):
         run.train_on(batch, capture(model, points, batch.to(DEVICE)))
     assert run.done

@@ -18,7 +18,7 @@ from sae_transcoder.coder.sparsify_config import step_together
 from sae_transcoder.config import Config
 from sae_transcoder.language_model.forward import Activations, capture
 from sae_transcoder.training import team
-from sae_transcoder.training.run import Run
+from sae_transcoder.training.coder_trainer import CoderTrainer
 
 TOKENS, WIDTH, LATENTS = 24, 8, 32
 POINT = {"sae": "layers.1", "transcoder": "layers.1.mlp"}
@@ -97,8 +97,8 @@ def configs(model_type: str) -> list[Config]:
     ]
 
 
-def new_run(cfg: Config) -> Run:
-    return Run(cfg, {POINT[cfg.model_type]: 32}, 48, DEVICE)
+def new_run(cfg: Config) -> CoderTrainer:
+    return CoderTrainer(cfg, {POINT[cfg.model_type]: 32}, 48, DEVICE)
 
 
 def batches(model_type: str) -> list[tuple[Tensor, dict[str, Activations]]]:
@@ -169,7 +169,7 @@ def test_ranks_agree_on_teams_whatever_share_of_the_batch_and_of_the_coders_each
     monkeypatch.setitem(team.SMALL, DEVICE.type, 32 * 1024)
     widths = {"layers.1": 32, "layers.2": 512}
     cfgs = [tiny_config("sae", distribute_modules=True), tiny_config("sae", distribute_modules=True, k=2)]
-    shares = [[Run(cfg, widths, 8, DEVICE, share=[point]) for cfg in cfgs] for point in widths]
+    shares = [[CoderTrainer(cfg, widths, 8, DEVICE, share=[point]) for cfg in cfgs] for point in widths]
     assert [len(team.teams(runs)) for runs in shares] == [2, 2]
 
 

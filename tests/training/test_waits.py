@@ -17,8 +17,8 @@ from sae_transcoder.coder import pieces, positions, row_sums, selection
 from sae_transcoder.config import Config
 from sae_transcoder.language_model.forward import Activations, capture
 from sae_transcoder.training import read_ahead
+from sae_transcoder.training.coder_trainer import CoderTrainer
 from sae_transcoder.training.read_ahead import read_ahead as read
-from sae_transcoder.training.run import Run
 
 # Operations that read a value on the host, or whose result's size does.
 WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique_dim", "_unique2", "bincount"}
@@ -63,7 +63,7 @@ def tokens() -> Tensor:
     return torch.randint(0, VOCABULARY, (SEQUENCES, LENGTH), generator=torch.Generator().manual_seed(1))
 
 
-def past_the_threshold(runs: Sequence[Run]) -> None:
+def past_the_threshold(runs: Sequence[CoderTrainer]) -> None:
     """Some latents of each run are dead."""
     for run in runs:
         run.tokens = 1000
@@ -71,9 +71,9 @@ def past_the_threshold(runs: Sequence[Run]) -> None:
             idle[::3] = 1000
 
 
-def new_runs(cfgs: Sequence[Config], device: str = "cpu") -> list[Run]:
+def new_runs(cfgs: Sequence[Config], device: str = "cpu") -> list[CoderTrainer]:
     """Runs, as after a while; the first batch sets biases."""
-    return [Run(cfg, {POINT[cfg.model_type]: WIDTH}, 100 * SEQUENCES, torch.device(device)) for cfg in cfgs]
+    return [CoderTrainer(cfg, {POINT[cfg.model_type]: WIDTH}, 100 * SEQUENCES, torch.device(device)) for cfg in cfgs]
 
 
 @pytest.mark.parametrize("many", [1, 3])
@@ -139,7 +139,7 @@ def test_a_batch_asks_no_value_of_its_device_and_takes_no_tensor_of_the_host(mod
 def test_an_end_to_end_batch_waits_once() -> None:
     cfg = tiny_config("sae", loss_fn="ce", dead_feature_threshold=100, exclude_first_tokens=1, batch_size=SEQUENCES, auxk_alpha=0.1)
     run, model, ids = (
-        Run(cfg, {"layers.1": WIDTH, "layers.2": WIDTH}, 800, torch.device("cpu")),
+        CoderTrainer(cfg, {"layers.1": WIDTH, "layers.2": WIDTH}, 800, torch.device("cpu")),
         tiny_causal_model("llama"),
         tokens(),
     )

@@ -31,7 +31,7 @@ SIGNALED = {signal.strsignal(number): 128 + number for number in signal.valid_si
 
 
 @dataclass(frozen=True)
-class Verdict:
+class JobEndDecision:
     """What becomes of a job: which runs have failed and why, and why the others go on in the queue; None: they do not."""
 
     record: Record
@@ -39,9 +39,9 @@ class Verdict:
     goes_on: str | None = None
 
 
-def judge(
+def decide_requeue(
     record: Record, left: Mapping[Path, Status], saved: Mapping[str, float], steps: int, code: int, timed_out: bool, said: str
-) -> Verdict:
+) -> JobEndDecision:
     """The verdict on a job that ended with `code` while the runs `left` were not done.
 
     saved: {run: when its state was last written}; steps: optimizer steps of all runs; timed_out: the time limit was near; said: the log
@@ -54,41 +54,43 @@ def judge(
     if NO_MEMORY.search(said):
         limit = f"memory={record.memory or 'null'}"
         if record.pieces < len(left):
-            return Verdict(
+            return JobEndDecision(
                 replace(record, pieces=min(2 * record.pieces, len(left))), {}, f"out of memory ({limit}); goes on in smaller packs"
             )
         blamed = dict.fromkeys(begun or left, f"out of memory: the job was killed with {limit}; raise memory")
-        return Verdict(record, blamed, "the run before was out of memory" if blamed.keys() != left.keys() else None)
+        return JobEndDecision(record, blamed, "the run before was out of memory" if blamed.keys() != left.keys() else None)
     if code in STOPS and timed_out:
         count = record.timeouts + 1
         changed = replace(record, timeouts=count, steps=steps)
         if record.max_timeouts is not None and count > record.max_timeouts:
             why = f"ran out of time={record.time} {count} times, with max_timeouts={record.max_timeouts}; raise one of them"
-            return Verdict(changed, dict.fromkeys(left, why))
+            return JobEndDecision(changed, dict.fromkeys(left, why))
         if record.timeouts and steps <= record.steps:
-            return Verdict(changed, dict.fromkeys(left, f"time={record.time} does not suffice for one step more; raise time"))
-        return Verdict(changed, {}, f"ran out of time={record.time}, {count} times so far; goes on in the queue")
+            return JobEndDecision(
+                changed, dict.fromkeys(left, f"time={record.time} does not suffice for one step more; raise time")
+            )
+        return JobEndDecision(changed, {}, f"ran out of time={record.time}, {count} times so far; goes on in the queue")
     if code in STOPS:
-        return Verdict(record, {}, "preempted; goes on in the queue")
+        return JobEndDecision(record, {}, "preempted; goes on in the queue")
     if code > 128 and code != 128 + signal.SIGINT:
         how = first[1] if first else f"exit code {code}"
         changed = replace(record, deaths=1 if saved != record.saved else record.deaths + 1, saved=dict(saved))
         if changed.deaths >= TRIES:
-            return Verdict(changed, dict.fromkeys(left, f"the job died {TRIES} times without coming further ({how})"))
-        return Verdict(changed, {}, f"the job died ({how}); goes on in the queue")
+            return JobEndDecision(changed, dict.fromkeys(left, f"the job died {TRIES} times without coming further ({how})"))
+        return JobEndDecision(changed, {}, f"the job died ({how}); goes on in the queue")
     if code == 128 + signal.SIGINT:
-        return Verdict(record, {})
-    return Verdict(record, dict.fromkeys(left, f"the job ended with exit code {code} before the run did"))
+        return JobEndDecision(record, {})
+    return JobEndDecision(record, dict.fromkeys(left, f"the job ended with exit code {code} before the run did"))
 
 
-def settle(folder: Path, number: str, code: int) -> int:
+def handle_job_end(folder: Path, number: str, code: int) -> int:
     """Says in status.json what became of the job's runs, and puts it back into the queue if need be; the script's exit code."""
     record = job_record.read(folder, number)
     seen = {Path(run): status.read(Path(run)) for run in record.runs}
     left = {directory: found for directory, found in seen.items() if found is not None and found.state in OPEN}
     if left:
         remaining = slurm_client.seconds_left(number)
-        verdict = judge(
+        verdict = decide_requeue(
             record,
             left,
             {str(directory): status.saved_at(directory) for directory in left},
@@ -117,7 +119,7 @@ def settle(folder: Path, number: str, code: int) -> int:
 
 def main() -> None:
     """What the job's script runs at its end; ends with the script's exit code."""
-    sys.exit(settle(Path(sys.argv[1]), slurm_client.here() or "", int(sys.argv[2])))
+    sys.exit(handle_job_end(Path(sys.argv[1]), slurm_client.here() or "", int(sys.argv[2])))
 
 
 if __name__ == "__main__":

@@ -58,9 +58,9 @@ def check(cfg: Config, *, searches: bool = False) -> None:
     the results."""
     if searches and not cfg.wait:
         raise ConfigError("wait=false with a sweeper that searches: its next proposals depend on results; set wait=true")
-    if distributed.count() > 1:
+    if distributed.world_size() > 1:
         raise ConfigError(
-            f"hardware=slurm on {distributed.count()} ranks (torchrun): one process submits; start the command without torchrun, "
+            f"hardware=slurm on {distributed.world_size()} ranks (torchrun): one process submits; start the command without torchrun, "
             "and set tasks_per_node"
         )
     if shutil.which("sbatch") is None or shutil.which("srun") is None:

@@ -94,8 +94,8 @@ def judged(
     steps: int = 10,
     saved: float = 1.0,
     left=LEFT,
-) -> slurm_after.Verdict:
-    return slurm_after.judge(record, left, {"a": saved}, steps, code, timed_out, said)
+) -> slurm_after.JobEndDecision:
+    return slurm_after.decide_requeue(record, left, {"a": saved}, steps, code, timed_out, said)
 
 
 def test_a_time_limit_sends_a_job_back_as_long_as_it_makes_progress() -> None:

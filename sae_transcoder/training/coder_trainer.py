@@ -47,7 +47,7 @@ class Task(NamedTuple):
         return zip(self.x.chunk(count), self.y.chunk(count), strict=True) if len(self.y) else iter(())
 
 
-class Run:
+class CoderTrainer:
     """One run of a pack. Between two calls of `train_on` everything in it is consistent.
 
     Where ranks share each batch, each holds all of it and is handed its own sequences; coders, optimizers, counters and what `metrics`
@@ -139,17 +139,17 @@ class Run:
         read_ahead([self], tokens, seen)
 
         def kept(here: Activations) -> Tensor | None:
-            return here.once(alike, lambda: positions.kept(cfg, here, positions.counted(cfg, tokens), self.ranks))
+            return here.cached(alike, lambda: positions.kept(cfg, here, positions.counted(cfg, tokens), self.ranks))
 
         def taken(here: Activations) -> tuple[Tensor, Tensor]:
             return positions.pair(cfg, here, kept(here))
 
-        pairs = {p: seen[p].once(("pair", alike), partial(taken, seen[p])) for p in self.points}
+        pairs = {p: seen[p].cached(("pair", alike), partial(taken, seen[p])) for p in self.points}
         self.rows_in_batch, *counts = self.ranks.totals([len(tokens), *(len(y) for _, y in pairs.values())])
         tasks = []
         for (point, (x, y)), count in zip(pairs.items(), counts, strict=True):
             if count:
-                variance = seen[point].once(("variance", cfg.corrections, alike), partial(self._variance, y, count))
+                variance = seen[point].cached(("variance", cfg.corrections, alike), partial(self._variance, y, count))
                 for name in coder_names.names(point, cfg.init_seeds):
                     tasks.append(Task(name, self.coders[name], x, y, variance, self._ready(name, x, y, count)))
         return tasks
@@ -406,7 +406,7 @@ class Run:
         return copies
 
 
-def optimizer_step(runs: Sequence[Run]) -> None:
+def optimizer_step(runs: Sequence[CoderTrainer]) -> None:
     """An optimizer step of runs, their optimizers' kernels launched together."""
     optimizers = [optimizer for run in runs for optimizer in run.before_optimizers()]
     step_together(optimizers)

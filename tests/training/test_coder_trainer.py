@@ -9,7 +9,7 @@ from helpers.tiny_models import VOCABULARY, tiny_config, tiny_model
 from sae_transcoder.coder import positions
 from sae_transcoder.coder.sparsify_config import length
 from sae_transcoder.language_model.forward import Activations, capture
-from sae_transcoder.training.run import Run
+from sae_transcoder.training.coder_trainer import CoderTrainer
 
 pytestmark = pytest.mark.device
 
@@ -20,15 +20,15 @@ def tokens(samples: int, positions: int = 16) -> Tensor:
     return torch.randint(0, VOCABULARY, (samples, positions), generator=torch.Generator().manual_seed(1))
 
 
-def new_run(cfg, samples: int) -> Run:
-    return Run(cfg, {POINT[cfg.model_type]: 32}, samples, DEVICE)
+def new_run(cfg, samples: int) -> CoderTrainer:
+    return CoderTrainer(cfg, {POINT[cfg.model_type]: 32}, samples, DEVICE)
 
 
 def batches(cfg, ids: Tensor, model) -> list[tuple[Tensor, dict[str, Activations]]]:
     return [(b, capture(model, [POINT[cfg.model_type]], b.to(DEVICE))) for b in ids.split(cfg.batch_size)]
 
 
-def trained(cfg, ids: Tensor) -> Run:
+def trained(cfg, ids: Tensor) -> CoderTrainer:
     run = new_run(cfg, len(ids))
     for batch, seen in batches(cfg, ids, tiny_model("llama")):
         if not run.done:

@@ -15,7 +15,7 @@ from filelock import Timeout
 from sae_transcoder.coder import names as coder_names
 from sae_transcoder.config import ConfigError, run_dir, signature
 from sae_transcoder.distributed import ALONE, Ranks, shares
-from sae_transcoder.evaluation.heldout import Measured, Subject
+from sae_transcoder.evaluation.heldout import CodersToEvaluate, EvalResult
 from sae_transcoder.language_model import compilation
 from sae_transcoder.preflight.memory import coder_parameters
 from sae_transcoder.preflight.plan import Plan
@@ -26,8 +26,8 @@ from sae_transcoder.run_store.run_log import RunLog
 from sae_transcoder.run_store.status import State, Status
 from sae_transcoder.trackers.logbook import Logbook
 from sae_transcoder.training import checkpoint
+from sae_transcoder.training.coder_trainer import CoderTrainer
 from sae_transcoder.training.display import Bar
-from sae_transcoder.training.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ ROUNDING: dict[str, Any] = {"threads": None, "forward_batch_size": None, "compil
 HEARTBEAT_EVERY = 5.0  # seconds
 
 
-class Taken(ConfigError):
+class RunClaimed(ConfigError):
     """Another process trains the run, or has done it in the meantime."""
 
     def __init__(self, directory: Path, *, done: bool):
@@ -45,7 +45,7 @@ class Taken(ConfigError):
         self.directory, self.done = directory, done
 
     def __reduce__(self) -> tuple[Any, ...]:  # ranks tell each other
-        return partial(Taken, self.directory, done=self.done), ()
+        return partial(RunClaimed, self.directory, done=self.done), ()
 
 
 class Diverged(Exception):
@@ -63,14 +63,14 @@ def refuse_diverged(step: int, values: Mapping[str, float]) -> None:
             raise Diverged(f"{name} is {value:.3g} at step {step}: training diverged; lower lr")
 
 
-class Member:
+class ManagedRun:
     """A run of the pack with its directory: what it logs, saves and reports of itself. Of several ranks only the first one does so; the
     others hold the run and their part of its training state."""
 
     def __init__(self, plan: Plan, dtype: torch.dtype, ranks: Ranks = ALONE):
         """Takes the directory, and continues from its training state where there is one.
 
-        Raises ConfigError where that does not fit, Taken where another process has taken the directory.
+        Raises ConfigError where that does not fit, RunClaimed where another process has taken the directory.
         """
         self.plan, self.cfg, self.directory, self.ranks = plan, plan.cfg, run_dir(plan.cfg), ranks
         self.settings = {
@@ -92,7 +92,7 @@ class Member:
         try:
             self.lock.acquire(timeout=status.LOOKING)
         except Timeout:
-            raise Taken(self.directory, done=False) from None
+            raise RunClaimed(self.directory, done=False) from None
         try:
             self._prepare()
         except BaseException:
@@ -103,13 +103,13 @@ class Member:
         plan = self.plan
         found = status.read(self.directory)
         if found is not None and found.state == State.done:
-            raise Taken(self.directory, done=True)
+            raise RunClaimed(self.directory, done=True)
         state = checkpoint.load_state(self.directory, signature(self.cfg))
         together = ALONE if self.cfg.distribute_modules else self.ranks
         sizes = {point: coder_parameters(plan.cfg, width) for point, width in plan.widths.items()}
         self.shares = shares(sizes, self.ranks.size) if self.cfg.distribute_modules else [list(sizes)]
         share = self.shares[self.ranks.rank] if self.cfg.distribute_modules else None
-        self.run = Run(plan.cfg, plan.widths, len(plan.tokens.train), plan.device, plan.start_from, together, share)
+        self.run = CoderTrainer(plan.cfg, plan.widths, len(plan.tokens.train), plan.device, plan.start_from, together, share)
         self.best = dict.fromkeys(self.run.names, float("inf"))
         self.evaluation: Evaluation | None = None  # on the first rank, once the run is done
         self.warning: str | None = None
@@ -173,47 +173,47 @@ class Member:
             log.error("%s: status.json could not be written (%s)", self.directory, error)
 
     @property
-    def logging(self) -> bool:
+    def should_log(self) -> bool:
         """Whether the step just made is one after which a line of metrics is written."""
         return self.run.step % self.cfg.log_every == 0 or self.run.done
 
     @property
-    def saving(self) -> bool:
+    def should_save(self) -> bool:
         """Whether the step just made is one after which the run is saved."""
         return self.run.step % self.cfg.save_every == 0 or self.run.done
 
     @property
-    def evaluating(self) -> bool:
+    def should_evaluate(self) -> bool:
         """Whether the step just made is one after which all held-out metrics are taken."""
         every = self.cfg.eval_every
         return self.run.done or (every is not None and self.run.step % every == 0)
 
     @property
-    def keeping(self) -> bool:
+    def should_snapshot(self) -> bool:
         """Whether the step just made is one whose coders are kept for good."""
         return self.cfg.keep_every is not None and self.run.step % self.cfg.keep_every == 0
 
     @property
-    def publishing(self) -> bool:
+    def should_publish(self) -> bool:
         """Whether the step just made is one after which the coders are copied, for any of these."""
-        return self.saving or self.evaluating or self.keeping
+        return self.should_save or self.should_evaluate or self.should_snapshot
 
-    def subject(self) -> Subject | None:
+    def subject(self) -> CodersToEvaluate | None:
         """The coders of all ranks as they would be published now; on the first rank, None on others."""
         if not self.cfg.distribute_modules:
-            return Subject(self.cfg, self.run.exported()) if self.ranks.leads else None
+            return CodersToEvaluate(self.cfg, self.run.exported()) if self.ranks.leads else None
         own, found = self.run.exported(), {}
         for name in self.run.names:
             rank = next(r for r, share in enumerate(self.shares) if coder_names.hookpoint(name) in share)
             coder = self.ranks.to_first(own[name].cpu() if rank == self.ranks.rank > 0 else own.get(name), rank)
             if coder is not None:
                 found[name] = coder.to(self.plan.device)
-        return Subject(self.cfg, found) if self.ranks.leads else None
+        return CodersToEvaluate(self.cfg, found) if self.ranks.leads else None
 
     def training_metrics(self) -> dict[str, float]:
         """What a line of metrics says of training, on all ranks: rate, k, and losses and dead fractions of all coders in the order of a process
         alone; nothing where no line is due."""
-        if not self.logging:
+        if not self.should_log:
             return {}
         used = {"lr": self.run.lr_used, "k": self.run.k_used}
         if not self.cfg.distribute_modules:
@@ -222,7 +222,7 @@ class Member:
         order = {name: i for i, name in enumerate(self.run.names)}
         return used | dict(sorted(every.items(), key=lambda m: (m[0].startswith("dead_fraction"), order[m[0].partition("/")[2]])))
 
-    def after_step(self, bar: Bar, values: dict[str, float], subject: Subject | None, measured: Measured | None) -> None:
+    def after_step(self, bar: Bar, values: dict[str, float], subject: CodersToEvaluate | None, measured: EvalResult | None) -> None:
         """What an optimizer step makes due: a line of metrics, exports, eval.json, a save of the training state.
 
         values: training_metrics; subject: the coders, where the run saves, keeps or evaluates them now and this is the first rank; measured:
@@ -231,15 +231,15 @@ class Member:
         run, cfg = self.run, self.cfg
         if values:
             bar.note([value for name, value in values.items() if name.startswith("fvu/")])
-        if subject and self.saving:
+        if subject and self.should_save:
             checkpoint.export(subject.coders, self.directory / "coders")
             run.train_config.save_json(self.directory / "coders" / "config.json")  # as sparsify's checkpoints have it
-        if subject and self.keeping:
+        if subject and self.should_snapshot:
             checkpoint.export(subject.coders, self.directory / "snapshots" / f"step{run.step}_tokens{run.tokens}")
         if subject and measured:
-            if cfg.save_best and self.saving:
+            if cfg.save_best and self.should_save:
                 self.keep_best(subject, measured)
-            if self.evaluating:
+            if self.should_evaluate:
                 self.evaluation = measured.evaluation(subject, run.step, run.tokens)
                 eval_file.write(self.directory, self.evaluation)
             values = values | measured.values()
@@ -248,10 +248,10 @@ class Member:
             refuse_diverged(run.step, values)
         if run.done:
             self.close(State.done, tokens_per_s=bar.tokens_per_s)
-        elif self.saving:
+        elif self.should_save:
             self.save_state()
 
-    def keep_best(self, subject: Subject, measured: Measured) -> None:
+    def keep_best(self, subject: CodersToEvaluate, measured: EvalResult) -> None:
         """Exports to best/ the coders whose held-out FVU, with an end-to-end loss that loss, is the lowest so far."""
         better = {name: loss for name, loss in measured.loss(self.cfg.loss_fn).items() if loss < self.best[name]}
         self.best |= better

@@ -1,0 +1,43 @@
+"""The sizes of a language model that the memory estimate asks for, told from its outline."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from sae_transcoder.config import Config, ConfigError
+from sae_transcoder.language_model import loading
+from sae_transcoder.language_model.layers import stack
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """What the memory estimate asks of the language model."""
+
+    weights: int  # bytes
+    itemsize: int  # bytes of an activation
+    vocabulary: int
+    width: int  # of the hidden states
+    widest: int  # of what a layer computes of them
+    layers: int
+    predicts: bool  # whether it is loaded with a head
+
+
+def sizes(cfg: Config, outline: PreTrainedModel, dtype: torch.dtype) -> ModelSizes:
+    """What the memory estimate asks of the model, of which no more than `outline` is loaded."""
+    text = loading.text_config(outline)
+    try:
+        inside: nn.Module = stack(outline)[1]
+    except ConfigError:
+        inside = outline
+    matrices = [parameter.shape[-2:] for parameter in inside.parameters() if parameter.ndim > 1]
+    return ModelSizes(
+        weights=loading.weight_bytes(cfg, outline, dtype),
+        itemsize=dtype.itemsize,
+        vocabulary=text.vocab_size,
+        width=text.hidden_size,
+        widest=max(max(shape) for shape in matrices),
+        layers=text.num_hidden_layers,
+        predicts=loading.wants_head(cfg, outline.config),
+    )
