@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from helpers import programs
 from helpers.device import DEVICE, NAMED, ON_GPU
 from helpers.tiny_models import TINY, tiny_model
 
@@ -31,6 +32,16 @@ def pytest_configure(config: pytest.Config) -> None:
     if ON_GPU and (DEVICE.index or 0) >= count and not config.option.collectonly:
         has = f"cuda:0 to cuda:{count - 1}" if count else "no GPU"
         raise pytest.UsageError(f"SAE_TEST_DEVICE={NAMED}: not present; torch {torch.__version__} finds {has} here")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips a test whose program this machine lacks, or has it fail where SAE_TEST_REQUIRE_PROGRAMS is set."""
+    names = [name for mark in item.iter_markers("needs") for name in mark.args]
+    for reason in filter(None, map(programs.lacking, names)):
+        if programs.REQUIRED:
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
 
 
 def pytest_report_header() -> str:

@@ -7,7 +7,6 @@ several clusters, and one that the machine is part of, do not meet.
 import contextlib
 import os
 import secrets
-import shutil
 import socket
 import subprocess
 import time
@@ -15,7 +14,6 @@ from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 GPUS = 4
 
 CONFIG = """
@@ -55,12 +53,6 @@ PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1
 PartitionName=low Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=0 DefMemPerCPU=2000
 PartitionName=grace Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60 DefMemPerCPU=2000
 """
-
-
-def missing() -> list[str]:
-    """The programs of Slurm that this machine lacks."""
-    path = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])
-    return [program for program in PROGRAMS if shutil.which(program, path=path) is None]
 
 
 def free_port() -> int:

@@ -21,7 +21,7 @@ from sae_transcoder.training import display, engine
 
 pytestmark = pytest.mark.device
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
-compiles = pytest.mark.skipif(compilation.machine_obstacle(DEVICE) is not None, reason=str(compilation.machine_obstacle(DEVICE)))
+compiles = pytest.mark.needs("compiler")
 
 
 @pytest.fixture(autouse=True)

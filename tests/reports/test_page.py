@@ -1,19 +1,18 @@
 """report.html in a browser: it opens without a network, every panel is there, and the pointer tells what a point is."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from helpers.made_up_runs import config, grid, write_run
+from helpers.programs import CHROMIUM
 from sae_transcoder.reports import interactive_plots, page, plot_data
 from sae_transcoder.run_store import records as run_records
 from sae_transcoder.run_store.status import State
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path: apt-get install chromium")
+pytestmark = pytest.mark.needs("chromium")
 
 QUIET = [
     "--no-sandbox",

@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import shlex
-import shutil
 import socket
 import subprocess
 import sys
@@ -15,8 +14,9 @@ from typing import Any
 
 import pytest
 
+from helpers.programs import CHROMIUM
+
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 QUIET = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
 QUIET += ["--disable-sync"]
@@ -126,7 +126,7 @@ def names(part: Any) -> list[str]:
     return part.locator(".run-name").all_inner_texts()
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: apt install chromium")
+@pytest.mark.needs("chromium")
 def test_the_trackio_dashboard_shows_the_runs_of_two_sweeps_by_group_with_the_numbers_of_metrics_jsonl(tmp_path: Path) -> None:
     printed = sweep(tmp_path, "-m", "model_type=sae,transcoder", "k=4,16", "group=my_sweep")
     # At such a rate the FVU is not a number from the second step on, which ends the run; it may not stop the page or enter a curve.

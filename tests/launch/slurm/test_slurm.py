@@ -25,8 +25,7 @@ from sae_transcoder.run_store import job_record, status
 from sae_transcoder.run_store import records as run_records
 from sae_transcoder.run_store.status import State
 
-if lacking := slurm_cluster.missing():
-    pytest.skip(f"no Slurm here ({', '.join(lacking)}): install munge slurmctld slurmd slurm-client", allow_module_level=True)
+pytestmark = pytest.mark.needs("slurm")
 
 RUN = [*SHAPE, "expansion_factor=2", "max_samples=160", "save_every=7"]
 ON_SLURM = ["hardware=slurm", "device=cpu", "cpus=1", "runs_per_pack=1"]
