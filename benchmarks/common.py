@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-import peers
-from meter import ARRAYS, Coder, Job
+from contenders.meter import ARRAYS, Coder, Job
+from peers import environments
 from sae_transcoder.config import Config
 from sae_transcoder.config.composition import composed
 from sae_transcoder.language_model import forward, loading
@@ -28,12 +28,12 @@ HERE = Path(__file__).parent
 HOOKPOINT, LENGTH, BATCH = "layers.2", 256, 16  # tokens a sequence, sequences a step
 OURS, SPARSIFY, SAELENS, DICTIONARY_LEARNING = "ours", "sparsify", "saelens", "dictionary_learning"
 SCRIPTS = {
-    OURS: "ours.py",
-    SPARSIFY: "peer_sparsify.py",
-    SAELENS: "peer_saelens.py",
-    DICTIONARY_LEARNING: "peer_dictionary_learning.py",
+    OURS: "contenders/ours.py",
+    SPARSIFY: "contenders/peer_sparsify.py",
+    SAELENS: "contenders/peer_saelens.py",
+    DICTIONARY_LEARNING: "contenders/peer_dictionary_learning.py",
 }
-RATES = peers.DEFAULT / "rates.json"  # what single.py chose
+RATES = environments.DEFAULT / "rates.json"  # what single.py chose
 
 
 @dataclass
@@ -69,7 +69,7 @@ class Bench:
     def run(self, name: str, coders: Sequence[Coder]) -> dict[str, Any]:
         """Has a contender train in a process of its own: {seconds, cpu_seconds, peak, tokens_per_s, fvu [coder]}."""
         job = self.job(name, coders)
-        own_python = sys.executable if name in (OURS, SPARSIFY) else str(peers.python(name, self.peers))
+        own_python = sys.executable if name in (OURS, SPARSIFY) else str(environments.python(name, self.peers))
         found = process([own_python, str(HERE / SCRIPTS[name]), str(job.write(Path(job.folder) / "job.json"))], job.device)
         found["fvu"] = [fvu(job.weights, i, coder.k, self.heldout) for i, coder in enumerate(coders)]
         found["folder"] = job.folder

@@ -4,7 +4,7 @@ circuit-tracer (https://github.com/safety-research/circuit-tracer) does the attr
 
     sae-train experiment=demo_circuit run_name=circuit
     sae-export outputs/circuit to=circuit_tracer out=outputs/circuit_set
-    python benchmarks/peers.py circuit_tracer && source ~/.cache/sae_transcoder_benchmarks/circuit_tracer/bin/activate
+    python benchmarks/peers/environments.py circuit_tracer && source ~/.cache/sae_transcoder_benchmarks/circuit_tracer/bin/activate
     python examples/attribution_graph.py outputs/circuit_set "import os, sys" --out outputs/graph
 
 It writes FOLDER/graph.png, and FOLDER/graph.json with its index for circuit-tracer's own page (`circuit-tracer start-server`).

@@ -200,8 +200,8 @@ class Way(NamedTuple):
     cut: int | None  # longer bags are cut
 
 
-# A CPU reads about four rows in a product in the time of one on its own (benchmarks/bare.py; what fires keeps to bags all the same, for its
-# results are to stay what they were), and its threads share the bags. By arithmetic a GPU reads 500; no GPU has been measured.
+# A CPU reads about four rows in a product in the time of one on its own (benchmarks/contenders/bare.py; what fires keeps to bags all the same,
+# for its results are to stay what they were), and its threads share the bags. By arithmetic a GPU reads 500; no GPU has been measured.
 WAYS = {"cpu": Way(0, 4, None), "cuda": Way(500, 500, 256)}
 
 

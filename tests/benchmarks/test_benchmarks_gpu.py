@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py and arithmetic.py as far as they need no GPU: what fits into the time, what is kept of a killed row, what operations cost."""
+"""benchmarks/gpu/run.py and arithmetic.py as far as they need no GPU: what fits into the time, what is kept of a killed row, what operations cost."""
 
 import math
 import sys
@@ -11,14 +11,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import arithmetic
-import gpu_plant
-import gpu_rows
-import gpu_tables
-from gpu_phases import Phase, Remembered, in_phases
-from gpu_tasks import Record, Running, Task, limit, next_task, pace
+from gpu import plant, result_tables, rows
+from gpu.phases import Phase, Remembered, in_phases
+from gpu.tasks import Record, Running, Task, limit, next_task, pace
 from helpers.tiny_models import tiny_config
-from op_cost import Cost, Counting
+from ourselves import arithmetic
+from ourselves.op_cost import Cost, Counting
 from sae_transcoder.language_model import forward
 from sae_transcoder.language_model.forward import Activations
 from sae_transcoder.training.coder_trainer import CoderTrainer
@@ -95,7 +93,7 @@ CARD = dict(kind="card", name="the card", status="done", card="a card", device="
 
 
 def cells(records: list[dict], title: str) -> list[dict[str, str]]:
-    headings, rows = next((h, r) for t, h, r in gpu_tables.tables(records) if t.startswith(title))
+    headings, rows = next((h, r) for t, h, r in result_tables.tables(records) if t.startswith(title))
     return [dict(zip(headings, row, strict=True)) for row in rows]
 
 
@@ -142,7 +140,7 @@ def test_batches_pass_through_the_phases_and_remembered_ones_need_no_forward(mon
         said.append("closed")
 
     monkeypatch.setattr(forward, "capture", capture)
-    monkeypatch.setattr("gpu_phases.forward_of", capture)
+    monkeypatch.setattr("gpu.phases.forward_of", capture)
     with in_phases([Phase(1, capture=capture), Phase(2, around, Remembered())], lambda number, seen: said.append(str(number))):
         for _ in range(4):
             forward.capture()
@@ -150,22 +148,22 @@ def test_batches_pass_through_the_phases_and_remembered_ones_need_no_forward(mon
 
 
 def test_small_rows_are_all_rows_and_can_be_trained() -> None:
-    assert len({row.name for row in gpu_rows.ROWS}) == len(gpu_rows.ROWS)
-    for row, whole in zip(gpu_rows.rows(tiny=True), gpu_rows.rows(tiny=False), strict=True):
-        work = row if isinstance(row, gpu_rows.Row) else row.row
+    assert len({row.name for row in rows.ROWS}) == len(rows.ROWS)
+    for row, whole in zip(rows.rows(tiny=True), rows.rows(tiny=False), strict=True):
+        work = row if isinstance(row, rows.Row) else row.row
         assert row.name == whole.name
-        assert work.latents * gpu_rows.SMALL_SHAPES[work.model].width < 2**20
+        assert work.latents * rows.SMALL_SHAPES[work.model].width < 2**20
         assert 0 < work.k <= work.latents * (1 - work.dead) / 2
 
 
 def test_what_is_planted_never_fires_or_always_does() -> None:
     cfg = tiny_config("sae", num_latents=64, k=4, batch_size=4)
-    row = gpu_rows.Row("", "", 64, 0, k=4, dead=0.25, dense=True)
+    row = rows.Row("", "", 64, 0, k=4, dead=0.25, dense=True)
     run = CoderTrainer(cfg, {"layers.1": 32}, 4 * 8, torch.device("cpu"))
     torch.manual_seed(0)
     for number in range(4):
         values = torch.randn(4, 16, 32)
-        gpu_plant.plant(row, [run], number, {"layers.1": Activations(values, values)})
+        plant.plant(row, [run], number, {"layers.1": Activations(values, values)})
         run.train_on(torch.zeros(4, 16, dtype=torch.long), {"layers.1": Activations(values, values)})
     (idle,), (coder,) = run.tokens_since_fired.values(), run.coders.values()
     assert (idle[:16] == 3 * 64).all()

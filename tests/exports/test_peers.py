@@ -1,4 +1,4 @@
-"""Exported coders in the programs that they are exported to, each in the environment that benchmarks/peers.py makes (pytest -m peers)."""
+"""Exported coders in the programs that they are exported to, in environments that benchmarks/peers/environments.py makes (pytest -m peers)."""
 
 import json
 import os
@@ -24,10 +24,10 @@ TOKENS = [4095, *range(100, 131)]  # the token that begins a sequence, and other
 def run_in(peer: str, *command: str | Path) -> subprocess.CompletedProcess[str]:
     """Runs Python in a peer's environment, without a network; says how to make the environment where there is none."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
-    import peers
+    from peers import environments
 
     try:
-        own = peers.python(peer)
+        own = environments.python(peer)
     except SystemExit as missing:
         pytest.fail(str(missing))
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}

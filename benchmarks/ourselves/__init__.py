@@ -1,0 +1,1 @@
+"""This project by itself: how time and memory grow, where they go."""
