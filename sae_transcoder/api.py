@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from hydra_plugins.sae_transcoder_local import GridSweeper
 from sae_transcoder.coder import stored as stored_coders
 from sae_transcoder.coder.corrected_coder import SparseCoder
-from sae_transcoder.config import Config, ConfigError, Hardware, composition, run_dir, typed
+from sae_transcoder.config import Config, ConfigError, Hardware, composition, run_dir
 from sae_transcoder.launch import sweep as sweeps
 from sae_transcoder.preflight import plan as preflight
 from sae_transcoder.run_store import eval_file, files, observed_status
@@ -113,7 +113,7 @@ def sweep(*overrides: str) -> list[TrainedRun]:
 def _checked(cfg: Config) -> Config:
     """The config with its values as the command line would have them. Raises ConfigError for values of wrong types."""
     try:
-        return typed(OmegaConf.structured(cfg))
+        return composition.typed(OmegaConf.structured(cfg))
     except OmegaConfBaseException as error:
         raise ConfigError(composition.explain(error, [])) from error
 

@@ -20,7 +20,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from sae_transcoder.config import FIELDS, GROUPS, Config, ConfigError, run_dir, run_name, typed
+from sae_transcoder.config import FIELDS, GROUPS, PARTS, Config, ConfigError, run_dir, run_name
 
 PACKAGE = Path(__file__).parents[1]
 # Beside the package in a clone, inside it in a wheel.
@@ -30,7 +30,7 @@ CONF = next((p for p in (PACKAGE / "conf", PACKAGE.parent / "conf") if p.is_dir(
 def field_list() -> str:
     """The fields of the config, one line a group, for --help."""
     lines = []
-    for part in reversed(Config.__mro__[1:-1]):
+    for part in PARTS:
         label = re.sub("(?<=[a-z])(?=[A-Z])", " ", part.__name__.removesuffix("Config")).lower()
         names, line = list(part.__annotations__), f"  {label + ':':<14}"
         for name in names:
@@ -52,6 +52,26 @@ def register() -> None:
     }
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
+
+
+def typed(composed: DictConfig) -> Config:
+    """The composed config as a `Config`, without Hydra's own node.
+
+    Raises ConfigError for a field without a value (`model_type` is the only one that the groups leave open).
+    """
+    missing = [name for name in FIELDS if OmegaConf.is_missing(composed, name)]
+    if missing:
+        raise ConfigError(*map(missing_fault, missing))
+    own = composed if tuple(composed) == FIELDS else OmegaConf.masked_copy(composed, list(FIELDS))
+    config = OmegaConf.to_object(own)
+    return config if isinstance(config, Config) else Config(**config)  # type: ignore[arg-type]
+
+
+def missing_fault(name: str) -> str:
+    """The message for a field that has no value."""
+    if name == "model_type":
+        return "model_type is missing: add model_type=sae or model_type=transcoder"
+    return f"{name} is missing: add {name}=VALUE"
 
 
 def override_faults(overrides: Sequence[str], config_dirs: Sequence[Path]) -> list[str]:

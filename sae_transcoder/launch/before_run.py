@@ -7,7 +7,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from sae_transcoder import distributed
-from sae_transcoder.config import Config, ConfigError, Hardware, composition, run_dir, typed
+from sae_transcoder.config import Config, ConfigError, Hardware, composition, run_dir
 from sae_transcoder.distributed import refuse
 from sae_transcoder.preflight import plan as preflight
 from sae_transcoder.run_store import observed_status
@@ -52,7 +52,7 @@ class BeforeTheRun(Callback):
 def decide(config: DictConfig) -> None:
     """Ends the program where the run is not to be started."""
     try:
-        cfg = typed(config)
+        cfg = composition.typed(config)
         preflight.check_settings(cfg)
         if note := observed_status.nothing_to_do(run_dir(cfg)):
             print(note)

@@ -16,8 +16,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from helpers.sweeps import SHORT, assert_equal, by, config, here, runs, states
-from sae_transcoder.config import ConfigError, composition, run_name, typed
-from sae_transcoder.config.composition import CONF
+from sae_transcoder.config import ConfigError, composition, run_name
+from sae_transcoder.config.composition import CONF, typed
 from sae_transcoder.launch import sweep, workers
 from sae_transcoder.run_store import status
 from sae_transcoder.training import engine
