@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from sae_transcoder.config import Config, LossFn, Optimizer
+from sae_transcoder.config import OPTIMIZERS, Config, LossFn
 
 if TYPE_CHECKING:
     from sae_transcoder.coder.sparsify_config import Length
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 # which it is busy. Arithmetic for SmolLM2-135M: 5 ms of launches a batch, 1 us of work a token. No GPU has been measured.
 FEW, BUSY = 2**23, 2**25
 STEPS = 200  # optimizer steps that a larger batch must leave the run
-SHORT_RUN = 100_000_000  # tokens below which Adam's automatic rate is far too low (README, "Learning rate")
+SHORT_RUN = 100_000_000  # tokens below which an automatic rate is far too low (README, "Learning rate")
 
 
 def warnings(cfg: Config, planned: Length, device: str, width: int) -> list[str]:
@@ -26,9 +26,11 @@ def warnings(cfg: Config, planned: Length, device: str, width: int) -> list[str]
             f"dead_feature_threshold={cfg.dead_feature_threshold:,} is not below the run's {tokens:,} tokens: no latent can count as dead, "
             "AuxK never acts"
         )
-    if cfg.lr is None and cfg.optimizer == Optimizer.adam and tokens < SHORT_RUN:
+    short_run_lr = OPTIMIZERS[cfg.optimizer].short_run_lr
+    if cfg.lr is None and short_run_lr is not None and tokens < SHORT_RUN:
         found.append(
-            f"lr=null: Adam's automatic rate is made for billions of tokens, the run has {tokens:,}; try lr=1e-3 and above"
+            f"lr=null: {cfg.optimizer.capitalize()}'s automatic rate is made for billions of tokens, the run has {tokens:,}; "
+            f"try lr={short_run_lr}"
         )
     return found + (small_batches(cfg, planned, width) if device == "cuda" else [])
 

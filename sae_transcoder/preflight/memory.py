@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from sae_transcoder import distributed
 from sae_transcoder.coder.pieces import PIECE, SMALL
-from sae_transcoder.config import Config, LossFn, ModelType, Optimizer, evaluation_batch
+from sae_transcoder.config import OPTIMIZERS, Config, LossFn, ModelType, evaluation_batch
 from sae_transcoder.preflight.peak import ALWAYS, BATCH, SAVE, Moment, Part
 
 if TYPE_CHECKING:
@@ -29,8 +29,6 @@ def coder_parameters(cfg: Config, width: int) -> int:
     return 2 * width * latents(cfg, width) + latents(cfg, width) + width + cfg.skip_connection * width**2
 
 
-# Numbers of the size of the coder that each optimizer keeps beside weights and gradients.
-OPTIMIZER_STATES = {Optimizer.adam: 2, Optimizer.muon: 1, Optimizer.signum: 1}
 CONTEXT = 10**9  # bytes that CUDA and its libraries take; not measured
 BFLOAT16, FLOAT32, FLOAT64, INT64 = 2, 4, 8, 8  # bytes
 CANDIDATES = {"cpu": 8, "cuda": 32}  # latents that are looked at for each that is chosen (selection.py)
@@ -58,7 +56,7 @@ def coders(cfg: Config, widths: Mapping[str, int], device: str) -> Iterator[Part
     """Weights, what the optimizer keeps, counts of each latent's tokens, and gradients."""
     numbers = sum(coder_parameters(cfg, d) for d in widths.values()) * len(cfg.init_seeds)
     counts = sum(latents(cfg, d) for d in widths.values()) * len(cfg.init_seeds) * (INT64 + 1)
-    yield Part("coders", numbers * FLOAT32 * (1 + OPTIMIZER_STATES[cfg.optimizer]) + counts, ALWAYS)
+    yield Part("coders", numbers * FLOAT32 * (1 + OPTIMIZERS[cfg.optimizer].states) + counts, ALWAYS)
     if cfg.grad_acc_steps > 1:
         yield Part("gradients", numbers * FLOAT32, BATCH)
     else:  # a run's are gone before the next one trains, unless they train together
@@ -182,8 +180,9 @@ def update(cfg: Config, widths: Mapping[str, int], device: str, processes: int) 
     """What an optimizer's step computes, and before it the part of a gradient that is taken out."""
     largest = max(widths.values(), key=lambda d: coder_parameters(cfg, d))
     matrix = latents(cfg, largest) * largest
-    held = matrix * {Optimizer.adam: FLOAT32, Optimizer.muon: 4 * BFLOAT16, Optimizer.signum: FLOAT32}[cfg.optimizer]
-    if cfg.optimizer == Optimizer.adam and not cfg.corrections:  # not in one pass; on a GPU for all parameters at once
+    optimizer = OPTIMIZERS[cfg.optimizer]
+    held = matrix * optimizer.step_bytes
+    if optimizer.fused and not cfg.corrections:  # not in one pass; on a GPU for all parameters at once
         held = 2 * matrix * FLOAT32 if device == "cpu" else sum(coder_parameters(cfg, d) for d in widths.values()) * FLOAT32
     yield Part("an optimizer's step", held, (Moment.update,), True)
     if processes > 1 and not cfg.distribute_modules:
@@ -194,7 +193,7 @@ def save(cfg: Config, widths: Mapping[str, int], model: ModelSizes) -> Iterator[
     """Copies of the coders, and what their evaluation computes."""
     numbers = sum(coder_parameters(cfg, d) for d in widths.values()) * len(cfg.init_seeds)
     yield Part("copies of coders", numbers * FLOAT32, SAVE)
-    if cfg.optimizer == Optimizer.signum:  # what is published is an average; the weights go on
+    if OPTIMIZERS[cfg.optimizer].averaged:  # the weights are kept while their average is copied
         yield Part("weights kept", numbers * FLOAT32, (Moment.copy,), True)
     sequences = min(evaluation_batch(cfg, model.vocabulary), cfg.eval_samples)
     tokens = sequences * cfg.max_seq_length
