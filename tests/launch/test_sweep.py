@@ -224,14 +224,14 @@ def test_a_run_that_lives_or_that_another_command_took_is_left_to_it(cache: Path
         assert "2 runs (1 done, 1 running)" in printed
     found.state = status.State.interrupted
     status.write(alive, found)
-    real = engine.preflight.plan
+    real = engine.make_plan
 
     def late(*arguments: object, **options: object) -> object:  # the other command starts it once this one has begun
         lock.acquire()
         return real(*arguments, **options)
 
     lock = status.lock(alive)
-    with patch.object(engine.preflight, "plan", late):
+    with patch.object(engine, "make_plan", late):
         code, printed, _ = here(*sweep_of)
     lock.release()
     assert code == 0
