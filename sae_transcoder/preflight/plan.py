@@ -58,7 +58,7 @@ class Plan:
     @property
     def coder_parameters(self) -> int:
         """Parameters of all coders."""
-        return sum(memory.coder_parameters(self.cfg, d) for d in self.widths.values()) * len(self.cfg.init_seeds)
+        return memory.all_parameters(self.cfg, self.widths)
 
 
 def make_plan(cfg: Config, cache: PlanCache | None = None, *, on_slurm: bool = False, processes: int | None = None) -> Plan:
