@@ -46,7 +46,7 @@ class DatasetConfig:
     max_seq_length: int = bounded(256, at_least=2)
     """Tokens per sequence."""
     shuffle_seed: int = bounded(42, at_least=0, at_most=2**63)
-    """Seed of the order of documents and of sequences; a shorter run reads the first part of what a longer one reads."""
+    """Seed of the order of documents and of sequences. A shorter run reads the first samples of a longer one."""
     shuffle_buffer: int = bounded(10_000, at_least=1)
     """Documents of a stream held for shuffling."""
     eval_samples: int = bounded(256, at_least=1)
@@ -56,7 +56,7 @@ class DatasetConfig:
     exclude_tokens: list[int] = field(default_factory=list)
     """Token ids whose positions are left out of training, evaluation and dead counts."""
     exclude_first_tokens: int = bounded(0, at_least=0)
-    """So many positions at the start of every sequence are left out likewise (attention sinks)."""
+    """Positions at the start of every sequence that are left out likewise (attention sinks)."""
     max_norm_multiple: float | None = bounded(None, at_least=1.0)
     """Positions at which the norm of the coder's input exceeds this multiple of the batch's median are left out likewise."""
     cache_dir: str | None = no_result(None)

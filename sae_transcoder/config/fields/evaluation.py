@@ -7,7 +7,7 @@ from sae_transcoder.config.fields.metadata import no_result
 
 @dataclass
 class EvaluationConfig:
-    """What is measured on the held-out sequences (see eval_file.py for the metrics); always at a run's end."""
+    """What is measured on the held-out sequences (metric_names.py has the metrics); always at a run's end."""
 
     eval_every: int | None = no_result(None, at_least=1)
     """Optimizer steps between two evaluations before the end. null: none."""

@@ -25,13 +25,13 @@ class HardwareConfig:
     """CPU threads. null: torch's own choice. Results are bit-identical only at an equal count."""
     forward_batch_size: int | None = no_result(None, at_least=1)
     """Sequences per forward of the language model, where a batch of `batch_size` at once needs too much memory; `loss_fn=fvu` only.
-    null: a batch. Another number rounds otherwise."""
+    null: all of a batch. Other numbers change the rounding."""
     compile_model: bool | None = no_result(None)
     """Compile the language model's layers (torch.compile) except those inside which a hookpoint lies. Takes seconds to minutes at the
-    start, and rounds otherwise. true: or refuse the run. null: on a GPU, where torch.compile can, the weights are not quantized and
-    deterministic is not set; should it fail, the run goes on without."""
+    start, and changes the rounding. true: a run that cannot be compiled is refused. null: compiled on a GPU, where torch.compile can, the
+    weights are not quantized and deterministic is not set; if it fails, the run goes on without."""
     deterministic: bool = no_result(False)
-    """Deterministic algorithms only, for runs that are bit-identical on the same GPU; slower. On a CPU they are without it."""
+    """Deterministic algorithms only, for runs that are bit-identical on the same GPU; slower. CPU runs are bit-identical without it."""
     distribute_modules: bool = False
     """Where several ranks train one run (torchrun). true: each trains its share of the hookpoints on every batch, as one process would.
     false: each trains all coders on `batch_size` sequences of its own (data parallel), as one process with ranks x batch_size would."""
@@ -63,11 +63,11 @@ class SlurmConfig(HardwareConfig):
     """Memory of one GPU of the cluster in GiB: runs that need more are refused, packs are made to fit. null: not known; a pack that
     turns out too large is split when it runs."""
     time: str = no_result("24:00:00")
-    """Time limit of a job: minutes, or [days-]hours:minutes:seconds. What it does not suffice for goes on in the queue."""
+    """Time limit of a job: minutes, or [days-]hours:minutes:seconds. A job that reaches it saves and goes back to the queue."""
     signal_delay: int = no_result(120, at_least=1)
-    """Seconds before the time limit at which runs save and make room."""
+    """Seconds before the time limit at which runs save and end."""
     max_timeouts: int | None = no_result(None, at_least=0)
-    """Times that a job may run into its time limit and go on in the queue. null: as often as it makes progress."""
+    """Times that a job may reach its time limit and go back to the queue. null: as often as it makes progress."""
     array_parallelism: int | None = no_result(None, at_least=1)
     """Jobs of a sweep that run at the same time. null: as many as the cluster starts."""
     setup: list[str] = no_result([])

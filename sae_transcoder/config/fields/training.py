@@ -17,14 +17,14 @@ class TrainingConfig:
     """Batches, losses and length of a run."""
 
     batch_size: int = bounded(2, at_least=1)
-    """Sequences per batch; where several ranks train one run with distribute_modules=false, of each rank. The header warns of batches that
+    """Sequences per batch; per rank, where several ranks train one run with distribute_modules=false. The header warns of batches that
     are too small for a GPU."""
     grad_acc_steps: int = bounded(8, at_least=1)
     """Batches per optimizer step."""
     micro_acc_steps: int = bounded(1, at_least=1)
-    """Pieces in which a batch's activations pass through the coder; saves memory, changes no gradient."""
+    """Pieces in which a batch's activations pass through the coder. More pieces save memory and change no gradient."""
     max_steps: int | None = bounded(None, at_least=1)
-    """Optimizer steps after which the run ends, for which there must be samples. null: all samples once."""
+    """Optimizer steps after which the run ends; there must be samples for all of them. null: all samples once."""
     loss_fn: LossFn = LossFn.fvu
     """fvu: fraction of the activations' variance that is left unexplained. ce, kl: the language model's next-token cross-entropy,
     or KL(original || spliced) of its predictions, with the coders' outputs in place of the modules'."""
@@ -39,4 +39,4 @@ class TrainingConfig:
     finetune: str | None = None
     """Start from these coders instead of from `init_seeds`: a run's directory, a folder of sparsify coders, or a hub id."""
     corrections: bool = True
-    """Train with sparsify's known faults corrected (see upstream.py). false: sparsify's own behaviour, for comparison."""
+    """Train with sparsify's known faults corrected (docs/sparsify.md has the list). false: sparsify's own behaviour, for comparison."""
