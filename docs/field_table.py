@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from sae_transcoder.config import PARTS, Config
+from sae_transcoder.config import FIELD_GROUPS, Config
 
 BEGIN, END = "<!-- fields: python docs/field_table.py README.md -->", "<!-- end of fields -->"
 
@@ -22,7 +22,7 @@ BEGIN, END = "<!-- fields: python docs/field_table.py README.md -->", "<!-- end 
 def meanings() -> dict[type, dict[str, str]]:
     """{group's dataclass: {field: its docstring in one line}}, in the order of the config."""
     docstrings: dict[type, dict[str, str]] = {}
-    for group in PARTS:
+    for group in FIELD_GROUPS:
         (definition,) = ast.parse(inspect.getsource(group)).body
         assert isinstance(definition, ast.ClassDef)
         docstrings[group] = {

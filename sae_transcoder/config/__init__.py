@@ -3,7 +3,7 @@
 
 from sae_transcoder.config.derived import evaluation_batch, normalize_decoder, samples_of_max_steps, site, warmup_steps
 from sae_transcoder.config.errors import ConfigError
-from sae_transcoder.config.fields import FIELDS, GROUPS, PARTS, Config
+from sae_transcoder.config.fields import FIELD_GROUPS, FIELDS, GROUPS, Config
 from sae_transcoder.config.fields.architecture import Activation, ArchitectureConfig
 from sae_transcoder.config.fields.dataset import DatasetConfig, DatasetKind, TokensDtype
 from sae_transcoder.config.fields.evaluation import EvaluationConfig

@@ -20,7 +20,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from sae_transcoder.config import FIELDS, GROUPS, PARTS, Config, ConfigError, run_dir, run_name
+from sae_transcoder.config import FIELD_GROUPS, FIELDS, GROUPS, Config, ConfigError, run_dir, run_name
 
 PACKAGE = Path(__file__).parents[1]
 # conf/ lies beside the package in a clone, inside it in a wheel.
@@ -30,7 +30,7 @@ CONF = next((p for p in (PACKAGE / "conf", PACKAGE.parent / "conf") if p.is_dir(
 def field_list() -> str:
     """The fields of the config, one line a group, for --help."""
     lines = []
-    for part in PARTS:
+    for part in FIELD_GROUPS:
         label = re.sub("(?<=[a-z])(?=[A-Z])", " ", part.__name__.removesuffix("Config")).lower()
         names, line = list(part.__annotations__), f"  {label + ':':<14}"
         for name in names:

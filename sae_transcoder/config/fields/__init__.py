@@ -36,7 +36,7 @@ class Config(
 
 
 # The groups in the order of their fields: ModelTypeConfig first, SavingConfig last.
-PARTS = tuple(reversed(Config.__mro__[1:-1]))
+FIELD_GROUPS = tuple(reversed(Config.__mro__[1:-1]))
 FIELDS = tuple(f.name for f in fields(Config))
 GROUPS = {
     "model_type": ModelTypeConfig,
