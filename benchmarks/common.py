@@ -22,7 +22,7 @@ from peers import environments
 from sae_transcoder.config import Config
 from sae_transcoder.config.composition import composed
 from sae_transcoder.language_model import forward, loading
-from sae_transcoder.preflight import plan as preflight
+from sae_transcoder.preflight.plan import make_plan
 
 HERE = Path(__file__).parent
 HOOKPOINT, LENGTH, BATCH = "layers.2", 256, 16  # tokens a sequence, sequences a step
@@ -103,7 +103,7 @@ def prepare(folder: Path, steps: int, device: str, peers_folder: Path) -> Bench:
     """Tokenises once, by this project, into tokens.npy, and computes the held-out activations."""
     settings = ["experiment=demo", f"device={device}", f"batch_size={BATCH}", f"max_steps={steps}", "max_samples=null"]
     cfg = composed([*settings, f"max_seq_length={LENGTH}", "layers=null", f"hookpoints=[{HOOKPOINT}]", f"save_dir={folder}/none"])
-    plan = preflight.plan(cfg)
+    plan = make_plan(cfg)
     np.save(folder / "tokens.npy", plan.tokens.train[: plan.length.samples])
     model = loading.load(cfg, plan.device)
     pieces = []

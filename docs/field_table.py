@@ -8,28 +8,29 @@ import ast
 import inspect
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
 
-from sae_transcoder.config import Config, fields
+from sae_transcoder.config import FIELD_GROUPS, Config
 
 BEGIN, END = "<!-- fields: python docs/field_table.py README.md -->", "<!-- end of fields -->"
 
 
-def meanings() -> dict[str, dict[str, str]]:
-    """{part of the config: {field: its docstring in one line}}, in the order in which they are written."""
-    found: dict[str, dict[str, str]] = {}
-    for node in ast.parse(inspect.getsource(fields)).body:
-        if isinstance(node, ast.ClassDef) and node.name.endswith("Config"):
-            own: dict[str, str] = {}
-            for field, text in zip(node.body, node.body[1:], strict=False):
-                if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
-                    own[field.target.id] = " ".join(str(ast.literal_eval(text.value)).split())
-            if own:
-                found[node.name] = own
-    return found
+def meanings() -> dict[type, dict[str, str]]:
+    """{group's dataclass: {field: its docstring in one line}}, in the order of the config."""
+    docstrings: dict[type, dict[str, str]] = {}
+    for group in FIELD_GROUPS:
+        (definition,) = ast.parse(inspect.getsource(group)).body
+        assert isinstance(definition, ast.ClassDef)
+        docstrings[group] = {
+            field.target.id: " ".join(str(ast.literal_eval(text.value)).split())
+            for field, text in pairwise(definition.body)
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr)
+        }
+    return docstrings
 
 
 def shown(value: Any) -> str:
@@ -48,10 +49,10 @@ def table() -> str:
     """The table as Markdown: field, default, meaning."""
     defaults = Config()
     lines = ["| field | default | meaning |", "| --- | --- | --- |"]
-    for part, own in meanings().items():
-        heading = (getattr(fields, part).__doc__ or "").split("; ")[0].strip().removesuffix(".")
+    for group, meaning in meanings().items():
+        heading = (group.__doc__ or "").split("; ")[0].strip().removesuffix(".")
         lines.append(f"| **{heading}** | | |")
-        lines += [f"| `{name}` | `{shown(getattr(defaults, name))}` | {escaped(text)} |" for name, text in own.items()]
+        lines += [f"| `{name}` | `{shown(getattr(defaults, name))}` | {escaped(text)} |" for name, text in meaning.items()]
     return "\n".join(lines)
 
 

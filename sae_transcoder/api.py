@@ -24,9 +24,9 @@ from omegaconf.errors import OmegaConfBaseException
 from hydra_plugins.sae_transcoder_local import GridSweeper
 from sae_transcoder.coder import stored as stored_coders
 from sae_transcoder.coder.corrected_coder import SparseCoder
-from sae_transcoder.config import Config, ConfigError, Hardware, composition, run_dir, typed
+from sae_transcoder.config import Config, ConfigError, Hardware, composition, run_dir
 from sae_transcoder.launch import sweep as sweeps
-from sae_transcoder.preflight import plan as preflight
+from sae_transcoder.preflight.plan import check_settings, make_plan
 from sae_transcoder.run_store import eval_file, files, observed_status
 from sae_transcoder.run_store.eval_file import Evaluation
 from sae_transcoder.training import engine
@@ -68,13 +68,13 @@ def train(cfg: Config) -> TrainedRun:
     cfg = _checked(cfg)
     if cfg.hardware == Hardware.slurm or cfg.dry_run:
         raise ConfigError(f"{_elsewhere(cfg)}: train() trains here and now; use the command sae-train")
-    preflight.check_settings(cfg)
+    check_settings(cfg)
     directory = run_dir(cfg)
     what = observed_status.to_do(observed_status.read(directory))
     if what in ("running", "queued"):
         raise ConfigError(str(observed_status.nothing_to_do(directory)))
     if what != "done":
-        preflight.plan(cfg)  # before anything is written
+        make_plan(cfg)  # before anything is written
         files.write_config(cfg)
         engine.train([cfg])
     return _trained(cfg)
@@ -113,7 +113,7 @@ def sweep(*overrides: str) -> list[TrainedRun]:
 def _checked(cfg: Config) -> Config:
     """The config with its values as the command line would have them. Raises ConfigError for values of wrong types."""
     try:
-        return typed(OmegaConf.structured(cfg))
+        return composition.typed(OmegaConf.structured(cfg))
     except OmegaConfBaseException as error:
         raise ConfigError(composition.explain(error, [])) from error
 

@@ -22,7 +22,8 @@ from sae_transcoder.evaluation.settings import (
     settings,
     sparsify_settings,
 )
-from sae_transcoder.preflight import plan as preflight
+from sae_transcoder.preflight.device import find_device
+from sae_transcoder.preflight.directory import refuse_unwritable
 from sae_transcoder.process.broken_device import DeviceBroken, diagnosing
 from sae_transcoder.run_store import status
 from sae_transcoder.run_store.eval_file import NAME, Evaluation, write
@@ -87,7 +88,7 @@ def evaluate(path: str, overrides: Sequence[str] = (), output: Path | None = Non
         key = hashlib.sha256(json.dumps([path, evaluation_settings(cfg), sorted(places)]).encode()).hexdigest()[:8]
         aside = Path(cfg.save_dir) / "evals" / f"{Path(path).name}-{key}"
         output = aside if overrides or not Path(path).exists() else Path(path)
-    preflight.refuse_unwritable("--output", output)
+    refuse_unwritable("--output", output)
     evaluation = measured(cfg, places, path, *progress(run, root), selecting=selecting)
     write(output, evaluation)
     show(evaluation, output)
@@ -112,7 +113,7 @@ def measured(
     from sae_transcoder.language_model import hookpoints, layers, loading, model_checks
     from sae_transcoder.process import devices
 
-    device = preflight.find_device(cfg)
+    device = find_device(cfg)
     outline = loading.outline(cfg)
     if selecting:
         wanted = hookpoints.find(cfg, outline)

@@ -178,6 +178,18 @@ def seconds(text: str) -> float:
     return 3600.0 * hours + 60 * (part["dm"] + part["m"] + part["minutes"]) + part["ds"] + part["s"]
 
 
+MEMORY = r"(\d+)([KMGT]?)"  # a number, in MiB or with a unit
+MEBIBYTES = {"": 1.0, "K": 2.0**-10, "M": 1.0, "G": 2.0**10, "T": 2.0**20}
+
+
+def mebibytes(text: str) -> int:
+    """An amount of memory in sbatch's notation: a number, in MiB or with K, M, G or T. Raises ValueError for anything else."""
+    match = re.fullmatch(MEMORY + "B?", text.upper())
+    if match is None:
+        raise ValueError(f"{text!r}: not an amount of memory")
+    return int(int(match[1]) * MEBIBYTES[match[2]])
+
+
 def largest_array() -> int:
     """How many jobs one array may have (MaxArraySize). Raises SlurmError."""
     match = re.search(r"MaxArraySize\s*=\s*(\d+)", ask("scontrol", "show", "config"))

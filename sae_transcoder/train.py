@@ -14,8 +14,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from sae_transcoder import distributed
-from sae_transcoder.config import ConfigError, Hardware, run_dir, typed
-from sae_transcoder.config.composition import CONF, explain, fields_of, override_faults, register, split_arguments
+from sae_transcoder.config import ConfigError, Hardware, run_dir
+from sae_transcoder.config.composition import CONF, explain, fields_of, override_faults, register, split_arguments, typed
 from sae_transcoder.distributed import refuse
 
 

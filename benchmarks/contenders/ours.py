@@ -18,7 +18,7 @@ from sae_transcoder.config import Config, run_dir
 from sae_transcoder.config.composition import composed
 from sae_transcoder.evaluation import heldout
 from sae_transcoder.language_model import forward
-from sae_transcoder.preflight import plan as preflight
+from sae_transcoder.preflight.plan import make_plan
 from sae_transcoder.training import engine
 
 
@@ -45,7 +45,7 @@ def overrides(coder: Coder) -> list[str]:
 def main(job: Job) -> None:
     """Trains, with time and memory taken between the first forward and the last optimizer step."""
     cfgs = configs(job)
-    plan = preflight.plan(cfgs[0])  # imports what it needs, and tokenises
+    plan = make_plan(cfgs[0])  # imports what it needs, and tokenises
     if not np.array_equal(plan.tokens.train[: job.steps * job.batch], job.ids()):
         raise SystemExit("this project would read other tokens than the file of the benchmark holds")
     meter = Meter(job.device)

@@ -33,7 +33,8 @@ from sae_transcoder.config.composition import composed
 from sae_transcoder.language_model import loading
 from sae_transcoder.launch import packs
 from sae_transcoder.preflight import device_memory
-from sae_transcoder.preflight import plan as preflight
+from sae_transcoder.preflight.plan import make_plan
+from sae_transcoder.preflight.plan_cache import PlanCache
 from sae_transcoder.process.memory_errors import is_out_of_memory
 from sae_transcoder.training import checkpoint, engine
 
@@ -164,8 +165,8 @@ def random_model(shape: Shape, device: torch.device, dtype: torch.dtype) -> PreT
 
 def estimated(cfgs: Sequence[Config]) -> None:
     """Tells what the pack needs by the project's estimate, and how a sweep would divide these runs over one device."""
-    known: preflight.Known = {}
-    plans = [preflight.plan(cfg, known) for cfg in cfgs]
+    cache = PlanCache()
+    plans = [make_plan(cfg, cache) for cfg in cfgs]
     there = plans[0].available
     refused = there is not None and any(packs.memory([plan]) > there for plan in plans)
     tell(estimate=packs.memory(plans), packed=[len(pack) for pack in packs.packs(plans, 1)], refused=refused)

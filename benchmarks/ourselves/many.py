@@ -29,7 +29,7 @@ PARTS = {
     "held-out metrics": ["evaluation.heldout:measure"],
     "jobs composed": ["launch.sweep:composed"],
     "jobs checked": ["launch.sweep:check"],
-    "runs planned, by the check and by the pack": ["preflight.plan:plan"],
+    "runs planned, by the check and by the pack": ["launch.sweep:make_plan", "training.engine:make_plan"],
     "jobs queued": ["launch.sweep:queue"],
     "packs": ["launch.packs:packs"],
     "table and results": ["launch.sweep:show_table", "launch.sweep:result"],

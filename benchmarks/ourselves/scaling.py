@@ -68,14 +68,14 @@ def measure(spec: Path) -> None:
     from contenders.meter import Meter
     from contenders.ours import timed
     from sae_transcoder.config.composition import composed
-    from sae_transcoder.preflight import plan as preflight
+    from sae_transcoder.preflight.plan import make_plan
     from sae_transcoder.training import engine
 
     asked = json.loads(spec.read_text())
     base = ["experiment=demo", f"device={asked['device']}", "batch_size=16", f"max_steps={asked['steps']}", "max_samples=null"]
     base += ["exclude_first_tokens=0", "eval_end_to_end=false", "save_best=false", "eval_samples=2", f"save_every={asked['steps']}"]
     cfgs = [composed([*base, f"save_dir={spec.parent}/{i}", *run]) for i, run in enumerate(asked["runs"])]
-    preflight.plan(cfgs[0])
+    make_plan(cfgs[0])
     meter = Meter(asked["device"])
     with timed(meter):
         engine.train(cfgs)

@@ -24,7 +24,7 @@ from contenders.ours import configs, timed
 from peers.grid import GRID
 from peers.single import LATENTS, K
 from sae_transcoder.evaluation import heldout
-from sae_transcoder.preflight import plan as preflight
+from sae_transcoder.preflight.plan import make_plan
 from sae_transcoder.training import engine
 
 SKIPPED = 2  # steps in which memory is still being found
@@ -51,7 +51,7 @@ def main() -> None:
         bench = common.prepare(Path(folder), SKIPPED + asked.steps, asked.device, Path())
         shapes = [(K, LATENTS)] if asked.single else [(k, expansion * bench.width) for k, expansion in GRID]
         cfgs = configs(bench.job(common.OURS, [Coder(k, latents, 1e-2) for k, latents in shapes]))
-        preflight.plan(cfgs[0])
+        make_plan(cfgs[0])
         with patch.object(heldout, "measure", ended), timed(meter, SKIPPED, profiler.start):
             engine.train(cfgs)
     step = 1000 * meter.found()["seconds"] / asked.steps

@@ -24,12 +24,12 @@ import common
 from peers import environments
 from sae_transcoder.api import TrainedRun, sweep
 from sae_transcoder.export import export
-from sae_transcoder.preflight import plan as preflight
+from sae_transcoder.preflight.plan import make_plan
 
 
 def prompts_of(run: TrainedRun, count: int, length: int) -> list[list[int]]:
     """The first `length` tokens of sequences spread evenly over those that are held out."""
-    heldout = preflight.plan(run.cfg).tokens.heldout
+    heldout = make_plan(run.cfg).tokens.heldout
     return [heldout[i : i + 1][0][:length].tolist() for i in np.linspace(0, len(heldout) - 1, count).astype(int)]
 
 

@@ -1,93 +1,18 @@
 """Every setting: its fields by group, their names and checks, and how a command line becomes a `Config`."""
+# ruff: noqa: F401 - other packages import these names from here
 
-from sae_transcoder.config.fields import (
-    FIELDS,
-    GROUPS,
-    LOGITS_HELD,
-    Activation,
-    ArchitectureConfig,
-    Config,
-    ConfigError,
-    DatasetConfig,
-    DatasetKind,
-    Dtype,
-    EvaluationConfig,
-    Hardware,
-    HardwareConfig,
-    LossFn,
-    ModelConfig,
-    ModelType,
-    ModelTypeConfig,
-    Optimizer,
-    OptimizerConfig,
-    Quantization,
-    Resume,
-    SavingConfig,
-    Site,
-    SlurmConfig,
-    SweepConfig,
-    TokensDtype,
-    Tracker,
-    TrackerConfig,
-    TrackerMode,
-    TrainingConfig,
-    evaluation_batch,
-    evaluation_settings,
-    missing_fault,
-    no_result,
-    normalize_decoder,
-    run_dir,
-    run_name,
-    signature,
-    site,
-    summary,
-    sweep_dir,
-    typed,
-    warmup_steps,
-)
-
-__all__ = [
-    "FIELDS",
-    "GROUPS",
-    "LOGITS_HELD",
-    "Activation",
-    "ArchitectureConfig",
-    "Config",
-    "ConfigError",
-    "DatasetConfig",
-    "DatasetKind",
-    "Dtype",
-    "EvaluationConfig",
-    "Hardware",
-    "HardwareConfig",
-    "LossFn",
-    "ModelConfig",
-    "ModelType",
-    "ModelTypeConfig",
-    "Optimizer",
-    "OptimizerConfig",
-    "Quantization",
-    "Resume",
-    "SavingConfig",
-    "Site",
-    "SlurmConfig",
-    "SweepConfig",
-    "TokensDtype",
-    "Tracker",
-    "TrackerConfig",
-    "TrackerMode",
-    "TrainingConfig",
-    "evaluation_batch",
-    "evaluation_settings",
-    "missing_fault",
-    "no_result",
-    "normalize_decoder",
-    "run_dir",
-    "run_name",
-    "signature",
-    "site",
-    "summary",
-    "sweep_dir",
-    "typed",
-    "warmup_steps",
-]
+from sae_transcoder.config.derived import evaluation_batch, normalize_decoder, samples_of_max_steps, site, warmup_steps
+from sae_transcoder.config.errors import ConfigError
+from sae_transcoder.config.fields import FIELD_GROUPS, FIELDS, GROUPS, Config
+from sae_transcoder.config.fields.architecture import Activation, ArchitectureConfig
+from sae_transcoder.config.fields.dataset import DatasetConfig, DatasetKind, TokensDtype
+from sae_transcoder.config.fields.evaluation import EvaluationConfig
+from sae_transcoder.config.fields.hardware import Hardware, HardwareConfig, SlurmConfig
+from sae_transcoder.config.fields.model import Dtype, ModelConfig, Quantization
+from sae_transcoder.config.fields.model_type import ModelType, ModelTypeConfig, Site
+from sae_transcoder.config.fields.optimizer import OPTIMIZERS, Optimizer, OptimizerConfig
+from sae_transcoder.config.fields.saving import Resume, SavingConfig
+from sae_transcoder.config.fields.sweep import SweepConfig
+from sae_transcoder.config.fields.tracker import Tracker, TrackerConfig, TrackerMode
+from sae_transcoder.config.fields.training import LossFn, TrainingConfig
+from sae_transcoder.config.naming import evaluation_settings, run_dir, run_name, signature, summary, sweep_dir

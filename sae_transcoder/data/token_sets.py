@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sae_transcoder.config import Config, ConfigError, DatasetKind
+from sae_transcoder.config import Config, ConfigError, DatasetKind, samples_of_max_steps
 from sae_transcoder.data import sources
 from sae_transcoder.data.token_cache import WINDOW, Sequences, fill, mixed
 
@@ -27,8 +27,7 @@ class TokenSets:
 
 def needed_samples(cfg: Config, ranks: int = 1) -> int | None:
     """Training sequences that the run reads at most, where so many ranks share each batch; None: all there are."""
-    by_steps = None if cfg.max_steps is None else cfg.max_steps * cfg.grad_acc_steps * cfg.batch_size * ranks
-    return min((n for n in (cfg.max_samples, by_steps) if n is not None), default=None)
+    return min((n for n in (cfg.max_samples, samples_of_max_steps(cfg, ranks)) if n is not None), default=None)
 
 
 def prepare(cfg: Config, tokenizer: Callable[[], Any], vocabulary: int, ranks: int = 1) -> TokenSets:

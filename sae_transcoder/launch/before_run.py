@@ -7,9 +7,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from sae_transcoder import distributed
-from sae_transcoder.config import Config, ConfigError, Hardware, composition, run_dir, typed
+from sae_transcoder.config import Config, ConfigError, Hardware, composition, run_dir
 from sae_transcoder.distributed import refuse
-from sae_transcoder.preflight import plan as preflight
+from sae_transcoder.preflight.plan import check_settings, make_plan
 from sae_transcoder.run_store import observed_status
 
 
@@ -52,8 +52,8 @@ class BeforeTheRun(Callback):
 def decide(config: DictConfig) -> None:
     """Ends the program where the run is not to be started."""
     try:
-        cfg = typed(config)
-        preflight.check_settings(cfg)
+        cfg = composition.typed(config)
+        check_settings(cfg)
         if note := observed_status.nothing_to_do(run_dir(cfg)):
             print(note)
             sys.exit(0)
@@ -69,7 +69,7 @@ def check(cfg: Config) -> None:
         from sae_transcoder.launch.slurm import submit as slurm_submit
 
         slurm_submit.check(cfg)
-    plan = preflight.plan(cfg, on_slurm=on_slurm)
+    plan = make_plan(cfg, on_slurm=on_slurm)
     if cfg.dry_run:
         from rich.console import Console
 

@@ -34,7 +34,8 @@ from sae_transcoder.config import (
     sweep_dir,
 )
 from sae_transcoder.config.composition import compose_jobs
-from sae_transcoder.preflight import plan as preflight
+from sae_transcoder.preflight.plan import Plan, check_settings, make_plan
+from sae_transcoder.preflight.plan_cache import PlanCache
 from sae_transcoder.process.atomic_files import replace_text
 from sae_transcoder.run_store import eval_file, files, observed_status, status
 from sae_transcoder.run_store.status import State, Status
@@ -113,7 +114,7 @@ def train(loader: ConfigLoader, master: DictConfig, job_overrides: Sequence[Sequ
     return jobs
 
 
-def packs_of(todo: Sequence[Job], plans: Mapping[int, preflight.Plan]) -> list[list[preflight.Plan]]:
+def packs_of(todo: Sequence[Job], plans: Mapping[int, Plan]) -> list[list[Plan]]:
     """The runs that are to be trained in packs."""
     from sae_transcoder.launch import packs, workers
 
@@ -162,15 +163,15 @@ def default_name(loader: ConfigLoader, master: DictConfig, cfgs: Sequence[Config
     return "-".join([str(label), *([".".join(sorted(swept))] if swept else []), digest])
 
 
-def check(jobs: Sequence[Job], *, repeats: bool) -> dict[int, preflight.Plan]:
+def check(jobs: Sequence[Job], *, repeats: bool) -> dict[int, Plan]:
     """What each job that is to be trained will be, by its number; notes in each job what is to be done.
 
     repeats: whether jobs are proposed by a search, which may ask for a run again, and goes on where some are refused. Raises
     ConfigError with the faults of all jobs.
     """
     faults: dict[int, list[str]] = {}
-    plans: dict[int, preflight.Plan] = {}
-    known: preflight.Known = {}
+    plans: dict[int, Plan] = {}
+    cache = PlanCache()
     places: dict[Path, list[Job]] = defaultdict(list)
     for job in jobs:
         places[run_dir(job.cfg)].append(job)
@@ -183,10 +184,10 @@ def check(jobs: Sequence[Job], *, repeats: bool) -> dict[int, preflight.Plan]:
     seen = observed_status.observe_all({directory: found for directory in places if (found := readable(directory)) is not None})
     for job in jobs:
         try:
-            preflight.check_settings(job.cfg)
+            check_settings(job.cfg)
             job.todo = observed_status.to_do(seen.get(run_dir(job.cfg)))
             if job.open:
-                plans[job.number] = preflight.plan(job.cfg, known, on_slurm=job.cfg.hardware == Hardware.slurm)
+                plans[job.number] = make_plan(job.cfg, cache, on_slurm=job.cfg.hardware == Hardware.slurm)
         except ConfigError as error:
             faults.setdefault(job.number, []).extend(error.faults)
     if faults and (not repeats or len(faults) == len(jobs)):
@@ -264,7 +265,7 @@ def queue(master: DictConfig, jobs: Sequence[Job]) -> None:
                 status.write(run_dir(job.cfg), Status(State.queued, signature(job.cfg)))
 
 
-def show_plan(jobs: Sequence[Job], plans: Mapping[int, preflight.Plan], todo: Sequence[Job], console: Console) -> None:
+def show_plan(jobs: Sequence[Job], plans: Mapping[int, Plan], todo: Sequence[Job], console: Console) -> None:
     """One line of how many runs there are and how far they are; in a dry run also the packs."""
     counts = {name: sum(job.todo == name for job in jobs) for name in ("done", "running", "queued", "again", "new", "refused")}
     told = ", ".join(f"{count} {'to go on' if name == 'again' else name}" for name, count in counts.items() if count)

@@ -1,11 +1,11 @@
-"""How much memory a device has: this machine's, or what the settings say of a cluster's; and runs that need more."""
+"""How much memory a device has, here or on a cluster as the settings say, and runs that need more."""
 
 from __future__ import annotations
 
 import os
-import re
 from typing import TYPE_CHECKING
 
+from sae_transcoder import slurm_client
 from sae_transcoder.config import Config
 from sae_transcoder.preflight.peak import Peak
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def here(device: torch.device) -> int:
-    """Bytes of a GPU, or of this machine."""
+    """Bytes of a GPU of this machine; for the CPU, of the machine's memory."""
     import torch
 
     if device.type == "cuda":
@@ -23,29 +23,18 @@ def here(device: torch.device) -> int:
 
 
 def on_cluster(cfg: Config, device: torch.device) -> int | None:
-    """Bytes of a GPU of the cluster, or what a job asks for on a node; None where the settings do not say."""
+    """Bytes of a GPU of the cluster; for the CPU, of each task's share of `memory`. None where the settings do not say."""
     if device.type == "cuda":
         return None if cfg.gpu_memory_gib is None else int(cfg.gpu_memory_gib * 2**30)
-    return None if cfg.memory is None else mebibytes(cfg.memory) * 2**20 // cfg.tasks_per_node
+    return None if cfg.memory is None else slurm_client.mebibytes(cfg.memory) * 2**20 // cfg.tasks_per_node
 
 
-def faults(cfg: Config, needed: Peak, there: int | None, device: torch.device) -> list[str]:
-    """A run that needs more than the whole of its device's memory; `there`: bytes, None where they are not known."""
-    if there is None or needed.held <= there:
+def faults(cfg: Config, needed: Peak, available: int | None, device: torch.device) -> list[str]:
+    """A run that needs more than all of its device's memory. available: bytes; None where they are not known."""
+    if available is None or needed.held <= available:
         return []
     parts = ", ".join(f"{what} {held / 1e9:,.1f}" for what, held in needed.parts.items())
     return [
         f"expansion_factor={cfg.expansion_factor}, num_latents={cfg.num_latents}, batch_size={cfg.batch_size}: the run needs about "
-        f"{needed.held / 1e9:,.1f} GB {needed.moment} ({parts}), {device} has {there / 1e9:,.1f}; lower them, or choose fewer hookpoints"
+        f"{needed.held / 1e9:,.1f} GB {needed.moment} ({parts}), {device} has {available / 1e9:,.1f}; lower them, or choose fewer hookpoints"
     ]
-
-
-UNITS = {"": 1.0, "K": 2.0**-10, "M": 1.0, "G": 2.0**10, "T": 2.0**20}
-
-
-def mebibytes(text: str) -> int:
-    """An amount of memory in sbatch's notation: a number, in MiB or with K, M, G or T. Raises ValueError for what is none."""
-    match = re.fullmatch(r"(\d+)([KMGT]?)B?", text.upper())
-    if match is None:
-        raise ValueError(f"{text!r}: not an amount of memory")
-    return int(int(match[1]) * UNITS[match[2]])

@@ -1,7 +1,7 @@
 """What runs hold of their device's memory, and when they hold most.
 
-A part of it is held at some moments and has been given back at others; runs side by side hold it once for all, or each its own. What they
-need is what they hold at the worst moment.
+Each part is held at some moments and freed at others. Runs side by side hold a part once for all, or one each. What they need is what
+they hold at the worst moment.
 """
 
 from collections.abc import Hashable, Sequence
@@ -27,18 +27,21 @@ SAVE = (Moment.copy, Moment.reconstruction, Moment.comparison, Moment.prediction
 
 
 class Part(NamedTuple):
-    """What holds so many bytes, and at which moments. Of runs side by side those with equal `shared` hold it `times` at most, the largest for
-    all; None: each holds its own."""
+    """Bytes that a run holds at some moments.
 
-    what: str
+    Runs side by side hold parts of the same name and equal `shared` together: only the `times` largest of them. With `shared` None
+    each run holds its own.
+    """
+
+    name: str
     held: int
-    during: Sequence[Moment]
+    moments: Sequence[Moment]
     shared: Hashable = None
     times: int = 1
 
 
 class Peak(NamedTuple):
-    """The moment at which runs hold most, and what holds how many bytes then."""
+    """The moment at which runs hold most, and {part: bytes} then."""
 
     moment: Moment
     parts: dict[str, int]
@@ -51,17 +54,17 @@ class Peak(NamedTuple):
 
 def peak(runs: Sequence[Sequence[Part]]) -> Peak:
     """The worst moment of runs side by side."""
-    return max((Peak(moment, held(moment, runs)) for moment in Moment), key=lambda found: found.held)
+    return max((Peak(moment, held(moment, runs)) for moment in Moment), key=lambda peak: peak.held)
 
 
 def held(moment: Moment, runs: Sequence[Sequence[Part]]) -> dict[str, int]:
     """What runs side by side hold at this moment, {part: bytes}."""
-    alike: dict[Hashable, list[Part]] = {}
-    for number, part in enumerate(part for run in runs for part in run if moment in part.during):
-        alike.setdefault(number if part.shared is None else (part.what, part.shared), []).append(part)
-    found: dict[str, int] = {}
-    for parts in alike.values():
+    groups: dict[Hashable, list[Part]] = {}
+    for number, part in enumerate(part for run in runs for part in run if moment in part.moments):
+        groups.setdefault(number if part.shared is None else (part.name, part.shared), []).append(part)
+    total: dict[str, int] = {}
+    for parts in groups.values():
         times = max(part.times for part in parts)
         largest = sorted((part.held for part in parts), reverse=True)[:times]
-        found[parts[0].what] = found.get(parts[0].what, 0) + sum(largest)
-    return found
+        total[parts[0].name] = total.get(parts[0].name, 0) + sum(largest)
+    return total

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import fields
 
-from sae_transcoder.config import Config, ConfigError, DatasetConfig, LossFn, ModelConfig
+from sae_transcoder.config import Config, DatasetConfig, LossFn, ModelConfig
+from sae_transcoder.config.errors import raise_faults
 
-# Fields of the model and the data in which runs of one pack may differ: each leaves out its own tokens, and a shorter run reads the
+# Fields of the model and the data in which runs of one pack may differ: each run excludes its own tokens, and a shorter run reads the
 # first part of what a longer one reads.
-OWN = {"exclude_tokens", "exclude_first_tokens", "max_norm_multiple", "max_samples"}
-# What runs of one pack have in common: they see the same batches and the same activations.
-SHARED = [f.name for f in (*fields(ModelConfig), *fields(DatasetConfig)) if f.name not in OWN]
+MAY_DIFFER = {"exclude_tokens", "exclude_first_tokens", "max_norm_multiple", "max_samples"}
+# Fields in which runs of one pack agree, so that they see the same batches and the same activations.
+SHARED = [f.name for f in (*fields(ModelConfig), *fields(DatasetConfig)) if f.name not in MAY_DIFFER]
 SHARED += ["batch_size", "device", "threads", "deterministic", "forward_batch_size", "compile_model"]
 
 
@@ -22,5 +23,4 @@ def check_shared(cfgs: Sequence[Config]) -> None:
             faults.append(f"{name}={', '.join(map(str, values))}: runs that train side by side must agree in it; train them apart")
     if len(cfgs) > 1 and any(cfg.loss_fn != LossFn.fvu for cfg in cfgs):
         faults.append("loss_fn=ce or kl: the run's own forward passes through its coders; train it apart")
-    if faults:
-        raise ConfigError(*faults)
+    raise_faults(faults)

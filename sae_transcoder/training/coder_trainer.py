@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_model
-from schedulefree import ScheduleFreeWrapper
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from sae_transcoder.coder import names as coder_names
 from sae_transcoder.coder import positions
 from sae_transcoder.coder.corrected_coder import CorrectedCoder, ForwardOutput, SparseCoder
-from sae_transcoder.coder.sparsify_config import length, optimizers, sparsify_configs, step_together
+from sae_transcoder.coder.optimizers import averaged_weights, optimizers, step_together
+from sae_transcoder.coder.sparsify_config import length, sparsify_configs
 from sae_transcoder.config import Config
 from sae_transcoder.distributed import ALONE, Ranks
 from sae_transcoder.language_model.forward import Activations, end_to_end_loss, spliced_output
@@ -386,23 +386,13 @@ class CoderTrainer:
     def exported(self) -> dict[str, SparseCoder]:
         """Copies of the coders as they are published: signum's averaged, decoder rows at norm 1 where that is asked for, the final k."""
         params = [p for c in self.coders.values() for p in c.parameters()]
-        kept = []
-        for optimizer in self.optimizers:
-            if isinstance(optimizer, ScheduleFreeWrapper):
-                kept = [p.detach().clone() for p in params]  # its way there and back is not exact
-                optimizer.eval()
-        copies = copy.deepcopy(self.coders)
+        with averaged_weights(self.optimizers, params):
+            copies = copy.deepcopy(self.coders)
         for copied in copies.values():
             copied.requires_grad_(False)
             copied.cfg.k = self.cfg.k
             if self.cfg.corrections and copied.cfg.normalize_decoder:
                 copied.set_decoder_norm_to_unit_norm()
-        for optimizer in self.optimizers:
-            if isinstance(optimizer, ScheduleFreeWrapper):
-                optimizer.train()
-        with torch.no_grad():
-            for param, value in zip(params, kept, strict=False):
-                param.copy_(value)
         return copies
 
 

@@ -13,7 +13,7 @@ from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from sae_transcoder.config import run_dir, run_name, warmup_steps
+from sae_transcoder.config import OPTIMIZERS, run_dir, run_name, warmup_steps
 from sae_transcoder.preflight.peak import peak
 from sae_transcoder.preflight.plan import Plan
 from sae_transcoder.run_store.eval_file import Evaluation
@@ -41,7 +41,7 @@ def facts(plan: Plan) -> dict[str, str]:
     latents = plan.latents
     dead = f", AuxK after {size(cfg.dead_feature_threshold)} tokens" if cfg.auxk_alpha else ""
     rate = "automatic" if cfg.lr is None else f"{cfg.lr:g}"
-    warmup = "" if cfg.optimizer == "signum" else f", {warmup_steps(cfg, length.steps)} warmup steps"
+    warmup = f", {warmup_steps(cfg, length.steps)} warmup steps" if OPTIMIZERS[cfg.optimizer].scheduled else ""
     needed = peak([plan.memory])
     parts = ", ".join(f"{what} {size(held, 'B')}" for what, held in needed.parts.items())
     return {

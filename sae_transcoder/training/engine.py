@@ -18,8 +18,8 @@ from sae_transcoder.config import Config, ConfigError, LossFn
 from sae_transcoder.distributed import Ranks
 from sae_transcoder.language_model import forward, layers
 from sae_transcoder.language_model.forward import Activations
-from sae_transcoder.preflight import plan as preflight
-from sae_transcoder.preflight.plan import Plan
+from sae_transcoder.preflight.plan import Plan, make_plan
+from sae_transcoder.preflight.plan_cache import PlanCache
 from sae_transcoder.preflight.shared import check_shared
 from sae_transcoder.process import devices
 from sae_transcoder.process.broken_device import diagnosing, end_if_broken
@@ -92,11 +92,11 @@ def silence() -> Iterator[None]:
 @diagnosing()
 def planned(cfgs: Sequence[Config], ours: Ranks) -> tuple[dict[int, Outcome], dict[int, Plan]]:
     """What was refused, on any rank, and the plans of the other runs."""
-    known: preflight.Known = {}
+    cache = PlanCache()
 
     def plan(cfg: Config) -> Plan | ConfigError:
         try:
-            return preflight.plan(cfg, known)
+            return make_plan(cfg, cache)
         except ConfigError as error:
             return error
 

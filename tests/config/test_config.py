@@ -95,16 +95,20 @@ def test_the_full_preset_names_every_field_that_groups_do_not_choose() -> None:
 
 
 def test_every_field_has_a_docstring() -> None:
-    tree = ast.parse(Path(config.__file__).read_text())
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and node.name.endswith("Config"):
-            for statement, following in zip(node.body, [*node.body[1:], None], strict=True):
-                if isinstance(statement, ast.AnnAssign):
-                    assert isinstance(following, ast.Expr), f"{node.name}.{statement.target.id}"
+    documented = []
+    for path in (Path(config.__file__).parent / "fields").glob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and node.name.endswith("Config"):
+                for statement, following in zip(node.body, [*node.body[1:], None], strict=True):
+                    if isinstance(statement, ast.AnnAssign):
+                        assert isinstance(following, ast.Expr), f"{node.name}.{statement.target.id}"
+                        documented.append(statement.target.id)
+    assert sorted(documented) == sorted(FIELDS)
 
 
 def test_lower_bounds_are_of_fields_that_exist() -> None:
     assert set(AT_LEAST) <= set(FIELDS)
+    assert {"k", "lr_warmup_steps", "save_every", "signal_delay"} <= set(AT_LEAST)
 
 
 def test_the_signature_covers_what_changes_the_result_and_nothing_else() -> None:

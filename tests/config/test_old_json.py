@@ -16,7 +16,7 @@ from sae_transcoder.config import Config, ConfigError, old_json
 from sae_transcoder.config.checks import faults
 from sae_transcoder.config.composition import fields_of
 from sae_transcoder.config.old_json import expanded, literal, read
-from sae_transcoder.preflight import plan as preflight
+from sae_transcoder.preflight.plan import make_plan
 
 # The examples of that program's document, and its parameter list with the defaults that it gives.
 EXAMPLES: dict[str, dict[str, Any]] = {
@@ -76,7 +76,7 @@ def test_every_example_passes_preflight_on_the_config_of_the_model_that_it_means
     np.random.default_rng(0).integers(0, 40_000, 1300 * 256, dtype=np.uint16).tofile(tmp_path / "ids")
     data = ["dataset=memmap", f"dataset_name={tmp_path}/ids", "tokens_dtype=uint16"]
     cfg, _ = config_of(tmp_path / "config.json", f"model_name={folder}", *data, "tracker=none", f"save_dir={tmp_path}/out")
-    planned = preflight.plan(cfg, on_slurm=True)  # on another machine, for all that one example needs 115 GB
+    planned = make_plan(cfg, on_slurm=True)  # on another machine, for all that one example needs 115 GB
     assert len(planned.widths) == {"transcoder": 3, "custom_hookpoints": 24}.get(name, 30)
     assert planned.length.samples == 1000
 
@@ -85,7 +85,7 @@ def test_an_example_that_names_no_model_and_modules_of_gpt2_is_told_those_of_the
     path = written(tmp_path, EXAMPLES["hookpoints"])
     cfg, _ = config_of(path, f"model_name={config_only('HuggingFaceTB/SmolLM2-135M', tmp_path)}", f"save_dir={tmp_path}/out")
     with pytest.raises(ConfigError, match=r"h\.\*\.attn matches no module; LlamaModel has .*layers\.\*\.self_attn"):
-        preflight.plan(cfg, on_slurm=True)
+        make_plan(cfg, on_slurm=True)
 
 
 def test_the_whole_list_of_defaults_describes_a_transcoder_too(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from helpers.short_runs import lines, short, weights
 from sae_transcoder.coder.sparsify_config import sparsify_configs
 from sae_transcoder.config import FIELDS, Config, run_dir
 from sae_transcoder.language_model.loading import load
-from sae_transcoder.preflight.plan import plan
+from sae_transcoder.preflight.plan import make_plan
 from sae_transcoder.trackers.logbook import Logbook
 from sae_transcoder.training import engine
 from sae_transcoder.training.coder_trainer import CoderTrainer
@@ -159,13 +159,15 @@ def test_model_dataset_and_lengths_change_what_is_read(cache: Path, tmp_path: Pa
                 tmp_path / corpus / f"{split}.jsonl", orient="records", lines=True
             )
     hub = ["dataset=hub", f"dataset_name={tmp_path / 'one'}"]
-    base = plan(short(cache, tmp_path / "runs", *hub))
+    base = make_plan(short(cache, tmp_path / "runs", *hub))
     for override in ["dataset_split=validation", f"dataset_name={tmp_path / 'two'}", "max_seq_length=16"]:
-        changed = plan(short(cache, tmp_path / "runs", *hub, override))
+        changed = make_plan(short(cache, tmp_path / "runs", *hub, override))
         first, other = changed.tokens.train[:4], base.tokens.train[:4]
         assert first.shape != other.shape or (first != other).any(), override
-    assert plan(short(cache, tmp_path / "runs", *hub, "max_samples=20")).length.samples == 20
-    other_model = plan(short(cache, tmp_path / "runs", "max_samples=8", f"model_name={save_with_tokenizer(tiny_folder['llama'])}"))
+    assert make_plan(short(cache, tmp_path / "runs", *hub, "max_samples=20")).length.samples == 20
+    other_model = make_plan(
+        short(cache, tmp_path / "runs", "max_samples=8", f"model_name={save_with_tokenizer(tiny_folder['llama'])}")
+    )
     assert other_model.widths == {"layers.2": 32}
 
 
@@ -184,7 +186,7 @@ def save_with_tokenizer(folder: Path) -> Path:
 
 
 def test_device_and_dtype_change_where_and_in_what_the_model_runs(cache: Path, tmp_path: Path) -> None:
-    assert plan(short(cache, tmp_path, "device=cpu")).device == torch.device("cpu")
+    assert make_plan(short(cache, tmp_path, "device=cpu")).device == torch.device("cpu")
     for dtype in ("float32", "bfloat16", "float16"):
         assert load(short(cache, tmp_path, f"dtype={dtype}"), torch.device("cpu")).dtype == getattr(torch, dtype)
 

@@ -8,7 +8,8 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel
 
 from sae_transcoder.config import Config
-from sae_transcoder.preflight.plan import Plan, plan
+from sae_transcoder.preflight.plan import Plan, make_plan
+from sae_transcoder.preflight.plan_cache import PlanCache
 from sae_transcoder.training import engine
 
 
@@ -20,8 +21,8 @@ def weights(model: PreTrainedModel) -> int:
 
 def train(cfgs: Sequence[Config]) -> tuple[list[Plan], int]:
     """Trains the runs side by side; their plans, and the bytes that the language model and all other tensors held at most."""
-    known: dict = {}
-    plans = [plan(cfg, known) for cfg in cfgs]
+    cache = PlanCache()
+    plans = [make_plan(cfg, cache) for cfg in cfgs]
     model = engine.loaded(plans)  # before, since weights that are mapped from a file are not allocated
     with (
         patch.object(engine, "loaded", lambda _: model),

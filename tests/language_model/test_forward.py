@@ -13,8 +13,8 @@ from helpers.tiny_models import VOCABULARY, tiny_config, tiny_model
 from sae_transcoder.config import Config, ConfigError, run_dir
 from sae_transcoder.language_model import forward, hookpoints, layers, loading
 from sae_transcoder.language_model.forward import capture
-from sae_transcoder.preflight import plan as preflight
 from sae_transcoder.preflight.peak import peak
+from sae_transcoder.preflight.plan import make_plan
 from sae_transcoder.training import engine
 
 pytestmark = pytest.mark.device
@@ -96,7 +96,7 @@ def test_all_layers_are_loaded_of_a_model_whose_first_ones_would_change_with_the
 def test_a_run_with_its_models_first_layers_ends_as_with_all(cache: Path, tmp_path: Path) -> None:
     every = "eval_samples=4"
     fewer, whole = short(cache, tmp_path / "fewer", WITHOUT_LOGITS, every), short(cache, tmp_path / "whole", every)
-    plans = preflight.plan(fewer), preflight.plan(whole)
+    plans = make_plan(fewer), make_plan(whole)
     assert [plan.model_layers for plan in plans] == [3, None]
     assert peak([plans[0].memory]).parts["language model"] < peak([plans[1].memory]).parts["language model"]
     engine.train([fewer])
@@ -119,7 +119,7 @@ def test_a_pack_loads_what_the_most_demanding_run_needs(cache: Path, tmp_path: P
 
 def test_a_forward_of_fewer_sequences_is_refused_for_an_end_to_end_loss() -> None:
     with pytest.raises(ConfigError, match="forward_batch_size=2 with loss_fn=ce"):
-        preflight.plan(composed("experiment=demo", "forward_batch_size=2", "loss_fn=ce", "auxk_alpha=0"))
+        make_plan(composed("experiment=demo", "forward_batch_size=2", "loss_fn=ce", "auxk_alpha=0"))
 
 
 def test_going_on_with_another_forward_batch_warns(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -14,7 +14,7 @@ from sae_transcoder.api import load_config, train
 from sae_transcoder.config import ConfigError
 from sae_transcoder.language_model import forward, loading, model_checks
 from sae_transcoder.language_model.loading import DEMO
-from sae_transcoder.preflight import plan as preflight
+from sae_transcoder.preflight.plan import make_plan
 
 pytestmark = pytest.mark.device
 DEMO_RUN = ["experiment=demo", *ON_DEVICE]
@@ -62,7 +62,7 @@ def test_runs_train_on_it_with_its_first_layers_and_through_the_whole(quantizati
 def test_without_bitsandbytes_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_checks, "find_spec", lambda name: None if name == "bitsandbytes" else name)
     with pytest.raises(ConfigError, match=r"quantization=int8: needs bitsandbytes; run pip install .*\[quantization\]"):
-        preflight.plan(composed("experiment=demo", "quantization=int8"))
+        make_plan(composed("experiment=demo", "quantization=int8"))
 
 
 def test_weights_that_are_quantized_already_are_not_again(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_weights_that_are_quantized_already_are_not_again(tmp_path: Path) -> Non
         json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}})
     )
     with pytest.raises(ConfigError, match=r"quantization=nf4: the weights of .* are quantized already"):
-        preflight.plan(composed("experiment=demo", f"model_name={tmp_path}/model", "quantization=nf4"))
+        make_plan(composed("experiment=demo", f"model_name={tmp_path}/model", "quantization=nf4"))
 
 
 def test_a_checkpoint_of_quantized_weights_is_estimated_and_trains_as_it_is(tmp_path: Path) -> None:

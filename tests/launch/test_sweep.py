@@ -16,8 +16,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from helpers.sweeps import SHORT, assert_equal, by, config, here, runs, states
-from sae_transcoder.config import ConfigError, composition, run_name, typed
-from sae_transcoder.config.composition import CONF
+from sae_transcoder.config import ConfigError, composition, run_name
+from sae_transcoder.config.composition import CONF, typed
 from sae_transcoder.launch import sweep, workers
 from sae_transcoder.run_store import status
 from sae_transcoder.training import engine
@@ -224,14 +224,14 @@ def test_a_run_that_lives_or_that_another_command_took_is_left_to_it(cache: Path
         assert "2 runs (1 done, 1 running)" in printed
     found.state = status.State.interrupted
     status.write(alive, found)
-    real = engine.preflight.plan
+    real = engine.make_plan
 
     def late(*arguments: object, **options: object) -> object:  # the other command starts it once this one has begun
         lock.acquire()
         return real(*arguments, **options)
 
     lock = status.lock(alive)
-    with patch.object(engine.preflight, "plan", late):
+    with patch.object(engine, "make_plan", late):
         code, printed, _ = here(*sweep_of)
     lock.release()
     assert code == 0

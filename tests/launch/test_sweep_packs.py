@@ -18,7 +18,7 @@ from helpers.short_runs import short
 from helpers.sweeps import SHAPE, SHORT, assert_equal, by, config, here, runs, states
 from sae_transcoder.config import run_dir
 from sae_transcoder.launch import packs, workers
-from sae_transcoder.preflight.plan import plan
+from sae_transcoder.preflight.plan import make_plan
 from sae_transcoder.preflight.shared import check_shared
 from sae_transcoder.run_store import status
 from sae_transcoder.training import engine, managed_run
@@ -96,7 +96,7 @@ def test_every_run_of_a_mixed_pack_ends_as_alone_and_the_forward_is_shared(
 def test_packs_are_of_runs_that_share_batches_and_spread_over_workers(
     cache: Path, tmp_path: Path, settings: list[list[str]], workers: int, sizes: list[int]
 ) -> None:
-    plans = [plan(short(cache, tmp_path, *own)) for own in settings]
+    plans = [make_plan(short(cache, tmp_path, *own)) for own in settings]
     found = packs.packs(plans, workers)
     assert [len(pack) for pack in found] == sizes
     assert sorted(i for pack in found for i in pack) == list(range(len(plans)))
@@ -105,7 +105,7 @@ def test_packs_are_of_runs_that_share_batches_and_spread_over_workers(
 
 
 def test_packs_are_no_larger_than_memory(cache: Path, tmp_path: Path) -> None:
-    plans = [plan(short(cache, tmp_path, f"k={k}")) for k in range(1, 6)]
+    plans = [make_plan(short(cache, tmp_path, f"k={k}")) for k in range(1, 6)]
     two = int(packs.memory(plans[:2]) / packs.USABLE + 1)
     assert packs.packs([replace(each, available=two) for each in plans], 1) == [[0, 1], [2, 3], [4]]
     assert packs.packs([replace(each, available=None) for each in plans], 1) == [[0, 1, 2, 3], [4]], "a cluster's, not known"
@@ -117,7 +117,9 @@ def test_packs_are_no_larger_than_memory(cache: Path, tmp_path: Path) -> None:
 def test_a_job_has_as_many_runs_as_fit_its_gpu_where_that_is_known(
     cache: Path, tmp_path: Path, settings: list[str], sizes: list[int]
 ) -> None:
-    plans = [plan(short(cache, tmp_path, "hardware=slurm", "device=cuda", f"k={k}", *settings), on_slurm=True) for k in range(1, 7)]
+    plans = [
+        make_plan(short(cache, tmp_path, "hardware=slurm", "device=cuda", f"k={k}", *settings), on_slurm=True) for k in range(1, 7)
+    ]
     assert [len(pack) for pack in packs.packs(plans, 1)] == sizes
 
 

@@ -7,7 +7,7 @@ import pytest
 from helpers.command_line import composed
 from sae_transcoder.coder.sparsify_config import length
 from sae_transcoder.preflight.header_warnings import warnings
-from sae_transcoder.preflight.plan import plan
+from sae_transcoder.preflight.plan import make_plan
 
 LAUNCHES = "tokens a batch leave a GPU waiting for kernel launches"
 SAME = "as many an optimizer step as now"
@@ -86,6 +86,6 @@ def test_a_small_batch_is_warned_of_on_a_gpu_and_not_on_a_cpu(tmp_path: Path) ->
         f"cache_dir={tmp_path}",
         f"save_dir={tmp_path}",
     ]
-    assert plan(composed(*demo, "auxk_alpha=0")).warnings == []
-    (warning,) = plan(composed(*demo, "auxk_alpha=0", "device=cuda"), on_slurm=True).warnings
+    assert make_plan(composed(*demo, "auxk_alpha=0")).warnings == []
+    (warning,) = make_plan(composed(*demo, "auxk_alpha=0", "device=cuda"), on_slurm=True).warnings
     assert LAUNCHES in warning

@@ -15,9 +15,9 @@ from helpers.peak_memory import train
 from sae_transcoder.coder.pieces import PIECE, SMALL
 from sae_transcoder.language_model.sizes import ModelSizes
 from sae_transcoder.launch import packs
-from sae_transcoder.preflight.memory import CONTEXT, memory_estimate
+from sae_transcoder.preflight.memory import CUDA_CONTEXT, memory_estimate
 from sae_transcoder.preflight.peak import Moment, Part, held, peak
-from sae_transcoder.preflight.plan import plan
+from sae_transcoder.preflight.plan import make_plan
 from sae_transcoder.training import engine
 
 DEMO = [
@@ -98,11 +98,11 @@ def test_on_a_gpu_the_estimate_is_what_is_reserved(settings: list[str], cache: P
         *settings,
     ]
     cfg = composed("experiment=demo", *own, f"cache_dir={cache}", f"save_dir={tmp_path}")
-    estimated = packs.memory([plan(cfg)])
+    estimated = packs.memory([make_plan(cfg)])
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     engine.train([cfg])
-    assert estimated == pytest.approx(torch.cuda.max_memory_reserved() + CONTEXT, rel=0.15)
+    assert estimated == pytest.approx(torch.cuda.max_memory_reserved() + CUDA_CONTEXT, rel=0.15)
 
 
 SMOLLM2 = ModelSizes(weights=269 * 10**6, itemsize=2, vocabulary=49152, width=576, widest=1536, layers=30, predicts=True)

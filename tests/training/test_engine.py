@@ -20,7 +20,7 @@ from sae_transcoder.config import Config, ConfigError, run_dir, signature
 from sae_transcoder.evaluation import heldout
 from sae_transcoder.language_model.forward import capture
 from sae_transcoder.language_model.loading import DEMO, load
-from sae_transcoder.preflight.plan import plan
+from sae_transcoder.preflight.plan import make_plan
 from sae_transcoder.run_store import eval_file, status
 from sae_transcoder.training import checkpoint, engine
 
@@ -37,7 +37,7 @@ def test_sparsify_loads_the_result_and_reproduces_the_logged_fvu(cache: Path, tm
     read_back = TrainConfig.load_json(result.directory / "coders" / "config.json")
     assert (read_back.hookpoints, read_back.sae.k, read_back.optimizer) == ([point], 8, "signum")
     assert alone.cfg.k == 8
-    planned = plan(Config(**vars(cfg) | {"save_dir": str(tmp_path / "other")}))
+    planned = make_plan(Config(**vars(cfg) | {"save_dir": str(tmp_path / "other")}))
     model = load(cfg, DEVICE)
     error = square = 0.0
     targets = []

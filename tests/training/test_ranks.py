@@ -16,8 +16,9 @@ from helpers.torchrun import SHAPE, environment, on_ranks, state, torchrun
 from sae_transcoder import distributed
 from sae_transcoder.config import ConfigError, run_dir
 from sae_transcoder.config.composition import composed
-from sae_transcoder.preflight import plan as preflight
+from sae_transcoder.preflight.device import find_device
 from sae_transcoder.preflight.peak import Moment, held, peak
+from sae_transcoder.preflight.plan import make_plan
 from sae_transcoder.run_store import eval_file, status
 from sae_transcoder.training import checkpoint, engine
 
@@ -318,26 +319,26 @@ def test_each_rank_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None
     cfg = composed([*SHAPE, "device=cuda"])
     for gpus, index in [(4, 1), (2, 1), (1, 0)]:  # a launcher may let each rank see one only
         monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
-        assert preflight.find_device(cfg) == torch.device("cuda", index)
+        assert find_device(cfg) == torch.device("cuda", index)
     monkeypatch.setenv("LOCAL_RANK", "2")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ConfigError, match="this machine has 2 GPUs for more ranks"):
-        preflight.find_device(cfg)
+        find_device(cfg)
     with pytest.raises(ConfigError, match="device=cuda:0 with 8 ranks: each has a GPU of its own; write device=cuda"):
-        preflight.find_device(composed([*SHAPE, "device=cuda:0"]))
+        find_device(composed([*SHAPE, "device=cuda:0"]))
     monkeypatch.delenv("RANK")
-    assert preflight.find_device(cfg) == torch.device("cuda"), "no rank, so alone"
+    assert find_device(cfg) == torch.device("cuda"), "no rank, so alone"
 
 
 def test_length_and_memory_are_those_of_all_ranks(tmp_path: Path) -> None:
     cfg = composed([*SHAPE, "batch_size=4", "max_steps=3", "grad_acc_steps=2", f"save_dir={tmp_path}", "max_samples=64"])
-    one, four = preflight.plan(cfg, processes=1), preflight.plan(cfg, processes=2)
+    one, four = make_plan(cfg, processes=1), make_plan(cfg, processes=2)
     assert (one.length.samples, four.length.samples, four.length.steps) == (24, 48, 3)
     assert held(Moment.update, [four.memory])["gradients exchanged"] == 4 * one.coder_parameters
     with pytest.raises(ConfigError, match="batch_size=4 on 17 ranks with max_samples=64: not one full batch"):
-        preflight.plan(replace(cfg, max_steps=None), processes=17)
+        make_plan(replace(cfg, max_steps=None), processes=17)
     shared = composed([*SHAPE, SHARE, "layers=[0,1,2]", f"save_dir={tmp_path}"])
-    parts = [preflight.plan(shared, processes=count) for count in (1, 2, 3)]
+    parts = [make_plan(shared, processes=count) for count in (1, 2, 3)]
     coders = [peak([part.memory]).parts["coders"] for part in parts]
     assert [own * 3 // coders[0] for own in coders] == [3, 2, 1]
     assert len({part.length for part in parts}) == 1, "each reads all batches"

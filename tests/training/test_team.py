@@ -13,8 +13,8 @@ from helpers.device import DEVICE
 from helpers.tiny_models import VOCABULARY, tiny_config, tiny_model
 from sae_transcoder.coder import row_sums, selection, stack
 from sae_transcoder.coder.corrected_coder import CorrectedCoder
+from sae_transcoder.coder.optimizers import step_together
 from sae_transcoder.coder.pieces import PIECE
-from sae_transcoder.coder.sparsify_config import step_together
 from sae_transcoder.config import Config
 from sae_transcoder.language_model.forward import Activations, capture
 from sae_transcoder.training import team

@@ -13,10 +13,10 @@ import pytest
 
 from helpers.tiny_models import tiny_model
 from sae_transcoder import slurm_client
-from sae_transcoder.config.checks import slurm_faults
 from sae_transcoder.config.composition import composed
+from sae_transcoder.config.slurm_checks import slurm_faults
 from sae_transcoder.launch.slurm import after as slurm_after
-from sae_transcoder.preflight.device_memory import mebibytes, on_cluster
+from sae_transcoder.preflight.device_memory import on_cluster
 from sae_transcoder.run_store import job_record, observed_status, status
 from sae_transcoder.run_store.job_record import Record
 from sae_transcoder.run_store.status import State, Status
@@ -193,7 +193,7 @@ def test_spans_of_time_and_amounts_of_memory_as_sbatch_has_them() -> None:
     for text in ("", "soon", "1:2:3:4", "-5", "UNLIMITED"):
         with pytest.raises(ValueError, match="not a span"):
             slurm_client.seconds(text)
-    assert [mebibytes(text) for text in ("500", "2048K", "3G", "1T", "32GB")] == [500, 2, 3072, 2**20, 32 * 1024]
+    assert [slurm_client.mebibytes(text) for text in ("500", "2048K", "3G", "1T", "32GB")] == [500, 2, 3072, 2**20, 32 * 1024]
 
 
 def test_the_memory_of_a_clusters_device_is_what_the_settings_say() -> None:

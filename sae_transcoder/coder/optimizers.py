@@ -1,0 +1,120 @@
+"""How each optimizer is built, with its learning-rate schedule. What checks and estimates know of them is in config/fields/optimizer.py."""
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from schedulefree import ScheduleFreeWrapper
+from torch import Tensor
+from transformers import get_linear_schedule_with_warmup
+
+from sae_transcoder.coder.sparsify_config import Length
+from sae_transcoder.coder.sparsify_parts import Muon, SignSGD, SparseCoder
+from sae_transcoder.config import OPTIMIZERS, Config, Optimizer, warmup_steps
+
+
+class Group(NamedTuple):
+    """One coder's parameters and their learning rate."""
+
+    params: list[Tensor]
+    lr: float
+
+
+class Built(NamedTuple):
+    """An optimizer, and whether its rate rises in the run's warmup."""
+
+    optimizer: Any
+    warms_up: bool = True
+
+
+def optimizers(cfg: Config, coders: Sequence[SparseCoder], length: Length) -> tuple[list[Any], list[Any]]:
+    """sparsify's optimizers and schedules (trainer.py:128) for these coders, parameters in a fixed order."""
+    facts = OPTIMIZERS[cfg.optimizer]
+    groups = [Group(list(c.parameters()), cfg.lr or facts.automatic_lr(c.num_latents)) for c in coders]
+    built = BUILDERS[cfg.optimizer](cfg, groups)
+    if not facts.scheduled:
+        return [optimizer for optimizer, _ in built], []
+    # sparsify's schedule spans batches and moves once per optimizer step.
+    span = length.steps if cfg.corrections else length.samples // length.batch
+    warmup = warmup_steps(cfg, length.steps)
+    schedules = [get_linear_schedule_with_warmup(optimizer, warmup if warms_up else 0, span) for optimizer, warms_up in built]
+    return [optimizer for optimizer, _ in built], schedules
+
+
+def weight_decay(cfg: Config) -> float:
+    """Weight decay as set, else the optimizer's own."""
+    return (OPTIMIZERS[cfg.optimizer].weight_decay or 0.0) if cfg.weight_decay is None else cfg.weight_decay
+
+
+def adam(cfg: Config, groups: Sequence[Group]) -> list[Built]:
+    """torch's Adam, also where bitsandbytes is installed, whose Adam sparsify would take. With corrections the fused one, whose rounding
+    differs."""
+    param_groups = [group._asdict() for group in groups]
+    return [Built(torch.optim.Adam(param_groups, weight_decay=weight_decay(cfg), fused=cfg.corrections))]
+
+
+def muon(cfg: Config, groups: Sequence[Group]) -> list[Built]:
+    """Muon for the matrices, Adam for the biases; both at the first coder's rate."""
+    params, lr = [p for group in groups for p in group.params], groups[0].lr
+    matrices = Muon([p for p in params if p.ndim >= 2], lr=lr, ddp=False, weight_decay=weight_decay(cfg))
+    biases = torch.optim.Adam([p for p in params if p.ndim < 2], lr=lr, fused=cfg.corrections)
+    return [Built(matrices, warms_up=False), Built(biases)]
+
+
+def signum(cfg: Config, groups: Sequence[Group]) -> list[Built]:
+    """Sign descent inside schedulefree's wrapper, which keeps an average of the weights."""
+    averaging = ScheduleFreeWrapper(SignSGD([group._asdict() for group in groups]), momentum=0.95)
+    averaging.train()
+    return [Built(averaging)]
+
+
+BUILDERS: dict[Optimizer, Callable[[Config, Sequence[Group]], list[Built]]] = {
+    Optimizer.adam: adam,
+    Optimizer.muon: muon,
+    Optimizer.signum: signum,
+}
+
+
+@contextmanager
+def averaged_weights(optimizers: Sequence[Any], params: Sequence[Tensor]) -> Iterator[None]:
+    """While it is open, the parameters of a schedule-free optimizer hold its average of the weights. Others are as they are."""
+    averaging = [optimizer for optimizer in optimizers if isinstance(optimizer, ScheduleFreeWrapper)]
+    # The wrapper's own way back to the weights is not exact.
+    weights = [p.detach().clone() for p in params] if averaging else []
+    for optimizer in averaging:
+        optimizer.eval()
+    try:
+        yield
+    finally:
+        for optimizer in averaging:
+            optimizer.train()
+        with torch.no_grad():
+            for param, weight in zip(params, weights, strict=False):
+                param.copy_(weight)
+
+
+def step_together(optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Has each optimizer make its step. Fused Adams of equal settings step in one call, whose kernels treat each tensor as if alone."""
+    equal_adams: dict[Hashable, list[torch.optim.Adam]] = {}
+    for optimizer in optimizers:
+        if type(optimizer) is torch.optim.Adam and optimizer.defaults["fused"] and len(optimizers) > 1:
+            equal_adams.setdefault(repr([settings(group) for group in optimizer.param_groups]), []).append(optimizer)
+        else:
+            optimizer.step()
+    for adams in equal_adams.values():
+        joint = torch.optim.Adam([torch.zeros(())], fused=True)
+        joint.state = defaultdict(dict, {p: adam.state[p] for adam in adams for g in adam.param_groups for p in g["params"]})
+        joint.param_groups = [
+            {**settings(groups[0]), "params": [p for group in groups for p in group["params"]]}
+            for groups in zip(*(adam.param_groups for adam in adams), strict=True)
+        ]
+        joint.step()
+        for adam in adams:
+            adam._opt_called = True  # type: ignore[attr-defined] # else its schedule warns that it steps before its optimizer
+
+
+def settings(group: dict[str, Any]) -> dict[str, Any]:
+    """A parameter group's hyperparameters."""
+    return {name: value for name, value in group.items() if name not in ("params", "initial_lr")}

@@ -1,0 +1,31 @@
+"""What follows from the settings: the values that null stands for, and sizes that several fields make together."""
+
+from sae_transcoder.config.fields import Config
+from sae_transcoder.config.fields.model_type import ModelType, Site
+
+MAX_LOGITS = 2**27  # numbers held at once; with a vocabulary of 128,000, four sequences of 256 tokens
+
+
+def site(cfg: Config) -> Site:
+    """The module of a layer that is read where `hookpoints` is not set."""
+    return cfg.site or (Site.mlp if cfg.model_type == ModelType.transcoder else Site.residual)
+
+
+def normalize_decoder(cfg: Config) -> bool:
+    """Whether decoder rows are kept at norm 1."""
+    return cfg.model_type == ModelType.sae if cfg.normalize_decoder is None else cfg.normalize_decoder
+
+
+def warmup_steps(cfg: Config, steps: int) -> int:
+    """Warmup in optimizer steps for a run of `steps`: as set, else a twentieth of the run, at most 1,000."""
+    return min(1000, steps // 20) if cfg.lr_warmup_steps is None else cfg.lr_warmup_steps
+
+
+def samples_of_max_steps(cfg: Config, batch_ranks: int) -> int | None:
+    """Sequences that `max_steps` optimizer steps read, where `batch_ranks` ranks share each batch; None without `max_steps`."""
+    return None if cfg.max_steps is None else cfg.max_steps * cfg.grad_acc_steps * cfg.batch_size * batch_ranks
+
+
+def evaluation_batch(cfg: Config, vocabulary: int) -> int:
+    """Sequences per forward of an evaluation: the run's batch, or fewer where their logits would need too much memory."""
+    return max(1, min(cfg.batch_size, MAX_LOGITS // (cfg.max_seq_length * vocabulary)))

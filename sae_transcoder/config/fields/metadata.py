@@ -1,0 +1,20 @@
+"""What a field says of itself beside its type and default: its bounds, and whether it changes the result.
+
+A field with `result=False` does not change what is trained. All others make up the run's signature.
+"""
+
+from dataclasses import field
+from typing import Any
+
+
+def bounded(default: Any, at_least: float | None = None, at_most: float | None = None, *, result: bool = True) -> Any:
+    """A field whose value, where it is not null, lies between two bounds (inclusive). A float `at_least` also asks for a finite value."""
+    bounds = {name: bound for name, bound in (("at_least", at_least), ("at_most", at_most)) if bound is not None}
+    return field(default=default, metadata={"result": result, **bounds})
+
+
+def no_result(default: Any, at_least: float | None = None, at_most: float | None = None) -> Any:
+    """A field that changes where or how a run is done, but not what it computes."""
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata={"result": False})
+    return bounded(default, at_least, at_most, result=False)

@@ -1,0 +1,64 @@
+"""The optimizers: what each has, and the fields that set one up. coder/optimizers.py builds them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from sae_transcoder.config.fields.metadata import bounded
+
+
+class Optimizer(StrEnum):
+    adam = "adam"
+    muon = "muon"
+    signum = "signum"
+
+
+@dataclass(frozen=True)
+class OptimizerFacts:
+    """What checks, the memory estimate, warnings and the header need to know of an optimizer."""
+
+    automatic_lr: Callable[[int], float]
+    """sparsify's learning rate for a coder of so many latents where none is set (trainer.py:149, 171, 199)."""
+    states: int
+    """Numbers of optimizer state per parameter."""
+    step_bytes: int
+    """Bytes that a step computes at once for each number of the largest weight matrix."""
+    scheduled: bool = True
+    """Whether its rate rises in a warmup and falls to 0; False: the rate is constant."""
+    weight_decay: float | None = 0.0
+    """Weight decay where none is set; None: it has no weight decay."""
+    fused: bool = False
+    """Whether corrections=true takes torch's fused kernel, which makes a step in one pass."""
+    averaged: bool = False
+    """Whether the published coder is an average of the weights over the run."""
+    short_run_lr: str | None = None
+    """The learning rate to try on short runs, for which the automatic one is far too low; None: the automatic one fits."""
+
+
+def over_root_of_latents(rate: float) -> Callable[[int], float]:
+    """A learning rate that falls with the square root of the number of latents."""
+    return lambda num_latents: rate / (num_latents / 2**14) ** 0.5
+
+
+OPTIMIZERS = {
+    Optimizer.adam: OptimizerFacts(over_root_of_latents(2e-4), states=2, step_bytes=4, fused=True, short_run_lr="1e-3 and above"),
+    Optimizer.muon: OptimizerFacts(lambda _: 2e-3, states=1, step_bytes=4 * 2, weight_decay=0.1),  # four copies in bfloat16
+    Optimizer.signum: OptimizerFacts(
+        over_root_of_latents(5e-3), states=1, step_bytes=4, scheduled=False, weight_decay=None, averaged=True
+    ),
+}
+
+
+@dataclass
+class OptimizerConfig:
+    """How the coder is optimised (group `optimizer`)."""
+
+    optimizer: Optimizer = Optimizer.adam
+    """adam: torch's; signum: sign descent, schedule-free averaged; muon: orthogonalised momentum, Adam for the biases."""
+    lr: float | None = None
+    """Learning rate. null: sparsify's: adam 2e-4, signum 5e-3, both over sqrt(latents / 2^14); muon 2e-3."""
+    lr_warmup_steps: int | None = bounded(None, at_least=0)
+    """Optimizer steps over which Adam's rate (with muon: that of the biases) rises from 0. All rates then fall linearly to 0.
+    null: a twentieth of the run, at most 1,000. signum has neither warmup nor decay."""
+    weight_decay: float | None = bounded(None, at_least=0.0)
+    """adam: L2 penalty; muon: decoupled decay of the matrices. null: the optimizer's own (adam 0, muon 0.1). signum has none."""

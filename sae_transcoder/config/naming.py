@@ -1,0 +1,57 @@
+"""A run's name and directory, its signature, and what other files record of its settings."""
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from sae_transcoder.config.derived import site
+from sae_transcoder.config.fields import Config
+from sae_transcoder.config.fields.dataset import DatasetConfig
+from sae_transcoder.config.fields.evaluation import EvaluationConfig
+from sae_transcoder.config.fields.model import ModelConfig
+
+
+def signature(cfg: Config) -> str:
+    """Eight hex digits: a hash of every setting that changes the result, as written."""
+    kept = [f.name for f in fields(cfg) if f.metadata.get("result", True)]
+    values = {name: getattr(cfg, name) for name in sorted(kept)}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def run_name(cfg: Config) -> str:
+    """`run_name` as set, or a readable and unique one such as `transcoder-smollm2_135m-L6.12-mlp-k16-x8-1a2b3c4d`."""
+    if cfg.run_name:
+        return cfg.run_name
+    model = re.sub(r"[^a-z0-9.]+", "_", Path(cfg.model_name).name.lower()).strip("_.")
+    if cfg.hookpoints:
+        where = ["hooks"]
+    else:
+        stride = f"all{cfg.layer_stride}" if cfg.layer_stride > 1 else "all"
+        where = ["L" + ".".join(map(str, cfg.layers)) if cfg.layers else stride, site(cfg)]
+    size = f"n{cfg.num_latents}" if cfg.num_latents else f"x{cfg.expansion_factor}"
+    return "-".join([cfg.model_type, model, *where, f"k{cfg.k}", size, signature(cfg)])
+
+
+def run_dir(cfg: Config) -> Path:
+    """The run's directory: `save_dir/run_name`, in a sweep `save_dir/sweep_name/run_name`."""
+    return sweep_dir(cfg) / run_name(cfg)
+
+
+def sweep_dir(cfg: Config) -> Path:
+    """The folder of a sweep's runs, `save_dir/sweep_name`; of a single run `save_dir`."""
+    return Path(cfg.save_dir) / (cfg.sweep_name or "")
+
+
+def summary(cfg: Config) -> dict[str, Any]:
+    """The config as plain values, with the run's name and signature; for trackers and status files."""
+    return asdict(cfg) | {"run_name": run_name(cfg), "signature": signature(cfg)}
+
+
+def evaluation_settings(cfg: Config) -> dict[str, Any]:
+    """The settings that say what was measured on which tokens; for eval.json."""
+    groups = (ModelConfig, DatasetConfig, EvaluationConfig)
+    names = ["model_type", *(f.name for group in groups for f in fields(group)), "batch_size"]
+    return {name: getattr(cfg, name) for name in names if name not in ("cache_dir", "eval_every")}

@@ -1,0 +1,62 @@
+"""What the plans of one sweep or pack have in common, computed once for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, TypeVar
+
+from sae_transcoder.config import Config, DatasetConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from sae_transcoder.data.token_sets import TokenSets
+
+T = TypeVar("T")
+
+
+class PlanCache:
+    """Model outlines, widths, numbers of layers and tokens, each kept under the settings that it depends on."""
+
+    def __init__(self) -> None:
+        self._values: dict[Hashable, object] = {}
+
+    def _once(self, key: Hashable, compute: Callable[[], T]) -> T:
+        if key not in self._values:
+            self._values[key] = compute()
+        return self._values[key]  # type: ignore[return-value] # what `compute` returned
+
+    def outline(self, cfg: Config, layers: int | None = None) -> PreTrainedModel:
+        """The language model without weights, with its first `layers` layers; None: with all."""
+        from sae_transcoder.language_model import loading
+
+        return self._once(("outline", *model_key(cfg), layers), lambda: loading.outline(cfg, layers))
+
+    def widths(self, cfg: Config, hookpoints: Sequence[str]) -> dict[str, int]:
+        """{hookpoint: d}. Raises ConfigError as hookpoints.widths does."""
+        from sae_transcoder.language_model import hookpoints as model_hookpoints
+
+        key = ("widths", *model_key(cfg), cfg.model_type, *hookpoints)
+        return self._once(key, lambda: model_hookpoints.widths(cfg, self.outline(cfg), hookpoints))
+
+    def needed_layers(self, cfg: Config, hookpoints: Sequence[str]) -> int | None:
+        """How many of the model's first layers the run needs; None: all."""
+        from sae_transcoder.language_model import layers
+
+        key = ("layers", *model_key(cfg), cfg.loss_fn, cfg.eval_end_to_end, *hookpoints)
+        return self._once(key, lambda: layers.needed(cfg, self.outline(cfg), hookpoints))
+
+    def tokens(self, cfg: Config, vocabulary: int, batch_ranks: int) -> TokenSets:
+        """The run's sequences, where `batch_ranks` ranks share each batch. Raises ConfigError as token_sets.prepare does."""
+        from sae_transcoder.data import token_sets
+        from sae_transcoder.language_model import loading
+
+        source = str({f.name: getattr(cfg, f.name) for f in fields(DatasetConfig) if f.name != "max_samples"})
+        key = ("tokens", *model_key(cfg), source, token_sets.needed_samples(cfg, batch_ranks))
+        return self._once(key, lambda: token_sets.prepare(cfg, lambda: loading.tokenizer(cfg), vocabulary, batch_ranks))
+
+
+def model_key(cfg: Config) -> tuple[str, str | None]:
+    """What says which language model it is."""
+    return cfg.model_name, cfg.revision
