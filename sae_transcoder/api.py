@@ -27,7 +27,7 @@ from sae_transcoder.coder.corrected_coder import SparseCoder
 from sae_transcoder.config import Config, ConfigError, Hardware, composition, run_dir, typed
 from sae_transcoder.launch import sweep as sweeps
 from sae_transcoder.preflight import plan as preflight
-from sae_transcoder.run_store import eval_file, files, observed_status
+from sae_transcoder.run_store import eval_file, observed_status, run_files
 from sae_transcoder.run_store.eval_file import Evaluation
 from sae_transcoder.training import engine
 
@@ -75,7 +75,7 @@ def train(cfg: Config) -> TrainedRun:
         raise ConfigError(str(observed_status.nothing_to_do(directory)))
     if what != "done":
         preflight.plan(cfg)  # before anything is written
-        files.write_config(cfg)
+        run_files.write_config(cfg)
         engine.train([cfg])
     return _trained(cfg)
 

@@ -36,7 +36,7 @@ from sae_transcoder.config import (
 from sae_transcoder.config.composition import compose_jobs
 from sae_transcoder.preflight import plan as preflight
 from sae_transcoder.process.atomic_files import replace_text
-from sae_transcoder.run_store import eval_file, files, observed_status, status
+from sae_transcoder.run_store import eval_file, observed_status, run_files, status
 from sae_transcoder.run_store.status import State, Status
 
 MANIFEST = "sweep.json"
@@ -256,7 +256,7 @@ def queue(master: DictConfig, jobs: Sequence[Job]) -> None:
             hydra_node.hydra.job.override_dirname = ",".join(sorted(job.overrides))
             hydra_node.hydra.runtime.output_dir = str(directory.parent.absolute())
             hydra_node.hydra.runtime.choices = choices | {group: own[group] for group in choices.keys() & own.keys()}
-        files.write_config(job.cfg)
+        run_files.write_config(job.cfg)
         for name, content in [("overrides", OmegaConf.create(job.overrides)), ("hydra", hydra_node)]:
             replace_text(directory / f"{name}.yaml", OmegaConf.to_yaml(content))
         with suppress(Timeout), status.lock(run_dir(job.cfg)):  # else another process has just started it
@@ -294,7 +294,7 @@ def show_plan(jobs: Sequence[Job], plans: Mapping[int, preflight.Plan], todo: Se
 def show_table(jobs: Sequence[Job], console: Console) -> None:
     """The runs of the sweep as sae-report shows them, and why some failed."""
     from sae_transcoder.reports import table as report_table
-    from sae_transcoder.run_store import records as run_records
+    from sae_transcoder.run_store import run_records
 
     complaints: list[str] = []
     here = {run_dir(job.cfg).resolve() for job in jobs}

@@ -13,8 +13,8 @@ from sae_transcoder.process import code_version
 from sae_transcoder.process.stop_signal import held_back
 from sae_transcoder.reports import table as report_table
 from sae_transcoder.reports import watch
-from sae_transcoder.run_store import records as run_records
-from sae_transcoder.run_store.records import Record
+from sae_transcoder.run_store import run_records
+from sae_transcoder.run_store.run_records import Record
 from sae_transcoder.run_store.status import State
 
 EVERY = 10.0  # seconds between two looks; each asks slurmctld once

@@ -21,8 +21,7 @@ from helpers.sweeps import SHAPE, assert_all_equal, assert_equal, by, command, c
 from sae_transcoder import slurm_client, train
 from sae_transcoder.config.composition import CONF
 from sae_transcoder.process import code_version
-from sae_transcoder.run_store import job_record, status
-from sae_transcoder.run_store import records as run_records
+from sae_transcoder.run_store import job_record, run_records, status
 from sae_transcoder.run_store.status import State
 
 if lacking := slurm_cluster.missing():

@@ -17,8 +17,8 @@ from natsort import natsort_keygen
 from sae_transcoder.config import FIELDS
 from sae_transcoder.run_store import eval_file, observed_status, status
 from sae_transcoder.run_store.eval_file import Evaluation
-from sae_transcoder.run_store.files import printable, read_config, read_evaluation, read_last, read_status
 from sae_transcoder.run_store.observed_status import Standing
+from sae_transcoder.run_store.run_files import printable, read_config, read_evaluation, read_last, read_status
 from sae_transcoder.run_store.status import State, Status
 
 Complain = Callable[[str], None]
