@@ -217,7 +217,7 @@ def find_device(cfg: Config) -> torch.device:
         if (device.index or 0) >= count:
             have = f"cuda:0 to cuda:{count - 1}" if count else "no GPU"
             where = "this machine"
-            if job := slurm_client.here():
+            if job := slurm_client.current_job():
                 where = f"{socket.gethostname()}, the node of SLURM job {job},"
             raise ConfigError(f"{asked(cfg, str(device))}: not present; {where} has {have}; choose one of these, or hardware=cpu")
     return device

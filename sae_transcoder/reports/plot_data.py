@@ -74,9 +74,9 @@ def points(records: Sequence[Record], complain: Complain) -> list[Coder]:
     differing = run_records.differing(records)
     found = []
     for record in records:
-        curves = run_records.part(run_files.read_curve, record.directory, complain) or {}
+        curves = run_records.read_or_none(run_files.read_curve, record.directory, complain) or {}
         known = {coder.coder: coder for coder in record.evaluation.coders} if record.evaluation else {}
-        shares = run_records.part(run_files.read_densities, record.directory, complain) if known else None
+        shares = run_records.read_or_none(run_files.read_densities, record.directory, complain) if known else None
         for name in dict.fromkeys([*known, *curves]):
             coder = known.get(name)
             where = panel(record, coder.hookpoint if coder else name.partition("/")[0])

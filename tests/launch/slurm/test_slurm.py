@@ -227,7 +227,7 @@ def test_without_sbatch_or_without_an_answer_it_is_said_where_to_run(
 ) -> None:
     one = [*RUN, f"cache_dir={cache}", f"save_dir={tmp_path}", *ON_SLURM]
     monkeypatch.setenv("SLURM_CONF", str(tmp_path / "none.conf"))
-    monkeypatch.setattr(slurm_client, "PATIENCE", 3.0)
+    monkeypatch.setattr(slurm_client, "COMMAND_TIMEOUT", 3.0)
     assert "SLURM does not answer" in here(*one)[2]
     monkeypatch.setenv("PATH", "/nonexistent")
     code, _, errors = here(*one)

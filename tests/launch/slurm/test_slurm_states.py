@@ -15,12 +15,12 @@ from helpers.tiny_models import tiny_model
 from sae_transcoder import slurm_client
 from sae_transcoder.config.checks import slurm_faults
 from sae_transcoder.config.composition import composed
-from sae_transcoder.launch.slurm import after as slurm_after
+from sae_transcoder.launch.slurm.after import JobEndDecision, decide_requeue
 from sae_transcoder.preflight.device_memory import mebibytes, on_cluster
 from sae_transcoder.run_store import job_record, observed_status, status
-from sae_transcoder.run_store.job_record import Record
+from sae_transcoder.run_store.job_record import JobRecord
 from sae_transcoder.run_store.status import State, Status
-from sae_transcoder.slurm_client import Job
+from sae_transcoder.slurm_client import SlurmJob
 
 
 def a_status(state: State, **values: object) -> Status:
@@ -30,31 +30,31 @@ def a_status(state: State, **values: object) -> Status:
 @pytest.mark.parametrize(
     ("state", "job", "seen", "says", "goes_on"),
     [
-        ("queued", Job("PENDING", "Resources"), "queued", "waits in the queue (Resources)", True),
-        ("queued", Job("RUNNING"), "queued", None, True),
-        ("queued", Job("CANCELLED"), "cancelled", "never started: SLURM job 7_1 was cancelled", False),
-        ("queued", Job("FAILED"), "failed", "never started: SLURM job 7_1 has ended (FAILED)", False),
-        ("queued", Job("COMPLETED"), "failed", "never started: SLURM job 7_1 has ended (COMPLETED)", False),
+        ("queued", SlurmJob("PENDING", "Resources"), "queued", "waits in the queue (Resources)", True),
+        ("queued", SlurmJob("RUNNING"), "queued", None, True),
+        ("queued", SlurmJob("CANCELLED"), "cancelled", "never started: SLURM job 7_1 was cancelled", False),
+        ("queued", SlurmJob("FAILED"), "failed", "never started: SLURM job 7_1 has ended (FAILED)", False),
+        ("queued", SlurmJob("COMPLETED"), "failed", "never started: SLURM job 7_1 has ended (COMPLETED)", False),
         ("queued", None, "cancelled", "never started: SLURM does not know job 7_1 any more", False),
-        ("running", Job("RUNNING"), "running", None, True),
-        ("running", Job("PENDING", "BeginTime"), "preempted", "waits in the queue again (BeginTime)", True),
-        ("running", Job("OUT_OF_MEMORY"), "failed", "want of memory; raise memory", False),
-        ("running", Job("TIMEOUT"), "failed", "raise signal_delay or time", False),
-        ("running", Job("NODE_FAIL"), "interrupted", "the node of SLURM job 7_1 failed", False),
-        ("running", Job("CANCELLED"), "cancelled", "was cancelled", False),
-        ("running", Job("COMPLETED"), "interrupted", "has ended (COMPLETED)", False),
+        ("running", SlurmJob("RUNNING"), "running", None, True),
+        ("running", SlurmJob("PENDING", "BeginTime"), "preempted", "waits in the queue again (BeginTime)", True),
+        ("running", SlurmJob("OUT_OF_MEMORY"), "failed", "want of memory; raise memory", False),
+        ("running", SlurmJob("TIMEOUT"), "failed", "raise signal_delay or time", False),
+        ("running", SlurmJob("NODE_FAIL"), "interrupted", "the node of SLURM job 7_1 failed", False),
+        ("running", SlurmJob("CANCELLED"), "cancelled", "was cancelled", False),
+        ("running", SlurmJob("COMPLETED"), "interrupted", "has ended (COMPLETED)", False),
         ("running", None, "interrupted", "SLURM does not know job 7_1 any more", False),
-        ("preempted", Job("PENDING"), "preempted", "waits in the queue again", True),
-        ("preempted", Job("RUNNING"), "preempted", None, True),
-        ("preempted", Job("CANCELLED"), "cancelled", "was cancelled", False),
+        ("preempted", SlurmJob("PENDING"), "preempted", "waits in the queue again", True),
+        ("preempted", SlurmJob("RUNNING"), "preempted", None, True),
+        ("preempted", SlurmJob("CANCELLED"), "cancelled", "was cancelled", False),
         ("preempted", None, "interrupted", "does not know job 7_1", False),
-        ("interrupted", Job("RUNNING"), "interrupted", None, False),
+        ("interrupted", SlurmJob("RUNNING"), "interrupted", None, False),
         ("done", None, "done", None, False),
-        ("failed", Job("PENDING"), "failed", None, False),
+        ("failed", SlurmJob("PENDING"), "failed", None, False),
     ],
 )
 def test_a_run_of_a_job_is_what_slurm_and_its_own_words_make_it(
-    tmp_path: Path, state: str, job: Job | None, seen: str, says: str | None, goes_on: bool
+    tmp_path: Path, state: str, job: SlurmJob | None, seen: str, says: str | None, goes_on: bool
 ) -> None:
     found = observed_status.observe(tmp_path, a_status(State(state)), {"7_1": job} if job else {})
     assert (found.status.state, found.goes_on) == (seen, goes_on)
@@ -80,13 +80,13 @@ def test_a_process_of_this_machine_that_holds_the_lock_runs_whatever_slurm_says(
     assert observed_status.observe(tmp_path, own, {}).status.state == State.interrupted
 
 
-RECORD = Record(["a", "b", "c", "d"], "4:00:00", "8G", 120, None, "0.1.0")
+RECORD = JobRecord(["a", "b", "c", "d"], "4:00:00", "8G", 120, None, "0.1.0")
 LEFT = {Path(run): a_status(State.running if run == "a" else State.queued) for run in "abcd"}
 USR2, KILLED = 128 + signal.SIGUSR2, 128 + signal.SIGKILL
 
 
 def judged(
-    record: Record = RECORD,
+    record: JobRecord = RECORD,
     code: int = KILLED,
     *,
     timed_out: bool = False,
@@ -94,8 +94,8 @@ def judged(
     steps: int = 10,
     saved: float = 1.0,
     left=LEFT,
-) -> slurm_after.JobEndDecision:
-    return slurm_after.decide_requeue(record, left, {"a": saved}, steps, code, timed_out, said)
+) -> JobEndDecision:
+    return decide_requeue(record, left, {"a": saved}, steps, code, timed_out, said)
 
 
 def test_a_time_limit_sends_a_job_back_as_long_as_it_makes_progress() -> None:
@@ -219,9 +219,9 @@ def test_accounting_gives_the_last_of_a_requeued_jobs_ends(monkeypatch: pytest.M
     monkeypatch.setattr(slurm_client, "ask", lambda program, *_: answers[program])
     monkeypatch.setattr(slurm_client.shutil, "which", lambda program: program)
     assert slurm_client.jobs(["12_0", "12_1", "12_2", "9"]) == {
-        "12_0": Job("CANCELLED"),
-        "12_1": Job("PENDING", "BeginTime"),
-        "12_2": Job("OUT_OF_MEMORY"),
+        "12_0": SlurmJob("CANCELLED"),
+        "12_1": SlurmJob("PENDING", "BeginTime"),
+        "12_2": SlurmJob("OUT_OF_MEMORY"),
     }
 
 
