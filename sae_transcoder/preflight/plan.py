@@ -91,9 +91,9 @@ def plan(cfg: Config, known: Known | None = None, *, on_slurm: bool = False, pro
 
     check_settings(cfg)
     if cfg.tracker != Tracker.none:
-        from sae_transcoder.trackers import logbook
+        from sae_transcoder.trackers.open_tracker import tracker_faults
 
-        if faults := logbook.check(cfg):
+        if faults := tracker_faults(cfg):
             raise ConfigError(*faults)
 
     from sae_transcoder.coder import finetune
