@@ -255,7 +255,7 @@ def test_queued_jobs_run_the_configs_and_the_code_of_their_submission(on_cluster
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
     (source / "conf" / "experiment" / "demo.yaml").write_text("# @package _global_\nk: 99\n")
-    (source / "sae_transcoder" / "engine.py").write_text("raise RuntimeError('edited after submission')\n")
+    (source / "sae_transcoder" / "training" / "engine.py").write_text("raise RuntimeError('edited after submission')\n")
     numbers = {name: status.read(*runs(tmp_path / "out" / name).values()).slurm_job for name in ("copied", "live")}
     on_cluster.ask("scontrol", "release", *numbers.values())
     on_cluster.wait(lambda: all(job.ended for job in slurm_client.jobs(numbers.values()).values()))
