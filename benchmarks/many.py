@@ -31,7 +31,7 @@ PARTS = {
     "jobs checked": ["launch.sweep:plan_jobs"],
     "runs planned, by the check and by the pack": ["preflight.plan:plan"],
     "jobs queued": ["launch.sweep:write_sweep_files"],
-    "packs": ["launch.packs:packs"],
+    "packs": ["launch.packs:group_into_packs"],
     "table and results": ["launch.sweep:print_table", "launch.sweep:result"],
     "headers": ["training.display:header", "training.display:facts"],
     "language model loaded": ["language_model.loading:load"],

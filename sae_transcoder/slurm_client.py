@@ -96,7 +96,7 @@ def array_ids(numbers: Iterable[str]) -> list[str]:
 
 def jobs_in_queue(numbers: Sequence[str]) -> dict[str, SlurmJob]:
     """The jobs with these numbers that slurmctld knows. Raises SlurmError where it does not answer."""
-    found: dict[str, SlurmJob] = {}
+    jobs_by_number: dict[str, SlurmJob] = {}
     for some in chunks(array_ids(numbers), JOBS_PER_COMMAND):
         try:
             text = ask("squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%r", f"--jobs={','.join(some)}")
@@ -106,25 +106,25 @@ def jobs_in_queue(numbers: Sequence[str]) -> dict[str, SlurmJob]:
             continue
         for line in text.splitlines():
             number, state, reason = line.split("|", 2)
-            found[number] = SlurmJob(state, "" if reason == "None" else reason)
-    return {number: job for number, job in found.items() if number in set(numbers)}
+            jobs_by_number[number] = SlurmJob(state, "" if reason == "None" else reason)
+    return {number: job for number, job in jobs_by_number.items() if number in set(numbers)}
 
 
 def jobs_in_accounting(numbers: Sequence[str]) -> dict[str, SlurmJob]:
     """The jobs with these numbers that the accounting knows; none where there is no accounting."""
-    found: dict[str, SlurmJob] = {}
+    jobs_by_number: dict[str, SlurmJob] = {}
     if shutil.which("sacct") is None:
-        return found
+        return jobs_by_number
     options = ("--noheader", "--parsable2", "--allocations", "--duplicates", "--format=JobID,State")
     for some in chunks(numbers, JOBS_PER_COMMAND):
         try:
             text = ask("sacct", *options, f"--jobs={','.join(some)}")
         except SlurmError:
-            return found
+            return jobs_by_number
         for line in text.splitlines():  # a requeued job has a line for each start; the last one counts
             number, _, state = line.partition("|")
-            found[number] = SlurmJob(state.split()[0])  # "CANCELLED by 1000"
-    return found
+            jobs_by_number[number] = SlurmJob(state.split()[0])  # "CANCELLED by 1000"
+    return jobs_by_number
 
 
 def job_state(number: str) -> SlurmJob | None:

@@ -33,14 +33,14 @@ def memory(plans: Sequence[Plan]) -> int:
     return peak([plan.memory for plan in plans]).held
 
 
-def packs(plans: Sequence[Plan], workers: int) -> list[list[int]]:
+def group_into_packs(plans: Sequence[Plan], workers: int) -> list[list[int]]:
     """The runs of each pack, in order, as positions in `plans`. Packs are small enough to give all workers something to do."""
     positions_by_kind: dict[str, list[int]] = {}
     for i, plan in enumerate(plans):
         values = asdict(plan.cfg)
         kind = [values[name] for name in SHARED] + [i if plan.cfg.loss_fn != LossFn.fvu else None]
         positions_by_kind.setdefault(json.dumps(kind), []).append(i)
-    result: list[list[int]] = []
+    packs: list[list[int]] = []
     for positions in positions_by_kind.values():
         first = plans[positions[0]]
         cfg, device, available = first.cfg, first.device, first.available
@@ -49,9 +49,9 @@ def packs(plans: Sequence[Plan], workers: int) -> list[list[int]]:
         max_runs = min(max_runs, math.ceil(len(plans) / workers))
         while positions:
             count = num_that_fit([plans[i] for i in positions[:max_runs]], max_bytes)
-            result.append(positions[:count])
+            packs.append(positions[:count])
             positions = positions[count:]
-    return result
+    return packs
 
 
 def num_that_fit(plans: Sequence[Plan], max_bytes: float) -> int:

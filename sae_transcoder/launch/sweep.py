@@ -52,7 +52,7 @@ def train_jobs(loader: ConfigLoader, master: DictConfig, job_overrides: Sequence
         master.hydra.sweep.dir = str(sweep_dir(lead))  # where a search puts its result
     to_train = [plans[job.number] for job in {run_dir(job.cfg): job for job in jobs if job.action.trains}.values()]
     num_workers = workers.worker_count(to_train[0]) if to_train else 0
-    planned = [[to_train[i] for i in pack] for pack in packs.packs(to_train, num_workers)]
+    planned = [[to_train[i] for i in pack] for pack in packs.group_into_packs(to_train, num_workers)]
     print_counts(jobs, console)
     if lead.dry_run:
         if not planned:

@@ -13,6 +13,7 @@ from typing import Any
 
 from sae_transcoder.config import Config, Tracker, signature
 from sae_transcoder.process.atomic_files import replace_text
+from sae_transcoder.run_store.run_files import METRICS
 from sae_transcoder.trackers.open_tracker import open_tracker
 
 LOG = logging.getLogger(__name__)
@@ -51,15 +52,15 @@ class Logbook:
 
     def __init__(self, cfg: Config, directory: Path, step: int = 0):
         """`step`: the optimizer step after which training continues; drops later lines of an earlier attempt."""
-        rows = truncate_metrics(directory / "metrics.jsonl", step)
-        self.journal = directory / "tracker.json"
+        rows = truncate_metrics(directory / METRICS, step)
+        self.state_path = directory / "tracker.json"
         self.state: dict[str, Any] = {"id": f"{signature(cfg)}-{secrets.token_hex(4)}", "last_steps": {}}
-        if self.journal.exists():
-            self.state = json.loads(self.journal.read_text())
+        if self.state_path.exists():
+            self.state = json.loads(self.state_path.read_text())
         elif cfg.tracker != Tracker.none:
-            replace_text(self.journal, json.dumps(self.state))
+            replace_text(self.state_path, json.dumps(self.state))
         self.tracker = open_tracker(cfg, directory, self.state["id"])
-        self.file = (directory / "metrics.jsonl").open("a")
+        self.file = (directory / METRICS).open("a")
         if self.tracker:
             if self.tracker.last_step is not None:
                 self.state["last_steps"][self.tracker.destination] = self.tracker.last_step
@@ -90,7 +91,7 @@ class Logbook:
             self.tracker = None
             return
         self.state["last_steps"][self.tracker.destination] = step
-        replace_text(self.journal, json.dumps(self.state))
+        replace_text(self.state_path, json.dumps(self.state))
 
     def finish(self, exit_code: int) -> None:
         """Closes the file and the tracker's run; exit code 0: the run is done. If the tracker fails, logs a warning."""
