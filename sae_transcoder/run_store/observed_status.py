@@ -42,30 +42,24 @@ class ObservedStatus:
     goes_on: bool
 
 
-@dataclass(frozen=True)
-class JobEnd:
-    """What the end of a SLURM job means for its unfinished runs: the new state of one that had begun, that of one still queued, and why."""
-
-    begun: State
-    queued: State
-    why: str
-
-
+# {how a SLURM job ended: (new state of a run of it that had begun, new state of one that was still queued, why)}
 JOB_ENDS = {
-    "CANCELLED": JobEnd(State.cancelled, State.cancelled, "SLURM job {job} was cancelled"),
-    "OUT_OF_MEMORY": JobEnd(State.failed, State.failed, "SLURM job {job} was killed for want of memory; raise memory"),
-    "TIMEOUT": JobEnd(
-        State.failed, State.failed, "SLURM job {job} ran out of time before the run could save; raise signal_delay or time"
+    "CANCELLED": (State.cancelled, State.cancelled, "SLURM job {job} was cancelled"),
+    "OUT_OF_MEMORY": (State.failed, State.failed, "SLURM job {job} was killed for want of memory; raise memory"),
+    "TIMEOUT": (
+        State.failed,
+        State.failed,
+        "SLURM job {job} ran out of time before the run could save; raise signal_delay or time",
     ),
-    "DEADLINE": JobEnd(State.failed, State.failed, "SLURM job {job} missed its deadline"),
-    "NODE_FAIL": JobEnd(State.interrupted, State.failed, "the node of SLURM job {job} failed"),
-    "BOOT_FAIL": JobEnd(State.interrupted, State.failed, "the node of SLURM job {job} failed to start"),
-    "PREEMPTED": JobEnd(State.interrupted, State.failed, "SLURM job {job} was preempted and not put back into the queue"),
-    "LAUNCH_FAILED": JobEnd(State.failed, State.failed, "SLURM job {job} could not be launched"),
+    "DEADLINE": (State.failed, State.failed, "SLURM job {job} missed its deadline"),
+    "NODE_FAIL": (State.interrupted, State.failed, "the node of SLURM job {job} failed"),
+    "BOOT_FAIL": (State.interrupted, State.failed, "the node of SLURM job {job} failed to start"),
+    "PREEMPTED": (State.interrupted, State.failed, "SLURM job {job} was preempted and not put back into the queue"),
+    "LAUNCH_FAILED": (State.failed, State.failed, "SLURM job {job} could not be launched"),
 }
-OTHER_JOB_END = JobEnd(State.interrupted, State.failed, "SLURM job {job} has ended ({state})")
+OTHER_END = (State.interrupted, State.failed, "SLURM job {job} has ended ({state})")
 # A job that fails leaves a reason in status.json or with SLURM; one that was cancelled in the queue may leave none.
-UNKNOWN_JOB = JobEnd(State.interrupted, State.cancelled, "SLURM does not know job {job} any more")
+UNKNOWN_JOB = (State.interrupted, State.cancelled, "SLURM does not know job {job} any more")
 
 
 def observe(directory: Path, reported: Status, jobs: SlurmJobs | None = None) -> ObservedStatus:
@@ -95,13 +89,13 @@ def observe_slurm_run(directory: Path, reported: Status, job: SlurmJob | None) -
         return ObservedStatus(reported, True)
     if reported.state == State.running and reported.host == socket.gethostname() and is_alive(directory, reported):
         return ObservedStatus(reported, True)  # it is about to end
-    end = UNKNOWN_JOB if job is None else JOB_ENDS.get(job.state, OTHER_JOB_END)
-    why = end.why.format(job=reported.slurm_job, state=job.state if job else "")
+    if_begun, if_queued, text = UNKNOWN_JOB if job is None else JOB_ENDS.get(job.state, OTHER_END)
+    why = text.format(job=reported.slurm_job, state=job.state if job else "")
     if reported.state == State.queued:
-        return ObservedStatus(replace(reported, state=end.queued, why=f"never started: {why}"), False)
-    if end.begun == State.interrupted and reported.why:  # the run's own reason says more
+        return ObservedStatus(replace(reported, state=if_queued, why=f"never started: {why}"), False)
+    if if_begun == State.interrupted and reported.why:  # the run's own reason says more
         why = reported.why
-    return ObservedStatus(replace(reported, state=end.begun, why=why), False)
+    return ObservedStatus(replace(reported, state=if_begun, why=why), False)
 
 
 def observe_all(statuses: Mapping[Path, Status]) -> dict[Path, ObservedStatus]:
