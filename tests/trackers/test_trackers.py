@@ -40,13 +40,13 @@ def fresh_python(body: str, directory: Path, **env: str) -> Any:
 TRACKIO_RUNS = """
 from trackio import Api
 from trackio.sqlite_storage import SQLiteStorage
-found = []
+runs = []
 for run in Api().runs("study"):
     rows = SQLiteStorage.get_logs("study", run.name, run_id=run.id)
     for row in rows:
         del row["timestamp"]
-    found.append(dict(name=run.name, config=run.config, rows=rows))
-print(json.dumps(found))
+    runs.append(dict(name=run.name, config=run.config, rows=rows))
+print(json.dumps(runs))
 """
 
 
@@ -60,7 +60,7 @@ def wandb_runs(directory: Path) -> list[dict[str, Any]]:
     from wandb.proto.wandb_internal_pb2 import Record
 
     wandb.teardown()  # waits for wandb-core, which goes on writing when a run has been finished
-    found = []
+    runs = []
     for file in sorted(directory.glob("wandb/offline-run-*/*.wandb")):
         data, at, record, run = file.read_bytes(), 7, b"", {"rows": []}
         while at + 7 <= len(data):
@@ -80,8 +80,8 @@ def wandb_runs(directory: Path) -> list[dict[str, Any]]:
                     items = {"".join(item.nested_key) or item.key: json.loads(item.value_json) for item in message.history.item}
                     shown = {name: value for name, value in items.items() if not name.startswith("_")}
                     run["rows"].append({"step": message.history.step.num} | shown)
-        found.append(run)
-    return found
+        runs.append(run)
+    return runs
 
 
 @pytest.fixture
@@ -201,10 +201,10 @@ books[0].finish(0)
 books[1].log(40, {"tokens": 4000, "fvu/layers.1": 2 / 40})
 books[1].finish(1)
 """
-    found = {run["config"]["k"]: run for run in fresh_python(body + TRACKIO_RUNS, tmp_path)}
-    assert len(found) == 2
+    runs = {run["config"]["k"]: run for run in fresh_python(body + TRACKIO_RUNS, tmp_path)}
+    assert len(runs) == 2
     for k, steps, scale in ((4, [10, 20, 30], 1.0), (16, [10, 20, 30, 40], 2.0)):
-        run = found[k]
+        run = runs[k]
         assert run["rows"] == expected(steps, scale) == lines(tmp_path / str(k))
         wanted = {"model_type": "sae", "signature": signature(config("trackio", k=k)), "tags": ["t1", "t2"], "_Group": "g"}
         assert run["name"] == "same"
