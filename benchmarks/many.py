@@ -27,7 +27,7 @@ PARTS = {
     TRAINING: ["training.team:train_on"],
     "forward of the language model": ["language_model.forward:capture"],
     "held-out metrics": ["evaluation.heldout:measure"],
-    "jobs composed": ["launch.sweep:composed"],
+    "jobs composed": ["launch.sweep:compose_sweep"],
     "jobs checked": ["launch.sweep:plan_jobs"],
     "runs planned, by the check and by the pack": ["preflight.plan:plan"],
     "jobs queued": ["launch.sweep:write_sweep_files"],

@@ -15,7 +15,7 @@ from sae_transcoder.config import Hardware, run_dir, sweep_dir
 from sae_transcoder.launch import packs, workers
 from sae_transcoder.launch.checks import check_cluster, end_dry_run
 from sae_transcoder.launch.sweep_files import write_sweep_files
-from sae_transcoder.launch.sweep_jobs import SweepJob, composed, is_grid, plan_jobs
+from sae_transcoder.launch.sweep_jobs import SweepJob, compose_sweep, is_grid, plan_jobs
 from sae_transcoder.launch.sweep_output import print_counts, print_packs, print_table
 from sae_transcoder.run_store import eval_file, observed_status
 from sae_transcoder.run_store.observed_status import NextAction
@@ -44,7 +44,7 @@ def train_jobs(loader: ConfigLoader, master: DictConfig, job_overrides: Sequence
     after a signal. Ends the program after a dry run.
     """
     console = Console(highlight=False)
-    jobs = composed(loader, master, job_overrides, first)
+    jobs = compose_sweep(loader, master, job_overrides, first)
     lead, search = jobs[0].cfg, not is_grid(master)
     check_cluster(lead, search=search)
     plans = plan_jobs(jobs, search=search)

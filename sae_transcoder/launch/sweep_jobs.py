@@ -42,7 +42,7 @@ def is_grid(master: DictConfig) -> bool:
     return str(master.hydra.sweeper._target_).endswith(("GridSweeper", "BasicSweeper"))
 
 
-def composed(loader: ConfigLoader, master: DictConfig, job_overrides: Sequence[Sequence[str]], first: int) -> list[SweepJob]:
+def compose_sweep(loader: ConfigLoader, master: DictConfig, job_overrides: Sequence[Sequence[str]], first: int) -> list[SweepJob]:
     """Composes each job's config, with the name of the sweep in it. Raises ConfigError with the faults of all jobs.
 
     loader, master: Hydra's; first: the number of the first job.

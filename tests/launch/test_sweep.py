@@ -19,7 +19,7 @@ from helpers.sweeps import SHORT, assert_equal, by, config, here, runs, states
 from sae_transcoder.config import ConfigError, composition, run_name, typed
 from sae_transcoder.config.composition import CONF
 from sae_transcoder.launch import sweep, workers
-from sae_transcoder.launch.sweep_jobs import composed
+from sae_transcoder.launch.sweep_jobs import compose_sweep
 from sae_transcoder.run_store import status
 from sae_transcoder.training import engine
 
@@ -65,7 +65,7 @@ def name(*overrides: str) -> str:
     with hydra(*overrides) as (loader, master):
         keys = [o.partition("=") for o in overrides]
         jobs = [[f"{key}={value.split(',')[i % (value.count(',') + 1)]}" for key, _, value in keys] for i in range(2)]
-        return composed(loader, master, jobs, 0)[0].cfg.sweep_name or ""
+        return compose_sweep(loader, master, jobs, 0)[0].cfg.sweep_name or ""
 
 
 def test_the_default_name_depends_on_all_settings_but_swept_values() -> None:
