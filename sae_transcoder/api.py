@@ -25,10 +25,12 @@ from hydra_plugins.sae_transcoder_local import GridSweeper
 from sae_transcoder.coder import stored as stored_coders
 from sae_transcoder.coder.corrected_coder import SparseCoder
 from sae_transcoder.config import Config, ConfigError, Hardware, composition, run_dir
-from sae_transcoder.launch import sweep as sweeps
+from sae_transcoder.launch.sweep import RunFailed, train_jobs
+from sae_transcoder.launch.sweep_jobs import is_grid
 from sae_transcoder.preflight.plan import check_settings, make_plan
-from sae_transcoder.run_store import eval_file, files, observed_status
+from sae_transcoder.run_store import eval_file, observed_status, run_files
 from sae_transcoder.run_store.eval_file import Evaluation
+from sae_transcoder.run_store.observed_status import NextAction
 from sae_transcoder.training import engine
 
 
@@ -70,12 +72,12 @@ def train(cfg: Config) -> TrainedRun:
         raise ConfigError(f"{_elsewhere(cfg)}: train() trains here and now; use the command sae-train")
     check_settings(cfg)
     directory = run_dir(cfg)
-    what = observed_status.to_do(observed_status.read(directory))
-    if what in ("running", "queued"):
+    action = observed_status.next_action(observed_status.read(directory))
+    if action in (NextAction.running, NextAction.queued):
         raise ConfigError(str(observed_status.nothing_to_do(directory)))
-    if what != "done":
+    if action != NextAction.done:
         make_plan(cfg)  # before anything is written
-        files.write_config(cfg)
+        run_files.write_config(cfg)
         engine.train([cfg])
     return _trained(cfg)
 
@@ -98,15 +100,15 @@ def sweep(*overrides: str) -> list[TrainedRun]:
         raise ConfigError(composition.explain(error, given)) from error
     if master.hardware == Hardware.slurm or master.dry_run:
         raise ConfigError(f"{_elsewhere(master)}: sweep() trains here and now; use the command sae-train -m")
-    if not sweeps.is_grid(master):
+    if not is_grid(master):
         raise ConfigError("hydra/sweeper: a search proposes its runs one after the other; use the command sae-train -m")
     params = OmegaConf.select(master, "hydra.sweeper.params") or {}
     parsed = OverridesParser.create(loader).parse_overrides([*(f"{name}={values}" for name, values in params.items()), *given])
     combinations = [job for batch in GridSweeper.split_arguments(parsed, None) for job in batch]
-    jobs = sweeps.train(loader, master, combinations, 0)
+    jobs = train_jobs(loader, master, combinations, 0)
     for job in jobs:
         if job.error is not None:
-            raise sweeps.RunFailed(f"{run_dir(job.cfg)}: {job.error}")
+            raise RunFailed(f"{run_dir(job.cfg)}: {job.error}")
     return [_trained(job.cfg) for job in jobs]
 
 

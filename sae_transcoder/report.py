@@ -16,8 +16,8 @@ from sae_transcoder.reports import query, watch
 from sae_transcoder.reports import table as report_table
 from sae_transcoder.reports.data_files import WRITERS, put, rows
 from sae_transcoder.reports.query import ReportError
-from sae_transcoder.run_store import records as run_records
-from sae_transcoder.run_store.records import Record
+from sae_transcoder.run_store import run_records
+from sae_transcoder.run_store.run_records import Record
 
 WATCH_EVERY = 5.0  # seconds
 EPILOG = """KEY is a field of sae-train (k, layers, lr, ...) or one of run, state, step, tokens_per_s, eta, train_fvu,

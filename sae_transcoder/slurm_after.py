@@ -1,4 +1,4 @@
-"""launch/slurm/after.py by the name that jobs queued before the packages know. Goes after release 0.1."""
+"""The old name of launch/slurm/after.py, for scripts of jobs that were queued before it moved. Delete after release 0.1."""
 
 from sae_transcoder.launch.slurm.after import main
 

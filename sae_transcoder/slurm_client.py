@@ -1,4 +1,4 @@
-"""What SLURM says and is told by its commands: the state of jobs, requeueing, what the cluster allows. Nothing here imports torch."""
+"""Asks SLURM through its commands: states of jobs, requeueing, what the cluster offers. Nothing here imports torch."""
 
 import os
 import re
@@ -10,33 +10,33 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-ASKED_AT_ONCE = 500  # jobs named in one command
-PATIENCE = 30.0  # seconds that a command of SLURM's may take
-# States of a job that waits, runs or goes back to the queue; all others are ends.
+JOBS_PER_COMMAND = 500
+COMMAND_TIMEOUT = 30.0  # seconds
+# A job in any other state has ended.
 WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 RUNNING = {"RUNNING", "COMPLETING", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED"}
 
 
 @dataclass(frozen=True)
-class Job:
-    """A job as SLURM knows it: its state by SLURM's name, and why it waits, where it does."""
+class SlurmJob:
+    """A job as SLURM reports it: SLURM's name of its state, and the reason where it waits."""
 
     state: str
     reason: str = ""
 
     @property
     def waiting(self) -> bool:
-        """Whether it is in the queue, for the first time or again."""
+        """Whether the job is in the queue, for the first time or again."""
         return self.state in WAITING
 
     @property
     def ended(self) -> bool:
-        """Whether it will not run any more by itself."""
+        """Whether the job will not run again by itself."""
         return self.state not in WAITING | RUNNING
 
 
-Jobs = Mapping[str, Job]
-"""{job's number, as 12 or 12_3: ...}; a job that is not there is one that SLURM does not know any more."""
+SlurmJobs = Mapping[str, SlurmJob]
+"""{number of a job, as 12 or 12_3: job}; SLURM does not know a missing job any more."""
 
 
 class SlurmError(Exception):
@@ -44,11 +44,11 @@ class SlurmError(Exception):
 
 
 def ask(*command: str) -> str:
-    """What a command of SLURM's prints. Raises SlurmError with what it complains of."""
+    """Runs a SLURM command and returns its output. Raises SlurmError with the command's error message."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT)
     except subprocess.TimeoutExpired as error:
-        raise SlurmError(f"no answer to {command[0]} within {PATIENCE:g} s") from error
+        raise SlurmError(f"no answer to {command[0]} within {COMMAND_TIMEOUT:g} s") from error
     except OSError as error:
         raise SlurmError(f"{command[0]}: {error.strerror}") from error
     if done.returncode:
@@ -56,104 +56,97 @@ def ask(*command: str) -> str:
     return done.stdout.strip()
 
 
-def here() -> str | None:
-    """The number of the job that this process is part of, 12 or 12_3; None outside of jobs."""
+def current_job() -> str | None:
+    """The number of the job that this process belongs to, as 12 or 12_3; None outside of jobs."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
-def submitted() -> str | None:
-    """The same, of a job that this program has submitted: such jobs come back by themselves, others are their owner's."""
-    return here() if os.environ.get("SUBMITIT_EXECUTOR") == "slurm" else None
+def submitted_job() -> str | None:
+    """The number of the job that this process belongs to, if this program submitted it; such jobs requeue themselves, others do not."""
+    return current_job() if os.environ.get("SUBMITIT_EXECUTOR") == "slurm" else None
 
 
-def jobs(numbers: Iterable[str]) -> Jobs | None:
-    """The jobs of these numbers that SLURM knows: those of the queue, those that ended lately and, with accounting, long ago.
+def jobs(numbers: Iterable[str]) -> SlurmJobs | None:
+    """The jobs with these numbers that SLURM knows: those in the queue, those that ended lately and, with accounting, older ones.
 
-    None where SLURM cannot be asked: on a machine without it, or while it does not answer.
+    None where SLURM is not installed or does not answer.
     """
-    wanted = list(dict.fromkeys(numbers))
-    if not wanted:
+    numbers = list(dict.fromkeys(numbers))
+    if not numbers:
         return {}
     if shutil.which("squeue") is None:
         return None
     try:
-        found = in_queue(wanted)
+        queued = jobs_in_queue(numbers)
     except SlurmError:
         return None
-    return found | in_accounts([number for number in wanted if number not in found])
+    return queued | jobs_in_accounting([number for number in numbers if number not in queued])
 
 
-def portions(items: Sequence[T], most: int) -> Iterator[Sequence[T]]:
-    """The items in groups of at most so many."""
-    return (items[start : start + most] for start in range(0, len(items), most))
+def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """The items in groups of at most `size`."""
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
-def whole(numbers: Iterable[str]) -> list[str]:
-    """The numbers of whole arrays, and of jobs of none, that jobs belong to; each once."""
+def array_ids(numbers: Iterable[str]) -> list[str]:
+    """Numbers without the index in their array (12_3 becomes 12), each once."""
     return list(dict.fromkeys(number.partition("_")[0] for number in numbers))
 
 
-def in_queue(numbers: Sequence[str]) -> dict[str, Job]:
-    """The jobs of these numbers of which slurmctld knows. Raises SlurmError where it does not answer."""
-    found: dict[str, Job] = {}
-    for some in portions(whole(numbers), ASKED_AT_ONCE):
+def jobs_in_queue(numbers: Sequence[str]) -> dict[str, SlurmJob]:
+    """The jobs with these numbers that slurmctld knows. Raises SlurmError where it does not answer."""
+    jobs_by_number: dict[str, SlurmJob] = {}
+    for some in chunks(array_ids(numbers), JOBS_PER_COMMAND):
         try:
             text = ask("squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%r", f"--jobs={','.join(some)}")
         except SlurmError as error:
-            if "Invalid job id" not in str(error):  # said of a single job that is forgotten
+            if "Invalid job id" not in str(error):  # SLURM's answer for a single job that it has forgotten
                 raise
             continue
         for line in text.splitlines():
             number, state, reason = line.split("|", 2)
-            found[number] = Job(state, "" if reason == "None" else reason)
-    return {number: job for number, job in found.items() if number in set(numbers)}
+            jobs_by_number[number] = SlurmJob(state, "" if reason == "None" else reason)
+    return {number: job for number, job in jobs_by_number.items() if number in set(numbers)}
 
 
-def in_accounts(numbers: Sequence[str]) -> dict[str, Job]:
-    """The jobs of these numbers that the accounting has; none where there is no accounting."""
-    found: dict[str, Job] = {}
+def jobs_in_accounting(numbers: Sequence[str]) -> dict[str, SlurmJob]:
+    """The jobs with these numbers that the accounting knows; none where there is no accounting."""
+    jobs_by_number: dict[str, SlurmJob] = {}
     if shutil.which("sacct") is None:
-        return found
-    for some in portions(numbers, ASKED_AT_ONCE):
+        return jobs_by_number
+    options = ("--noheader", "--parsable2", "--allocations", "--duplicates", "--format=JobID,State")
+    for some in chunks(numbers, JOBS_PER_COMMAND):
         try:
-            text = ask(
-                "sacct",
-                "--noheader",
-                "--parsable2",
-                "--allocations",
-                "--duplicates",
-                "--format=JobID,State",
-                f"--jobs={','.join(some)}",
-            )
+            text = ask("sacct", *options, f"--jobs={','.join(some)}")
         except SlurmError:
-            return found
-        for line in text.splitlines():  # a requeued job has a line for each time, the last of which counts
+            return jobs_by_number
+        for line in text.splitlines():  # a requeued job has a line for each start; the last one counts
             number, _, state = line.partition("|")
-            found[number] = Job(state.split()[0])  # "CANCELLED by 1000"
-    return found
+            jobs_by_number[number] = SlurmJob(state.split()[0])  # "CANCELLED by 1000"
+    return jobs_by_number
 
 
-def state_of(number: str) -> Job | None:
-    """A job's state now; None where SLURM does not know it or does not answer."""
+def job_state(number: str) -> SlurmJob | None:
+    """A job as it is now; None where SLURM does not know it or does not answer."""
     return (jobs([number]) or {}).get(number)
 
 
 def requeue(number: str) -> None:
-    """Has a running job start anew from the queue. Raises SlurmError where it does not.
+    """Puts a running job back into the queue. Raises SlurmError where SLURM does not.
 
-    SLURM may have done so by itself, on a preemption say; then a second one is an error that is none.
+    No error where SLURM refuses because the job already waits again, after a preemption for instance.
     """
     try:
         ask("scontrol", "requeue", number)
     except SlurmError:
-        job = state_of(number)
+        job = job_state(number)
         if job is None or not job.waiting:
             raise
 
 
 def seconds_left(number: str) -> float | None:
-    """Seconds until a running job's time limit; None where it has none, or SLURM does not say."""
+    """Seconds until a running job's time limit; None where it has none or SLURM does not tell."""
     try:
         return seconds(ask("squeue", "--noheader", "--states=all", "--format=%L", f"--jobs={number}"))
     except (SlurmError, ValueError):
@@ -166,16 +159,16 @@ TIME = re.compile(
 
 
 def seconds(text: str) -> float:
-    """Seconds of a span of time in sbatch's notation: minutes, minutes:seconds, [days-]hours:minutes:seconds, days-hours[:minutes].
+    """Seconds of a duration in sbatch's notation: minutes, minutes:seconds, [days-]hours:minutes:seconds, days-hours[:minutes].
 
-    Raises ValueError for what is none.
+    Raises ValueError for any other text.
     """
     match = TIME.fullmatch(text)
     if match is None:
         raise ValueError(f"{text!r}: not a span of time")
-    part = {name: int(value or 0) for name, value in match.groupdict().items()}
-    hours = 24 * part["d"] + part["dh"] + part["h"]
-    return 3600.0 * hours + 60 * (part["dm"] + part["m"] + part["minutes"]) + part["ds"] + part["s"]
+    counts = {name: int(value or 0) for name, value in match.groupdict().items()}
+    hours = 24 * counts["d"] + counts["dh"] + counts["h"]
+    return 3600.0 * hours + 60 * (counts["dm"] + counts["m"] + counts["minutes"]) + counts["ds"] + counts["s"]
 
 
 MEMORY = r"(\d+)([KMGT]?)"  # a number, in MiB or with a unit
@@ -190,25 +183,25 @@ def mebibytes(text: str) -> int:
     return int(int(match[1]) * MEBIBYTES[match[2]])
 
 
-def largest_array() -> int:
-    """How many jobs one array may have (MaxArraySize). Raises SlurmError."""
+def max_array_size() -> int:
+    """The most jobs that one array may have (MaxArraySize). Raises SlurmError."""
     match = re.search(r"MaxArraySize\s*=\s*(\d+)", ask("scontrol", "show", "config"))
     return int(match[1]) if match else 1001
 
 
 def partitions() -> list[str]:
-    """The cluster's partitions; empty where SLURM does not say."""
+    """Names of the cluster's partitions; empty where SLURM does not tell."""
     try:
         return ask("sinfo", "--noheader", "--format=%R").split()
     except SlurmError:
         return []
 
 
-def nodes(partition: str | None) -> list[str]:
-    """What the nodes of a partition (None: of all) have: one description for each kind of node."""
-    asked = [f"--partition={partition}"] if partition else []
+def node_kinds(partition: str | None) -> list[str]:
+    """One description of the hardware for each kind of node in a partition; None: in all partitions."""
+    options = [f"--partition={partition}"] if partition else []
     try:
-        text = ask("sinfo", "--noheader", *asked, "--format=%c CPUs, %m MB, gres %G, features %f")
+        text = ask("sinfo", "--noheader", *options, "--format=%c CPUs, %m MB, gres %G, features %f")
     except SlurmError:
         return []
     return list(dict.fromkeys(text.splitlines()))

@@ -1,5 +1,5 @@
-"""launch/slurm/job.py by the name that jobs queued before the packages know. Goes after release 0.1."""
+"""The old name of launch/slurm/job.py, for pickled jobs that were queued before it moved. Delete after release 0.1."""
 
-from sae_transcoder.launch.slurm.job import Pack
+from sae_transcoder.launch.slurm.job import PackTask as Pack
 
 __all__ = ["Pack"]

@@ -26,9 +26,9 @@ def run(composed: DictConfig) -> float | None:
     if cfg.hardware == Hardware.slurm:
         from rich.console import Console
 
-        from sae_transcoder.launch.slurm import wait as slurm_wait
+        from sae_transcoder.launch.slurm.wait import submit_run
 
-        slurm_wait.single(cfg, Console(highlight=False))
+        submit_run(cfg, Console(highlight=False))
         return None
     from sae_transcoder.run_store import eval_file
     from sae_transcoder.training import engine

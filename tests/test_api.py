@@ -13,8 +13,7 @@ from helpers.sweeps import SHAPE, SHORT, here
 from sae_transcoder.api import load_config, sweep, train
 from sae_transcoder.config import ConfigError, run_name
 from sae_transcoder.launch.sweep import RunFailed
-from sae_transcoder.run_store import records as run_records
-from sae_transcoder.run_store import status
+from sae_transcoder.run_store import run_records, status
 
 
 def test_three_lines_give_the_weights_of_the_command(cache: Path, tmp_path: Path) -> None:

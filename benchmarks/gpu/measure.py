@@ -169,7 +169,7 @@ def estimated(cfgs: Sequence[Config]) -> None:
     plans = [make_plan(cfg, cache) for cfg in cfgs]
     there = plans[0].available
     refused = there is not None and any(packs.memory([plan]) > there for plan in plans)
-    tell(estimate=packs.memory(plans), packed=[len(pack) for pack in packs.packs(plans, 1)], refused=refused)
+    tell(estimate=packs.memory(plans), packed=[len(pack) for pack in packs.group_into_packs(plans, 1)], refused=refused)
 
 
 def train(row: Row, shape: Shape, folder: Path, device: str, steps: int) -> None:

@@ -1,6 +1,6 @@
-"""Hydra's side of a sweep: the sweeper `grid` and the launcher `local`, thin doors to sae_transcoder.launch.sweep.
+"""Hydra's plugins for sweeps on this machine: the sweeper `grid` and the launcher `local`. sae_transcoder.launch.sweep does the work.
 
-Hydra finds plugins in the namespace package hydra_plugins only, and wants their classes defined there.
+Hydra finds plugins only in the namespace package hydra_plugins, and their classes must be defined there.
 """
 
 import sys
@@ -16,16 +16,16 @@ from omegaconf import DictConfig
 
 
 class GridSweeper(BasicSweeper):
-    """Every combination of the values given. Hydra's own composes each job twice, writes before anything is checked, and tells of one
-    failure only."""
+    """Every combination of the values. Hydra's own sweeper composes each job twice, writes files before anything is checked, and reports only
+    one failure."""
 
     def sweep(self, arguments: list[str]) -> Sequence[JobReturn]:
-        """Hands all jobs to the launcher at once; exit code 1 where one failed."""
+        """Passes all jobs to the launcher at once. Ends with exit code 1 if one fails."""
         assert self.hydra_context is not None
         assert self.launcher is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        given = [*self._parse_config(), *arguments]
-        jobs = [job for batch in self.split_arguments(parser.parse_overrides(given), None) for job in batch]
+        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        jobs = [job for batch in self.split_arguments(overrides, None) for job in batch]
         results = self.launcher.launch(jobs, initial_job_idx=0)
         if any(result.status == JobStatus.FAILED for result in results):
             sys.exit(1)
@@ -33,19 +33,19 @@ class GridSweeper(BasicSweeper):
 
 
 class LocalLauncher(Launcher):
-    """Trains the jobs on this machine, those that can share forwards side by side."""
+    """Trains the jobs on this machine; those that can share forwards train side by side."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """The jobs' results in order; the return value of each is its objective."""
-        from sae_transcoder.launch import sweep
+        """The results of the jobs in order; each return value is the job's objective."""
+        from sae_transcoder.launch.sweep import launch
 
-        return sweep.launch(self.hydra_context.config_loader, self.config, job_overrides, initial_job_idx)
+        return launch(self.hydra_context.config_loader, self.config, job_overrides, initial_job_idx)
 
 
-# Plain values: Hydra runs this file as a module that Python does not know, in which no dataclass can be made.
+# Plain dicts: Hydra executes this file as a module that is not in sys.modules, where dataclasses cannot be defined.
 HERE = "hydra_plugins.sae_transcoder_local"
 for group, name, node in [
     ("hydra/sweeper", "grid", {"_target_": f"{HERE}.GridSweeper", "max_batch_size": None, "params": None}),

@@ -6,7 +6,7 @@ from natsort import natsorted
 
 from sae_transcoder.coder import names as coder_names
 from sae_transcoder.config import ConfigError
-from sae_transcoder.run_store import files
+from sae_transcoder.run_store import run_files
 
 
 def folder(name: str, asked: str) -> Path:
@@ -32,7 +32,7 @@ def folder(name: str, asked: str) -> Path:
 
 def run_of(root: Path) -> Path | None:
     """The directory of the run that coders in `root` are of; None where that is not to be seen."""
-    return next((p for p in (root, *root.parents[:3]) if (p / files.CONFIG).is_file()), None)
+    return next((p for p in (root, *root.parents[:3]) if (p / run_files.CONFIG).is_file()), None)
 
 
 def find(root: Path) -> dict[str, Path]:

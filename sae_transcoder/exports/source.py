@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sae_transcoder.coder import stored as stored_coders
 from sae_transcoder.config import FIELDS, ConfigError
-from sae_transcoder.run_store import eval_file, files, status
+from sae_transcoder.run_store import eval_file, run_files, status
 from sae_transcoder.run_store.eval_file import Evaluation
 from sae_transcoder.run_store.status import State
 
@@ -50,7 +50,7 @@ def source(path: str) -> Source:
         lacks = "no coders" if run else "no run" if root.is_dir() else "there is no such folder"
         raise ConfigError(f"{path}: {lacks}; give the directory of a run, its best/ or one of its snapshots/")
     try:
-        found, settings = status.read(run), files.read_config(run)
+        found, settings = status.read(run), run_files.read_config(run)
         evaluation = eval_file.read(run) if root.name == "coders" else None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from error
@@ -58,7 +58,7 @@ def source(path: str) -> Source:
         what = f"its run is {found.state} at step {found.step} of {found.total}" if found else "its run has not begun"
         raise ConfigError(f"{path}: {what}; finish it by the command that began it, or export one of its snapshots/")
     if lacking := [name for name in FIELDS if name not in settings]:
-        raise ConfigError(f"{run / files.CONFIG}: lacks {', '.join(lacking)}; it is of another version of this program")
+        raise ConfigError(f"{run / run_files.CONFIG}: lacks {', '.join(lacking)}; it is of another version of this program")
     return Source(root, {name: stored(place) for name, place in places.items()}, settings, evaluation)
 
 

@@ -7,74 +7,58 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from sae_transcoder import distributed
-from sae_transcoder.config import Config, ConfigError, Hardware, composition, run_dir
+from sae_transcoder.config import ConfigError, Hardware, composition, run_dir
 from sae_transcoder.distributed import refuse
-from sae_transcoder.preflight.plan import check_settings, make_plan
+from sae_transcoder.launch.checks import check_cluster, end_dry_run, plan_run
+from sae_transcoder.preflight.plan import check_settings
 from sae_transcoder.run_store import observed_status
 
 
 class BeforeTheRun(Callback):
-    """Checks everything; exceptions of callbacks are only warnings to Hydra, so it ends the program itself."""
+    """Checks everything. Ends the program itself, since Hydra turns a callback's exceptions into warnings."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Refuses several ranks, and launchers under which the jobs would be neither checked together nor trained side by side."""
-        if distributed.world_size() > 1:
-            refuse(
-                [
-                    f"-m on {distributed.world_size()} ranks (torchrun): ranks train one run together; start each run of the sweep by its own command"
-                ]
-            )
-        chosen = config.hydra.runtime.choices["hydra/launcher"]
+        """Refuses several ranks, and launchers that would neither check the jobs together nor train them side by side."""
+        if (count := distributed.world_size()) > 1:
+            fault = f"-m on {count} ranks (torchrun): ranks train one run together; start each run of the sweep by its own command"
+            refuse([fault])
         usual = "slurm" if config.hardware == Hardware.slurm else "local"
         if config.hydra.launcher._target_ != f"hydra_plugins.sae_transcoder_{usual}.{usual.capitalize()}Launcher":
-            refuse(
-                [
-                    f"hydra/launcher={chosen} with hardware={config.hardware}: trains no sweep there; leave it out, and choose hardware"
-                ]
-            )
+            launcher = f"hydra/launcher={config.hydra.runtime.choices['hydra/launcher']}"
+            refuse([f"{launcher} with hardware={config.hardware}: trains no sweep there; leave it out, and choose hardware"])
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Ends the program with exit code 1 if the run must be refused, 0 if there is nothing left to do; of several ranks the first one
-        decides and speaks for all."""
+        """Ends the program with exit code 1 if the run must be refused, 0 if there is nothing to do. Of several ranks, the first one decides
+        and prints for all."""
         try:
-            together, code = distributed.meet(), None
+            ranks, code = distributed.meet(), None
         except ConfigError as error:
             composition.refuse(error.faults)  # each rank for itself
-        if together.leads:
+        if ranks.leads:
             try:
-                decide(config)
+                end_unless_trained(config)
             except SystemExit as end:
                 code = end.code
-        if (code := together.from_first(code)) is not None:
+        if (code := ranks.from_first(code)) is not None:
             sys.exit(code)
 
 
-def decide(config: DictConfig) -> None:
-    """Ends the program where the run is not to be started."""
+def end_unless_trained(config: DictConfig) -> None:
+    """Checks all that the run needs, here or on the cluster. Ends the program if the run is refused, need not be started, or is a dry run."""
     try:
         cfg = composition.typed(config)
         check_settings(cfg)
         if note := observed_status.nothing_to_do(run_dir(cfg)):
             print(note)
             sys.exit(0)
-        check(cfg)
+        check_cluster(cfg)
+        plan = plan_run(cfg)
     except ConfigError as error:
         refuse(error.faults)
-
-
-def check(cfg: Config) -> None:
-    """Checks all that the run needs, here or on the cluster; ends a dry run. Raises ConfigError."""
-    on_slurm = cfg.hardware == Hardware.slurm
-    if on_slurm:
-        from sae_transcoder.launch.slurm import submit as slurm_submit
-
-        slurm_submit.check(cfg)
-    plan = make_plan(cfg, on_slurm=on_slurm)
     if cfg.dry_run:
         from rich.console import Console
 
         from sae_transcoder.training import display
 
         display.header([plan], Console(highlight=False))
-        print("dry run: nothing was started")
-        sys.exit(0)
+        end_dry_run()

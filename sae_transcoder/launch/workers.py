@@ -1,27 +1,21 @@
-"""Packs one after the other in this process, or spread over processes, one for each GPU. torch is imported where a pack begins."""
+"""Trains packs one after the other in this process, or spread over processes, one for each GPU. torch is imported where a pack begins."""
 
 from __future__ import annotations
 
-import logging
-import multiprocessing
 import os
 import signal
-import sys
-import threading
 from collections.abc import Sequence
-from dataclasses import replace
-from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from sae_transcoder.config import Config, Hardware, Resume, run_dir, run_name, sweep_dir
-from sae_transcoder.distributed import PeerFailed
-from sae_transcoder.process.broken_device import EXIT_CODE, DeviceBroken
-from sae_transcoder.process.stop_signal import SIGNALS, Stopped, StopSignal, held_back
+from sae_transcoder.config import Hardware, run_dir, run_name, sweep_dir
+from sae_transcoder.launch.crashes import MAX_CRASHES, count_crashes, restarted
+from sae_transcoder.launch.run_pack import Errors, Pack, run_pack
+from sae_transcoder.launch.worker import Worker
+from sae_transcoder.process.stop_signal import StopSignal
 from sae_transcoder.run_store import observed_status, status
 from sae_transcoder.run_store.status import State
 
@@ -30,12 +24,12 @@ if TYPE_CHECKING:
 
     from sae_transcoder.preflight.plan import Plan
 
-Pack = list[Config]
-Errors = dict[Path, str | None]  # {directory of a run: why it failed; None where it is done}
+Crashes = dict[Path, tuple[int, float]]
+"""{directory of a run: (consecutive crashes without a new checkpoint, when its checkpoint was last written)}."""
 
 
 def worker_count(plan: Plan) -> int:
-    """Processes to use: as set, else one for each GPU that `device` leaves open, on a CPU one; in a job of a cluster it is one."""
+    """Number of processes: as set, else one for each GPU that `device` allows; 1 on a CPU and in a job of a cluster."""
     if plan.cfg.workers is not None:
         return plan.cfg.workers
     if plan.cfg.hardware == Hardware.slurm:
@@ -47,21 +41,8 @@ def worker_count(plan: Plan) -> int:
     return 1
 
 
-def run(packs: Sequence[Pack], count: int, device: torch.device, console: Console) -> Errors:
-    """Trains all packs in so many processes at a time; returns why runs failed. Raises Stopped after a signal, the states saved, and, in
-    one process, DeviceBroken."""
-    errors: Errors = {}
-    with StopSignal() as stop:
-        if min(len(packs), count) > 1:
-            return spread(list(packs), min(len(packs), count), gpus(device), stop, console, sweep_dir(packs[0][0]))
-        for pack in packs:
-            stop.obey()
-            errors |= train(pack, stop)
-    return errors
-
-
 def gpus(device: torch.device) -> list[str]:
-    """What CUDA_VISIBLE_DEVICES is for each worker in turn; nothing where they use the CPU."""
+    """CUDA_VISIBLE_DEVICES for each worker in turn; empty where workers use the CPU."""
     if device.type != "cuda":
         return []
     import torch
@@ -70,138 +51,50 @@ def gpus(device: torch.device) -> list[str]:
     return visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
 
 
-def train(pack: Pack, stop: StopSignal) -> Errors:
-    """Trains one pack in this process. Raises Stopped after a signal, DeviceBroken where the GPU fails, PeerFailed where that of another rank
-    did or the rank is gone: the runs are left for another process."""
-    from sae_transcoder.training import engine, failure, out_of_memory
-    from sae_transcoder.training.managed_run import RunClaimed
+def run(packs: Sequence[Pack], count: int, device: torch.device, console: Console) -> Errors:
+    """Trains all packs, at most `count` at a time, and returns each failed run's error.
 
-    try:
-        outcomes = engine.train_pack(pack, stop)
-    except Exception as error:  # of the whole pack, such as a model that cannot be loaded
-        if isinstance(error, PeerFailed) and error.blameless:
-            raise
-        why = failure.why(error)
-        for cfg in pack:
-            observed_status.mark(run_dir(cfg), State.failed, why)
-        return {run_dir(cfg): why for cfg in pack}
-    finally:
-        out_of_memory.free_memory()
+    Raises Stopped after a signal, once all states are saved, and DeviceBroken if the GPU of this process fails.
+    """
     errors: Errors = {}
-    for cfg, outcome in zip(pack, outcomes, strict=True):
-        errors[run_dir(cfg)] = None
-        if isinstance(outcome, RunClaimed):
-            print(outcome, flush=True)
-        elif isinstance(outcome, Exception):
-            errors[run_dir(cfg)] = why = failure.why(outcome)
-            observed_status.mark(run_dir(cfg), State.failed, why)  # where it had not begun
+    with StopSignal() as stop:
+        if min(len(packs), count) > 1:
+            return spread(list(packs), min(len(packs), count), gpus(device), stop, console, sweep_dir(packs[0][0]))
+        for pack in packs:
+            stop.obey()
+            errors |= run_pack(pack, stop)
     return errors
 
 
-class Worker:
-    """A process that trains packs which it is sent, with a GPU of its own where there are several."""
+def spread(packs: list[Pack], count: int, gpus: Sequence[str], stop: StopSignal, console: Console, log_dir: Path | None) -> Errors:
+    """Trains the packs in `count` processes, and returns each failed run's error.
 
-    def __init__(self, number: int, gpu: str | None, log: Path | None):
-        self.number, self.gpu, self.log = number, gpu, log
-        self.pack: Pack | None = None
-        self.start()
-
-    def start(self) -> None:
-        """Starts the process, anew if it died."""
-        context = multiprocessing.get_context("spawn")
-        resource_tracker.ensure_running()  # before the signals are held back, for it lets them through
-        self.pipe, other = context.Pipe()
-        self.process: BaseProcess = context.Process(target=serve, args=(other, self.gpu, self.log), daemon=True)
-        with held_back():
-            self.process.start()
-        other.close()
-
-    def send(self, pack: Pack) -> None:
-        """Has it train a pack."""
-        if not self.process.is_alive():  # it died idle
-            self.start()
-        self.pack = pack
-        self.pipe.send(pack)
-
-    def signal(self, number: int) -> None:
-        """Hands a signal on."""
-        if self.process.pid and self.process.is_alive():
-            os.kill(self.process.pid, number)
-
-
-def serve(pipe: Connection, gpu: str | None, log: Path | None) -> None:
-    """A worker's process: trains each pack that comes, until none comes any more, a signal ends it, its GPU fails, or its parent is gone."""
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    if log is not None:  # what several processes print at once is no use on a terminal
-        out = log.open("a", buffering=1)
-        os.dup2(out.fileno(), 1)
-        os.dup2(out.fileno(), 2)
-        sys.stdout = sys.stderr = out
-    log_warnings()
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    # Patient: the parent hands on a Ctrl-C that the terminal has sent here as well.
-    with StopSignal(patient=True) as stop:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        while True:
-            try:
-                pack = pipe.recv()
-                pipe.send(train(pack, stop))
-            except (EOFError, BrokenPipeError):
-                return
-            except Stopped as stopped:
-                sys.exit(128 + stopped.number)
-            except DeviceBroken as broken:
-                print(broken, flush=True)
-                sys.exit(EXIT_CODE)
-
-
-def log_warnings() -> None:
-    """Prints what is logged from warnings on; the rest is in each run's train.log."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stdout, force=True)
-    logging.getLogger().handlers[0].setLevel(logging.WARNING)
-
-
-def end_with_parent() -> None:
-    """Waits until the parent has died, by SIGKILL say, and has this process save and end."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def spread(packs: list[Pack], count: int, gpus: Sequence[str], stop: StopSignal, console: Console, logs: Path | None) -> Errors:
-    """Trains the packs in `count` processes; a pack whose process dies is split, a run whose process keeps dying alone has failed.
-
-    logs: folder for what each process prints; None: it is printed here.
+    A pack whose process dies is split in two; a run whose process keeps dying counts as failed. log_dir: folder for the output of each
+    process; None: they print here.
     """
     errors: Errors = {}
-    deaths: Deaths = {}
+    crashes: Crashes = {}
     waiting = list(packs)
     workers = [
-        Worker(i, gpus[i % len(gpus)] if gpus else None, None if logs is None else logs / f"worker{i}.log") for i in range(count)
+        Worker(i, gpus[i % len(gpus)] if gpus else None, None if log_dir is None else log_dir / f"worker{i}.log")
+        for i in range(count)
     ]
     try:
         while waiting or any(worker.pack for worker in workers):
             if stop.number is not None:
-                for worker in workers:
-                    worker.signal(stop.number)
-                for worker in workers:
-                    if worker.pack:
-                        worker.process.join()
-                stop.obey()
+                stop_workers(workers, stop)
             for worker in workers:
                 if worker.pack is None and waiting:
                     pack = waiting.pop(0)
                     worker.send(pack)
                     names = ", ".join(run_name(cfg) for cfg in pack)
-                    where = f" (output: {worker.log})" if worker.log else ""
-                    console.print(f"worker {worker.number}: {names}{where}", markup=False, soft_wrap=True)
+                    output = f" (output: {worker.log_path})" if worker.log_path else ""
+                    console.print(f"worker {worker.number}: {names}{output}", markup=False, soft_wrap=True)
             busy = [worker for worker in workers if worker.pack]
             ready = wait([w.pipe for w in busy] + [w.process.sentinel for w in busy], timeout=0.2)
             for worker in busy:
                 if worker.pipe in ready or worker.process.sentinel in ready:
-                    finish(worker, errors, deaths, waiting, console)
+                    finish_pack(worker, errors, crashes, waiting, console)
     finally:
         for worker in workers:
             worker.pipe.close()
@@ -211,12 +104,19 @@ def spread(packs: list[Pack], count: int, gpus: Sequence[str], stop: StopSignal,
     return errors
 
 
-Deaths = dict[Path, tuple[int, float]]
-"""{directory of a run: how often its process died in a row without a save of its state, and when that was written last}."""
+def stop_workers(workers: Sequence[Worker], stop: StopSignal) -> None:
+    """Passes a signal on and waits for the busy processes to save and end. Raises Stopped."""
+    assert stop.number is not None
+    for worker in workers:
+        worker.signal(stop.number)
+    for worker in workers:
+        if worker.pack:
+            worker.process.join()
+    stop.obey()
 
 
-def finish(worker: Worker, errors: Errors, deaths: Deaths, waiting: list[Pack], console: Console) -> None:
-    """Takes up what became of a worker's pack."""
+def finish_pack(worker: Worker, errors: Errors, crashes: Crashes, waiting: list[Pack], console: Console) -> None:
+    """Adds the errors of a worker's pack to `errors`; if its process died, adds the unfinished runs to `waiting`."""
     pack, worker.pack = worker.pack or [], None
     try:
         if worker.pipe.poll():
@@ -225,26 +125,32 @@ def finish(worker: Worker, errors: Errors, deaths: Deaths, waiting: list[Pack], 
     except (EOFError, ConnectionResetError):
         pass
     worker.process.join()
+    statuses = {run_dir(cfg): status.read(run_dir(cfg)) for cfg in pack}
+    why = reason_of_death(worker, [reported for reported in statuses.values() if reported])
+    console.print(f"worker {worker.number}: {why}", markup=False, soft_wrap=True)
+    done = [directory for directory, reported in statuses.items() if reported is not None and reported.state == State.done]
+    errors |= dict.fromkeys(done)
+    unfinished = [restarted(cfg) for cfg in pack if run_dir(cfg) not in done]
+    for directory in map(run_dir, unfinished):
+        saved = status.saved_at(directory)
+        count, saved_before = crashes.get(directory, (0, saved))
+        crashes[directory] = count_crashes(count, saved_before, saved), saved
+    if len(unfinished) > 1:
+        half = len(unfinished) // 2
+        waiting[:0] = [unfinished[:half], unfinished[half:]]
+    elif unfinished and crashes[run_dir(unfinished[0])][0] < MAX_CRASHES:
+        waiting.insert(0, unfinished)
+    elif unfinished:
+        directory = run_dir(unfinished[0])
+        observed_status.mark(directory, State.failed, f"{why}, {MAX_CRASHES} times without coming further")
+        errors[directory] = why
+
+
+def reason_of_death(worker: Worker, statuses: Sequence[status.Status]) -> str:
+    """Why a worker's process ended: its signal or exit code, what its runs report of that, and where its output is."""
     code = worker.process.exitcode or 0
     why = f"its process ended with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}"
-    states = {run_dir(cfg): status.read(run_dir(cfg)) for cfg in pack}
     stopped = (State.interrupted, State.preempted)
-    said = [found.why for found in states.values() if found and found.state in stopped and found.pid == worker.process.pid]
-    why += f": {said[0]}" if said else ""
-    why += f"; see {worker.log}" if worker.log else ""
-    console.print(f"worker {worker.number}: {why}", markup=False, soft_wrap=True)
-    done = [directory for directory, found in states.items() if found is not None and found.state == State.done]
-    errors |= dict.fromkeys(done)
-    # With resume=never a run that was begun is refused; here it is the same attempt that goes on.
-    rest = [replace(cfg, resume=Resume.auto) for cfg in pack if run_dir(cfg) not in done]
-    for cfg in rest:
-        saved = status.saved_at(run_dir(cfg))
-        count, before = deaths.get(run_dir(cfg), (0, saved))
-        deaths[run_dir(cfg)] = (count + 1 if saved == before else 1, saved)
-    if len(rest) > 1:
-        waiting[:0] = [rest[: len(rest) // 2], rest[len(rest) // 2 :]]
-    elif rest and deaths[run_dir(rest[0])][0] < observed_status.TRIES:
-        waiting.insert(0, rest)
-    elif rest:
-        observed_status.mark(run_dir(rest[0]), State.failed, f"{why}, {observed_status.TRIES} times without coming further")
-        errors[run_dir(rest[0])] = why
+    reasons = [run.why for run in statuses if run.state in stopped and run.pid == worker.process.pid]
+    why += f": {reasons[0]}" if reasons else ""
+    return why + (f"; see {worker.log_path}" if worker.log_path else "")

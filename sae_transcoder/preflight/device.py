@@ -41,7 +41,7 @@ def find_device(cfg: Config) -> torch.device:
         device = rank_device(device, num_gpus, device_settings(cfg, str(device)))
     if (device.index or 0) >= num_gpus:
         present = f"cuda:0 to cuda:{num_gpus - 1}" if num_gpus else "no GPU"
-        job = slurm_client.here()
+        job = slurm_client.current_job()
         machine = f"{socket.gethostname()}, the node of SLURM job {job}," if job else "this machine"
         settings = device_settings(cfg, str(device))
         raise ConfigError(f"{settings}: not present; {machine} has {present}; choose one of these, or hardware=cpu")

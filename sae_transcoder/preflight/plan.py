@@ -112,9 +112,9 @@ def check_settings(cfg: Config) -> None:
 def check_tracker(cfg: Config) -> None:
     """Raises ConfigError for a tracker that cannot be logged to."""
     if cfg.tracker != Tracker.none:
-        from sae_transcoder.trackers import logbook
+        from sae_transcoder.trackers.open_tracker import tracker_faults
 
-        raise_faults(logbook.check(cfg))
+        raise_faults(tracker_faults(cfg))
 
 
 def check_model(

@@ -12,8 +12,8 @@ from typing import Any
 from sae_transcoder.config import FIELDS
 from sae_transcoder.reports.query import ReportError
 from sae_transcoder.run_store.eval_file import METRICS, NAMES, CoderMetrics
-from sae_transcoder.run_store.files import TYPES
-from sae_transcoder.run_store.records import Record, mean_of
+from sae_transcoder.run_store.run_files import TYPES
+from sae_transcoder.run_store.run_records import Record, mean_of
 
 TOGETHER = tuple(
     f"together_{name}"

@@ -12,8 +12,8 @@ from plotly.offline import get_plotlyjs
 from sae_transcoder.reports import table as report_table
 from sae_transcoder.reports.interactive_plots import FIGURES
 from sae_transcoder.reports.plot_data import Coder
-from sae_transcoder.run_store import records as run_records
-from sae_transcoder.run_store.records import Record
+from sae_transcoder.run_store import run_records
+from sae_transcoder.run_store.run_records import Record
 
 TITLES = {"pareto": "Sparsity against fidelity, held out", "curves": "Training", "densities": "How often latents fire"}
 

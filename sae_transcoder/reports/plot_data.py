@@ -11,10 +11,9 @@ from natsort import natsorted
 
 from sae_transcoder.reports.query import plain
 from sae_transcoder.reports.table import COLUMNS, fvu, number, percent
-from sae_transcoder.run_store import files
-from sae_transcoder.run_store import records as run_records
+from sae_transcoder.run_store import run_files, run_records
 from sae_transcoder.run_store.eval_file import CoderMetrics
-from sae_transcoder.run_store.records import Complain, Record
+from sae_transcoder.run_store.run_records import Complain, Record
 
 CURVE_POINTS = 300  # of one coder, at most
 ALL_POINTS = 60_000  # of all curves of a picture, at most, unless that is less than 20 each
@@ -75,9 +74,9 @@ def points(records: Sequence[Record], complain: Complain) -> list[Coder]:
     differing = run_records.differing(records)
     found = []
     for record in records:
-        curves = run_records.part(files.read_curve, record.directory, complain) or {}
+        curves = run_records.read_or_none(run_files.read_curve, record.directory, complain) or {}
         known = {coder.coder: coder for coder in record.evaluation.coders} if record.evaluation else {}
-        shares = run_records.part(files.read_densities, record.directory, complain) if known else None
+        shares = run_records.read_or_none(run_files.read_densities, record.directory, complain) if known else None
         for name in dict.fromkeys([*known, *curves]):
             coder = known.get(name)
             where = panel(record, coder.hookpoint if coder else name.partition("/")[0])

@@ -11,10 +11,9 @@ import yaml
 from natsort import natsort_keygen
 
 from sae_transcoder.config import FIELDS
-from sae_transcoder.run_store import files
-from sae_transcoder.run_store import records as run_records
+from sae_transcoder.run_store import run_files, run_records
 from sae_transcoder.run_store.eval_file import NAMES
-from sae_transcoder.run_store.records import Record
+from sae_transcoder.run_store.run_records import Record
 
 OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "!=": operator.ne,
@@ -58,10 +57,10 @@ def condition(text: str) -> Callable[[Mapping[str, Any]], bool]:
         raise ReportError(f"--where {text}: write KEY=VALUE, or with one of != < <= > >= in place of =")
     key, sign, written = known(match[1]), match[2], match[3]
     try:
-        value = yaml.load(written, files.LOADER)
+        value = yaml.load(written, run_files.LOADER)
     except (yaml.YAMLError, ValueError, RecursionError):
         raise ReportError(f"--where {text}: {written} is not a value of YAML; a list is written [6,12]") from None
-    asked: Any = value if (as_number := files.as_number(value)) is None else as_number
+    asked: Any = value if (as_number := run_files.as_number(value)) is None else as_number
     ordered = sign in ("<", "<=", ">", ">=")
     if ordered and (asked is None or isinstance(asked, bool | list | dict)):
         raise ReportError(f"--where {text}: {sign} needs a number or a word")

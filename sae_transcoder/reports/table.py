@@ -12,9 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from sae_transcoder.reports.query import plain
-from sae_transcoder.run_store import job_record, observed_status
-from sae_transcoder.run_store import records as run_records
-from sae_transcoder.run_store.records import Record
+from sae_transcoder.run_store import job_record, observed_status, run_records
+from sae_transcoder.run_store.run_records import Record
 from sae_transcoder.run_store.status import State
 
 COLOURS = {

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-from sae_transcoder.run_store.records import Record
+from sae_transcoder.run_store.run_records import Record
 from sae_transcoder.run_store.status import State
 
 

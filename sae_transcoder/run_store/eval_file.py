@@ -3,16 +3,16 @@
     eval_type_id             "core"
     eval_format              this project's version of the file; another one is refused
     eval_id                  a UUID; datetime_epoch_millis: when
-    eval_config              the settings that say what was measured on which tokens
+    eval_config              the settings that determine what was measured, on which tokens
     eval_result_metrics      {category: {metric: value}}, each the mean over the coders: see metric_names.py
-    eval_result_details      empty: features' densities are in feature_density.npz, {coder: float64 [latent]}
+    eval_result_details      empty: feature densities are in feature_density.npz, {coder: float64 [latent]}
     eval_result_unstructured
-      step, tokens           how far training was; null for coders that come from elsewhere
-      coders                 one for each: coder, hookpoint, seed, d, num_latents, k, metrics as above
-      together               with several hookpoints, one for each seed: coders, and what the model then does
-    sae_cfg_dict, sae_bench_commit_hash, sae_lens_*   SAEBench's own, here null or empty
+      step, tokens           progress of the training; null for coders trained by another program
+      coders                 an entry for each: coder, hookpoint, seed, d, num_latents, k, metrics as above
+      together               with several hookpoints, an entry for each seed: the coders, and the model's metrics with all in place
+    sae_cfg_dict, sae_bench_commit_hash, sae_lens_*   fields of SAEBench that are null or empty here
 
-A metric that does not exist (a division by zero, a model that predicts no tokens) is null. Nothing here imports torch.
+A metric that is undefined (a division by zero, a model that predicts no tokens) is null. Nothing here imports torch.
 """
 
 import json
@@ -38,7 +38,7 @@ Metrics = Mapping[str, float]
 
 @dataclass(frozen=True)
 class CoderMetrics:
-    """One coder's metrics {name: value}; NaN where one does not exist."""
+    """One coder's metrics {name: value}; NaN for an undefined one."""
 
     coder: str
     hookpoint: str
@@ -51,7 +51,7 @@ class CoderMetrics:
 
 @dataclass(frozen=True)
 class TogetherMetrics:
-    """What the model does with several coders in place at once: the metrics of behaviour and performance."""
+    """The model's metrics of behaviour and performance with several coders in place at once."""
 
     coders: Sequence[str]
     metrics: Metrics
@@ -59,7 +59,7 @@ class TogetherMetrics:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All that is in an eval.json. `densities`: {coder: share of tokens on which each latent fires}; not read back."""
+    """The contents of an eval.json. `densities`: {coder: share of tokens on which each latent fires}; written, not read back."""
 
     config: Mapping[str, Any]
     coders: Sequence[CoderMetrics]
@@ -78,7 +78,7 @@ class Evaluation:
 
 
 def by_category(metrics: Metrics) -> dict[str, dict[str, float | None]]:
-    """Metrics as they lie in the file; what is not finite is null."""
+    """{category: {name: value}} as in the file, null for a value that is not finite."""
     return {
         category: {name: metrics[name] if math.isfinite(metrics[name]) else None for name in names if name in metrics}
         for category, names in METRICS.items()
@@ -87,17 +87,17 @@ def by_category(metrics: Metrics) -> dict[str, dict[str, float | None]]:
 
 
 def flat(categories: Mapping[str, Mapping[str, float | None]]) -> dict[str, float]:
-    """Metrics as they are in code: {name: value}, NaN for null."""
+    """{name: value} as in code, NaN for null."""
     return {name: math.nan if value is None else value for names in categories.values() for name, value in names.items()}
 
 
 def write(directory: Path, evaluation: Evaluation) -> None:
     """Replaces feature_density.npz and eval.json in `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
-    beside = directory / f".{DENSITIES}.new"
-    with beside.open("wb") as file:
+    new_path = directory / f".{DENSITIES}.new"
+    with new_path.open("wb") as file:
         np.savez_compressed(file, **evaluation.densities)  # type: ignore[arg-type]
-    beside.replace(directory / DENSITIES)
+    new_path.replace(directory / DENSITIES)
     values = {
         "eval_type_id": "core",
         "eval_format": FORMAT,
@@ -122,16 +122,16 @@ def write(directory: Path, evaluation: Evaluation) -> None:
 
 
 def read(directory: Path) -> Evaluation | None:
-    """The evaluation kept in a directory; None where there is none. Raises ValueError where it cannot be read."""
+    """The evaluation in a directory; None where there is none. Raises ValueError where it cannot be read."""
     path = directory / NAME
     try:
         values = json.loads(path.read_text())
         if values["eval_format"] != FORMAT:
             raise ValueError(f"eval_format {values['eval_format']}, expected {FORMAT}")
-        rest = values["eval_result_unstructured"]
-        coders = [CoderMetrics(**(c | {"metrics": flat(c["metrics"])})) for c in rest["coders"]]
-        together = [TogetherMetrics(**(t | {"metrics": flat(t["metrics"])})) for t in rest["together"]]
-        return Evaluation(values["eval_config"], coders, together, rest["step"], rest["tokens"])
+        details = values["eval_result_unstructured"]
+        coders = [CoderMetrics(**(c | {"metrics": flat(c["metrics"])})) for c in details["coders"]]
+        together = [TogetherMetrics(**(t | {"metrics": flat(t["metrics"])})) for t in details["together"]]
+        return Evaluation(values["eval_config"], coders, together, details["step"], details["tokens"])
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -144,7 +144,7 @@ def read_densities(directory: Path) -> dict[str, np.ndarray]:
     if not path.exists():
         return {}
     try:
-        with np.load(path, allow_pickle=False) as kept:
-            return {name: kept[name] for name in kept.files}
-    except Exception as error:  # numpy and zipfile raise what the damaged byte happens to hit
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except Exception as error:  # numpy and zipfile raise many kinds for damaged bytes
         raise ValueError(f"{path}: cannot be read ({error!r})") from error

@@ -1,4 +1,4 @@
-"""What is remembered of a SLURM job across its restarts, in the folder `.slurm` beside its runs: NUMBER.json."""
+"""NUMBER.json in the folder `.slurm` beside the runs: what a SLURM job must remember across its restarts."""
 
 import json
 import time
@@ -8,62 +8,60 @@ from pathlib import Path
 from sae_transcoder.process.atomic_files import replace_text
 
 FOLDER = ".slurm"
-LINK = "slurm.log"  # in the directory of a run, to the log of its job
-PATIENCE = 60.0  # seconds that a job waits for what the command that submitted it has yet to write
+LINK = "slurm.log"  # symbolic link in a run's directory to the log of its job
+WAIT = 60.0  # seconds that a job waits for its record, which the command writes after submitting it
+START_LINE = "Starting with JobEnvironment"  # submitit's first line of each start
 
 
 @dataclass
-class Record:
-    """One job: its runs, the settings that say what is done when it ends too early, and what has happened to it so far."""
+class JobRecord:
+    """One job: its runs, the settings that decide what happens when it ends too early, and its history so far."""
 
     runs: list[str]
     """Directories of its runs, absolute."""
     time: str
-    """Fields of the config, as set."""
+    """This and the next three: fields of the config, as set."""
     memory: str | None
     signal_delay: int
     max_timeouts: int | None
     code: str
-    """Version of the program that it runs: release and commit."""
+    """Version of the program that the job runs: release and commit."""
     pieces: int = 1
-    """Into how many packs the runs are split, one trained after the other."""
+    """Number of packs that the runs are split into; they are trained one after the other."""
     timeouts: int = 0
-    """Times that it ran into its time limit."""
+    """How often the job reached its time limit."""
     steps: int = 0
-    """Optimizer steps made by all runs together when it last did."""
+    """Optimizer steps of all runs together when it last reached its time limit."""
     deaths: int = 0
-    """Times that it died in a row without a run having been saved in between."""
+    """Consecutive crashes without a new checkpoint of any run."""
     saved: dict[str, float] = field(default_factory=dict)
-    """{run: when its training state was written} when it last died."""
+    """{run: when its training state was last written}, as of the last crash."""
 
 
-def path(folder: Path, number: str) -> Path:
-    """The file of a job."""
+def record_path(folder: Path, number: str) -> Path:
+    """The file that holds a job's record."""
     return folder / f"{number}.json"
 
 
-def log(folder: Path, number: str, task: int = 0) -> Path:
-    """What a job's task printed, over all its restarts; task 0 has what SLURM said as well."""
+def log_path(folder: Path, number: str, task: int = 0) -> Path:
+    """The file that holds the output of a job's task over all restarts; that of task 0 holds SLURM's messages too."""
     return folder / f"{number}_{task}_log.out"
 
 
-STARTED = "Starting with JobEnvironment"  # submitit's first line of each start
-
-
-def said(folder: Path, number: str) -> str:
-    """What all tasks of a job, SLURM and its script printed since the job started last."""
+def last_output(folder: Path, number: str) -> str:
+    """The output of all tasks of a job, of SLURM and of the job's script since the job last started."""
     files = sorted(folder.glob(f"{number}_*_log.out"))
-    return "\n".join(file.read_text(errors="replace").rpartition(STARTED)[2] for file in files)
+    return "\n".join(file.read_text(errors="replace").rpartition(START_LINE)[2] for file in files)
 
 
-def write(folder: Path, number: str, record: Record) -> None:
-    """Keeps the record of a job."""
-    replace_text(path(folder, number), json.dumps(asdict(record), indent=2) + "\n")
+def write(folder: Path, number: str, record: JobRecord) -> None:
+    """Replaces the record of a job."""
+    replace_text(record_path(folder, number), json.dumps(asdict(record), indent=2) + "\n")
 
 
-def read(folder: Path, number: str) -> Record:
-    """The record of a job, for which it waits a while. Raises FileNotFoundError."""
-    end = time.monotonic() + PATIENCE
-    while not path(folder, number).exists() and time.monotonic() < end:
+def read(folder: Path, number: str) -> JobRecord:
+    """The record of a job. Waits a while for it to be written. Raises FileNotFoundError."""
+    end = time.monotonic() + WAIT
+    while not record_path(folder, number).exists() and time.monotonic() < end:
         time.sleep(0.2)
-    return Record(**json.loads(path(folder, number).read_text()))
+    return JobRecord(**json.loads(record_path(folder, number).read_text()))

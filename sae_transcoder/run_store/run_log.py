@@ -1,4 +1,4 @@
-"""train.log in each run's directory: what concerns that run, or all runs of its pack."""
+"""train.log in each run's directory: messages about that run, or about all runs of its pack."""
 
 import logging
 from collections.abc import Iterator
@@ -9,27 +9,27 @@ from pathlib import Path
 NAME = "train.log"
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
-_concerned: ContextVar[Path | None] = ContextVar("concerned", default=None)
+_current_run: ContextVar[Path | None] = ContextVar("current_run", default=None)
 
 
 @contextmanager
 def log_to_run(directory: Path) -> Iterator[None]:
-    """What is logged while it is open goes to this run's train.log and to no other run's."""
-    token = _concerned.set(directory)
+    """Messages logged inside this context go to this run's train.log and to no other run's."""
+    token = _current_run.set(directory)
     try:
         yield
     finally:
-        _concerned.reset(token)
+        _current_run.reset(token)
 
 
 class RunLog(logging.FileHandler):
-    """Appends to a run's train.log what its own code logs, and what is logged for no run in particular."""
+    """Appends to a run's train.log the messages about it, and those about no run in particular."""
 
     def __init__(self, directory: Path):
         super().__init__(directory / NAME, delay=True)
         self.setLevel(logging.INFO)
         self.setFormatter(logging.Formatter(FORMAT))
-        self.addFilter(lambda record: _concerned.get() in (None, directory))
+        self.addFilter(lambda record: _current_run.get() in (None, directory))
         logging.getLogger().addHandler(self)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""status.json: what is known of a run from outside; read and written without torch."""
+"""status.json: the state that a run last reported of itself. Nothing here imports torch."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from sae_transcoder import slurm_client
 from sae_transcoder.process.atomic_files import replace_text
 
 NAME = "status.json"
-LOOKING = 1.0  # seconds that whoever takes a run waits for those that only look whether it lives
+LOCK_TIMEOUT = 1.0  # seconds to wait for a lock held by a liveness check
 
 
 class State(StrEnum):
@@ -29,8 +29,8 @@ class State(StrEnum):
 
 @dataclass
 class Status:
-    """One run's state; `heartbeat` is seconds since the epoch, `total` optimizer steps, `why` the reason of a failure, `slurm_job` the job
-    of this program's that it waits or trains in, as 12 or 12_3."""
+    """One run's state. `step`, `total`: optimizer steps; `why`: the reason of a failure; `heartbeat`: seconds since the epoch; `slurm_job`:
+    number of the job, submitted by this program, in which the run waits or trains, as 12 or 12_3."""
 
     state: State
     signature: str
@@ -42,7 +42,7 @@ class Status:
     heartbeat: float = field(default_factory=time.time)
     host: str = field(default_factory=socket.gethostname)
     pid: int = field(default_factory=os.getpid)
-    slurm_job: str | None = field(default_factory=slurm_client.submitted)
+    slurm_job: str | None = field(default_factory=slurm_client.submitted_job)
 
 
 def state_path(directory: Path) -> Path:
@@ -51,13 +51,13 @@ def state_path(directory: Path) -> Path:
 
 
 def saved_at(directory: Path) -> float:
-    """When a run's training state was written last, in seconds since the epoch; 0 where there is none."""
+    """When a run's training state was last written, in seconds since the epoch; 0 where there is none."""
     path = state_path(directory)
     return path.stat().st_mtime if path.exists() else 0.0
 
 
 def lock(directory: Path) -> FileLock:
-    """What the process that trains a run holds as long as it lives; the system lets go of a dead process's locks."""
+    """The lock that the process training a run holds as long as it lives; the system releases the locks of a dead process."""
     return FileLock(directory / ".lock", timeout=0)
 
 

@@ -49,7 +49,7 @@ def fail_together(members: Sequence[ManagedRun], error: BaseException, ours: Ran
         log.log(logging.INFO if isinstance(error, DeviceBroken) else logging.ERROR, "%s", error, exc_info=error)
     state = State.failed
     if isinstance(error, DeviceBroken) or (isinstance(error, PeerFailed) and error.blameless):
-        state = State.preempted if slurm_client.submitted() else State.interrupted  # a job goes on by itself
+        state = State.preempted if slurm_client.submitted_job() else State.interrupted  # a job goes on by itself
     for member in members:
         member.close(state, why(error), speaks=ours.leads or not said)
     ours.told()

@@ -90,7 +90,7 @@ class ManagedRun:
             return
         self.directory.mkdir(parents=True, exist_ok=True)
         try:
-            self.lock.acquire(timeout=status.LOOKING)
+            self.lock.acquire(timeout=status.LOCK_TIMEOUT)
         except Timeout:
             raise RunClaimed(self.directory, done=False) from None
         try:

@@ -1,4 +1,4 @@
-"""Configs that send numbers to a tracker, and logbooks filled with known ones."""
+"""Configs that send numbers to a tracker, and logbooks with known numbers."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ def config(tracker: str, **settings: Any) -> Config:
 
 
 def fill(cfg: Config, directory: Path, steps: list[int], step: int = 0, scale: float = 1.0, finish: bool = True) -> Logbook:
-    """Logs `steps`, each with loss = scale / step, as a run that starts or goes on from `step`."""
+    """Logs `steps`, each with FVU = scale / step, as a run that starts or continues after `step`."""
     directory.mkdir(exist_ok=True)
     book = Logbook(cfg, directory, step)
     for at in steps:

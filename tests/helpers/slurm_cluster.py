@@ -1,7 +1,7 @@
-"""A real Slurm of one node with four pretend GPUs in a folder, started and stopped by the tests, without systemd or root.
+"""A real Slurm of one node with four pretend GPUs, which the tests start and stop without systemd or root. Its files lie in one folder.
 
-From Debian's packages munge, slurmctld, slurmd and slurm-client. The daemons have keys, sockets and ports of their own, so that
-several clusters, and one that the machine is part of, do not meet.
+It needs Debian's packages munge, slurmctld, slurmd and slurm-client. The daemons use their own keys, sockets and ports, so they do not meet
+other clusters, such as one that the machine belongs to.
 """
 
 import contextlib
@@ -56,32 +56,32 @@ PartitionName=grace Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 GraceTime
 
 
 def free_port() -> int:
-    """A port that nothing listens on now."""
+    """A port on which nothing listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 class Cluster:
-    """A running Slurm; `environment` is what its commands need."""
+    """A running Slurm. `environment`: variables that its commands need."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.environment = {"SLURM_CONF": str(folder / "slurm.conf")}
 
     def ask(self, *command: str, check: bool = True) -> str:
-        """What a command of Slurm's prints."""
+        """Runs a Slurm command and returns its output."""
         done = subprocess.run(command, env=os.environ | self.environment, capture_output=True, text=True)
         assert not check or done.returncode == 0, (command, done.stdout, done.stderr)
         return done.stdout.strip()
 
     def job(self, number: str) -> dict[str, str]:
-        """What Slurm knows of a job, by the names of `scontrol show job`."""
+        """The fields of a job in `scontrol show job`."""
         shown = self.ask("scontrol", "show", "job", "--oneliner", number)
         return dict(part.split("=", 1) for part in shown.split() if "=" in part)
 
     def hurry(self) -> None:
-        """Lets requeued jobs start soon, for which Slurm would have them wait two minutes. (At once is too early: it revokes credentials.)"""
+        """Lets requeued jobs start in three seconds instead of two minutes. (At once is too early: Slurm still revokes credentials.)"""
         waiting = self.ask("squeue", "--noheader", "--array", "--states=PENDING", "--format=%i %r", check=False)
         for number, reason in (line.split(maxsplit=1) for line in waiting.splitlines()):
             if reason == "BeginTime":
@@ -90,7 +90,7 @@ class Cluster:
                     self.ask("scontrol", "update", f"JobId={number}", "StartTime=now+3", check=False)
 
     def wait(self, condition: Callable[[], object], seconds: float = 120, hurry: bool = True) -> None:
-        """Returns once `condition()` holds."""
+        """Waits until `condition()` holds; fails after so many seconds. hurry: requeued jobs start soon."""
         end = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < end, self.ask("squeue", "--all", "--array", "--states=all")
@@ -105,7 +105,7 @@ class Cluster:
 
 @contextlib.contextmanager
 def running(folder: Path) -> Iterator[Cluster]:
-    """A Slurm that lives while this is open; its jobs die with it."""
+    """Starts a Slurm in the folder; at exit, cancels its jobs and stops it."""
     host = socket.gethostname().split(".")[0]
     (folder / "state").mkdir()
     (folder / "spool").mkdir()
@@ -115,7 +115,7 @@ def running(folder: Path) -> Iterator[Cluster]:
     for number in range(GPUS):
         (folder / f"gpu{number}").symlink_to("/dev/null")  # Slurm wants a character device
     (folder / "gres.conf").write_text(f"NodeName={host} Name=gpu File={folder}/gpu[0-{GPUS - 1}]\n")
-    (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")  # else slurmd will not start without cgroups of its own
+    (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")  # otherwise slurmd does not start without its own cgroups
     user = subprocess.check_output(["id", "-un"], text=True).strip()
     text = CONFIG.format(host=host, folder=folder, user=user, port=free_port(), node_port=free_port(), gpus=GPUS)
     (folder / "slurm.conf").write_text(text)

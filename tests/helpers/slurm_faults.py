@@ -1,4 +1,4 @@
-"""Faults for the runs inside SLURM jobs, which import this package from a copy: a sitecustomize.py on PYTHONPATH plants them."""
+"""Causes faults in runs inside SLURM jobs. Jobs import a copy of this package, so a sitecustomize.py on PYTHONPATH patches it there."""
 
 import textwrap
 from pathlib import Path
@@ -30,8 +30,8 @@ def fault(cfg, step):
 
 
 def plant(folder: Path, body: str) -> dict[str, str]:
-    """What the environment must hold so that `body`, lines of Python, runs in each job after every optimizer step of a run: it sees `cfg`
-    and `step`."""
+    """The environment variables with which `body`, lines of Python, runs in each job after every optimizer step of a run; it can use `cfg` and
+    `step`."""
     folder.mkdir(exist_ok=True)
     (folder / "sitecustomize.py").write_text(PLANT + textwrap.indent(textwrap.dedent(body).strip() + "\n", "    "))
     return {"PYTHONPATH": str(folder)}

@@ -21,7 +21,7 @@ SHORT = [*SHAPE, "max_samples=64", "expansion_factor=2"]
 
 
 def here(*arguments: str) -> tuple[int, str, str]:
-    """Runs `sae-train ARGUMENTS` in this process: its exit code, what it printed, and what it complained of."""
+    """Runs `sae-train ARGUMENTS` in this process: its exit code, stdout and stderr."""
     out, errors, root = io.StringIO(), io.StringIO(), logging.getLogger()
     handlers, level = root.handlers[:], root.level
     with patch.object(sys, "argv", ["sae-train", *arguments]), contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
@@ -38,33 +38,33 @@ def here(*arguments: str) -> tuple[int, str, str]:
 
 
 def command(*arguments: str) -> list[str]:
-    """The same as a command line."""
+    """The command line `sae-train ARGUMENTS`."""
     return [sys.executable, "-m", "sae_transcoder.train", *arguments]
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
-    """Starts it in a process of its own."""
+    """Starts `sae-train ARGUMENTS` in a child process."""
     return subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs it in a process of its own."""
+    """Runs `sae-train ARGUMENTS` in a child process."""
     return subprocess.run(command(*arguments), capture_output=True, text=True)
 
 
 def runs(folder: Path) -> dict[str, Path]:
     """{run_name: directory} of all runs below a folder."""
-    found = [Path(directory) for directory, _, files in os.walk(folder) if status.NAME in files]  # others may vanish meanwhile
-    return {directory.name: directory for directory in sorted(found)}
+    directories = [Path(path) for path, _, files in os.walk(folder) if status.NAME in files]  # other folders may vanish meanwhile
+    return {directory.name: directory for directory in sorted(directories)}
 
 
 def states(folder: Path) -> list[str]:
-    """The states of these runs in the order of their names."""
+    """The states of all runs below a folder, in the order of their names."""
     return [str(status.read(directory).state) for directory in runs(folder).values()]
 
 
 def config(directory: Path) -> dict:
-    """What a run's .hydra/config.yaml holds."""
+    """The contents of a run's .hydra/config.yaml."""
     return yaml.safe_load((directory / ".hydra" / "config.yaml").read_text())
 
 
@@ -74,7 +74,7 @@ def by(folder: Path, name: str) -> dict:
 
 
 def assert_equal(one: Path, other: Path) -> None:
-    """Two runs are the same bit for bit: coders, also the best, metrics and held-out metrics."""
+    """Two runs are the same bit for bit: coders, best coders, metrics and held-out metrics."""
     for part in ("coders", "best"):
         first, second = weights(one / part), weights(other / part)
         assert first.keys() == second.keys()
@@ -85,18 +85,18 @@ def assert_equal(one: Path, other: Path) -> None:
 
 
 def assert_all_equal(one: Path, other: Path) -> None:
-    """The runs below two folders are the same, one by one."""
+    """The runs below two folders have the same names and are the same bit for bit."""
     assert runs(one).keys() == runs(other).keys()
     for name, directory in runs(one).items():
         assert_equal(directory, runs(other)[name])
 
 
 def living_in(folder: Path) -> list[int]:
-    """Processes that hold a file below a folder open."""
-    found = []
+    """Ids of the processes that hold a file below a folder open."""
+    pids = []
     for process in Path("/proc").iterdir():
         if process.name.isdigit() and int(process.name) != os.getpid():
             with contextlib.suppress(OSError):
                 if any(str(folder) in os.readlink(link) for link in (process / "fd").iterdir()):
-                    found.append(int(process.name))
-    return found
+                    pids.append(int(process.name))
+    return pids

@@ -1,4 +1,4 @@
-"""A search with Optuna on the bundled model: batches are packs, what is done is not trained again, and the best value is true."""
+"""A search with Optuna on the bundled model: a batch is a pack, finished runs are not trained again, and the best value is right."""
 
 import os
 import subprocess
@@ -20,30 +20,30 @@ SOME_DIVERGE = ["hydra/sweeper/sampler=random", "lr=choice(1e-2,1e30)", "lr_warm
 
 
 def search(cache: Path, folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    """The preset, cut to four runs of four steps."""
+    """Runs the preset, shortened to four runs of four steps."""
     command = [sys.executable, "-m", "sae_transcoder.train", "-m", "experiment=demo_search"]
     settings = [*TINY, f"save_dir={folder}", f"cache_dir={cache}", *overrides]
     return subprocess.run([*command, *settings], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
-def found(folder: Path) -> dict:
-    """What Optuna wrote, which lies with the runs."""
+def optuna_results(folder: Path) -> dict:
+    """Optuna's results file, which lies in the sweep's folder."""
     (results,) = folder.glob("*/optimization_results.yaml")
     return yaml.safe_load(results.read_text())
 
 
 def states(folder: Path) -> dict[Path, State]:
-    """{run's directory: its state}, of all runs of the one sweep in a folder."""
+    """{run's directory: its state} of the one sweep in a folder."""
     return {path.parent: status.read(path.parent).state for path in sorted(folder.glob("*/*/status.json"))}
 
 
-def measured(folder: Path, metric: str) -> dict[Path, float]:
-    """{run's directory: a held-out metric}, of all runs that have it."""
+def heldout(folder: Path, metric: str) -> dict[Path, float]:
+    """{run's directory: a held-out metric} of all runs that have it."""
     return {d: e.mean()[metric] for d in states(folder) if (e := eval_file.read(d)) is not None}
 
 
-def written(folder: Path) -> dict[Path, int]:
-    """When each run's coder and metrics were written."""
+def write_times(folder: Path) -> dict[Path, int]:
+    """{path: when it was written} of each run's coder and metrics."""
     return {path: path.stat().st_mtime_ns for name in ("sae.safetensors", "metrics.jsonl") for path in folder.rglob(name)}
 
 
@@ -53,24 +53,24 @@ def test_the_best_value_is_the_best_runs_and_the_same_search_trains_nothing_agai
     assert done.stdout.count("model: demo") == 2, "each batch of two is one pack"
     assert list(states(tmp_path).values()) == [State.done] * 4
 
-    best, values = found(tmp_path), measured(tmp_path, "fvu")
+    best, values = optuna_results(tmp_path), heldout(tmp_path, "fvu")
     winner = min(values, key=values.__getitem__)
     assert best["best_value"] == values[winner]
     config = yaml.safe_load((winner / ".hydra" / "config.yaml").read_text())
     assert best["best_params"] == {name: config[name] for name in ("lr", "lr_warmup_steps")}
     assert done.stdout.splitlines()[-1] == f"Best value: {best['best_value']}"
 
-    before = written(tmp_path)
+    before = write_times(tmp_path)
     again = search(cache, tmp_path, *RANGES)
     assert again.returncode == 0, again.stderr
-    assert written(tmp_path) == before
-    assert found(tmp_path) == best
+    assert write_times(tmp_path) == before
+    assert optuna_results(tmp_path) == best
     assert "model: demo" not in again.stdout
 
     score = search(cache, tmp_path, *RANGES, "objective=ce_loss_score", "hydra.sweeper.direction=maximize")
     assert score.returncode == 0, score.stderr
-    assert written(tmp_path) == before, "another objective of the same runs is read from disk"
-    assert found(tmp_path)["best_value"] == max(measured(tmp_path, "ce_loss_score").values())
+    assert write_times(tmp_path) == before, "another objective of the same runs is read from disk"
+    assert optuna_results(tmp_path)["best_value"] == max(heldout(tmp_path, "ce_loss_score").values())
 
 
 def test_a_run_that_diverges_ends_the_search_only_where_no_failure_is_allowed(cache: Path, tmp_path: Path) -> None:
@@ -79,10 +79,10 @@ def test_a_run_that_diverges_ends_the_search_only_where_no_failure_is_allowed(ca
     ended = states(tmp_path)
     assert set(ended.values()) == {State.failed, State.done}
     assert "training diverged; lower lr" in done.stdout
-    values = measured(tmp_path, "fvu")
+    values = heldout(tmp_path, "fvu")
     assert set(values) == {directory for directory, state in ended.items() if state == State.done}
-    assert found(tmp_path)["best_value"] == min(values.values())
-    assert found(tmp_path)["best_params"]["lr"] == 1e-2
+    assert optuna_results(tmp_path)["best_value"] == min(values.values())
+    assert optuna_results(tmp_path)["best_params"]["lr"] == 1e-2
 
     strict = search(cache, tmp_path, *SOME_DIVERGE, "hydra.sweeper.max_failure_rate=0")
     assert strict.returncode == 1

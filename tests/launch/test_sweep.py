@@ -19,13 +19,14 @@ from helpers.sweeps import SHORT, assert_equal, by, config, here, runs, states
 from sae_transcoder.config import ConfigError, composition, run_name
 from sae_transcoder.config.composition import CONF, typed
 from sae_transcoder.launch import sweep, workers
+from sae_transcoder.launch.sweep_jobs import compose_sweep
 from sae_transcoder.run_store import status
 from sae_transcoder.training import engine
 
 
 @contextmanager
 def hydra(*overrides: str) -> Iterator[tuple[ConfigLoader, DictConfig]]:
-    """Hydra's loader and the config of a whole sweep, as a launcher has them."""
+    """Hydra's loader and the config of a sweep, as a launcher gets them."""
     composition.register()
     with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
@@ -49,8 +50,8 @@ JOBS = [
 
 def test_jobs_are_composed_as_hydra_composes_them() -> None:
     with hydra() as (loader, master):
-        found = composition.compose_jobs(loader, master, JOBS)
-        for job, cfg in zip(JOBS, found, strict=True):
+        cfgs = composition.compose_jobs(loader, master, JOBS)
+        for job, cfg in zip(JOBS, cfgs, strict=True):
             assert repr(cfg) == repr(typed(loader.load_sweep_config(master, job))), job  # 3 is not 3.0 in a signature
         bad = composition.compose_jobs(
             loader, master, [["model_type=sae", "k=many"], ["model_type=vae"], ["k=3"], ["model_type=sae", "lr=1"]]
@@ -64,7 +65,7 @@ def name(*overrides: str) -> str:
     with hydra(*overrides) as (loader, master):
         keys = [o.partition("=") for o in overrides]
         jobs = [[f"{key}={value.split(',')[i % (value.count(',') + 1)]}" for key, _, value in keys] for i in range(2)]
-        return sweep.composed(loader, master, jobs, 0)[0].cfg.sweep_name or ""
+        return compose_sweep(loader, master, jobs, 0)[0].cfg.sweep_name or ""
 
 
 def test_the_default_name_depends_on_all_settings_but_swept_values() -> None:
@@ -113,8 +114,8 @@ def test_the_default_name_depends_on_all_settings_but_swept_values() -> None:
 def test_a_sweep_with_any_fault_starts_nothing_and_says_all(
     cache: Path, tmp_path: Path, arguments: list[str], parts: list[str]
 ) -> None:
-    own = {a.split("=")[0] for a in arguments}
-    settings = [a for a in SHORT if a.split("=")[0] not in own]
+    names = {a.split("=")[0] for a in arguments}
+    settings = [a for a in SHORT if a.split("=")[0] not in names]
     with patch.object(workers, "run", side_effect=AssertionError):
         code, _, errors = here("-m", *settings, *arguments, f"save_dir={tmp_path}/out", f"cache_dir={cache}")
     assert code == 1
@@ -168,17 +169,17 @@ def test_each_run_has_its_own_record_and_the_same_command_again_only_does_what_i
     assert code == 0
     assert "4 done" in printed
     (folder,) = (tmp_path / "out").iterdir()
-    found = runs(folder)
-    assert len(found) == 4
-    for directory in found.values():
+    directories = runs(folder)
+    assert len(directories) == 4
+    for directory in directories.values():
         cfg = config(directory)
-        own = [f"{name}={cfg[name]}" for name in ("k", "optimizer")]
-        alone = [*SHORT, f"save_dir={tmp_path}/alone", f"cache_dir={cache}", *own]
+        swept = [f"{name}={cfg[name]}" for name in ("k", "optimizer")]
+        alone = [*SHORT, f"save_dir={tmp_path}/alone", f"cache_dir={cache}", *swept]
         with hydra() as (loader, master):
-            assert typed(loader.load_sweep_config(master, [*SHORT, *save, *own, f"sweep_name={folder.name}"])) == typed(
+            assert typed(loader.load_sweep_config(master, [*SHORT, *save, *swept, f"sweep_name={folder.name}"])) == typed(
                 DictConfig(cfg)
             )
-        assert hydra_file(directory, "overrides") == [*SHORT, *save, *own]
+        assert hydra_file(directory, "overrides") == [*SHORT, *save, *swept]
         if cfg["k"] == 8 and cfg["optimizer"] == "muon":
             assert here(*alone)[0] == 0
             (single,) = runs(tmp_path / "alone").values()
@@ -191,13 +192,13 @@ def test_each_run_has_its_own_record_and_the_same_command_again_only_does_what_i
             assert mine["job"]["num"] == 3
             assert {n for n in mine if mine[n] != theirs[n]} == {"job", "mode", "overrides", "runtime", "sweep"}
         assert run_name(typed(DictConfig(cfg))) == directory.name
-        others = "\n".join(name for name in found if name != directory.name)
+        others = "\n".join(name for name in directories if name != directory.name)
         text = (directory / "train.log").read_text()
         assert text.count("'run': ") == 1
         assert directory.name in text
         assert not any(name in text for name in others.splitlines())
     manifest = json.loads((folder / "sweep.json").read_text())
-    assert manifest["runs"].keys() == found.keys()
+    assert manifest["runs"].keys() == directories.keys()
 
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
     code, printed, _ = here("-m", *SHORT, *save, "k=4,8", "optimizer=adam,muon")
@@ -215,15 +216,15 @@ def test_a_run_that_lives_or_that_another_command_took_is_left_to_it(cache: Path
     sweep_of = ["-m", *SHORT, "k=4,8", f"cache_dir={cache}", f"save_dir={tmp_path}", "sweep_name=s"]
     assert here(*sweep_of)[0] == 0
     alive = by(tmp_path, "k")[8]
-    found = status.read(alive)
-    found.state = status.State.running
-    status.write(alive, found)
+    run = status.read(alive)
+    run.state = status.State.running
+    status.write(alive, run)
     with status.lock(alive):
         code, printed, _ = here(*sweep_of)
         assert code == 0
         assert "2 runs (1 done, 1 running)" in printed
-    found.state = status.State.interrupted
-    status.write(alive, found)
+    run.state = status.State.interrupted
+    status.write(alive, run)
     real = engine.make_plan
 
     def late(*arguments: object, **options: object) -> object:  # the other command starts it once this one has begun
@@ -240,17 +241,17 @@ def test_a_run_that_lives_or_that_another_command_took_is_left_to_it(cache: Path
 
 def test_a_search_gets_objectives_batch_by_batch_and_repeats_train_once(cache: Path, tmp_path: Path) -> None:
     base = [*SHORT, f"save_dir={tmp_path}", f"cache_dir={cache}", "objective=ce_loss_score"]
-    found = []
+    results = []
     with hydra(*base, "k=choice(4,8)", "lr=1e-2,1e30") as (loader, master):
         master.hydra.sweeper._target_ = "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper"
         for first, batch in [(0, [("4", "1e-2"), ("8", "1e-2"), ("4", "1e-2")]), (3, [("8", "1e-2"), ("8", "1e30")])]:
-            found += sweep.launch(loader, master, [[*base, f"k={k}", f"lr={lr}"] for k, lr in batch], first)
-    assert [result.status for result in found] == [JobStatus.COMPLETED] * 4 + [JobStatus.FAILED]
-    values = [result.return_value for result in found[:4]]
+            results += sweep.launch(loader, master, [[*base, f"k={k}", f"lr={lr}"] for k, lr in batch], first)
+    assert [result.status for result in results] == [JobStatus.COMPLETED] * 4 + [JobStatus.FAILED]
+    values = [result.return_value for result in results[:4]]
     assert values[0] == values[2] != values[1] == values[3]
     assert all(0 < value < 1 for value in values)
     with pytest.raises(sweep.RunFailed, match="diverged"):
-        _ = found[4].return_value
+        _ = results[4].return_value
     (folder,) = tmp_path.iterdir()
     assert sorted(states(folder)) == ["done", "done", "failed"]
 
@@ -260,9 +261,9 @@ def test_each_run_of_a_sweep_is_one_run_at_the_tracker(cache: Path, tmp_path: Pa
     settings = [f"tracker={tracker}", "tracker_mode=offline", "project=mine", f"save_dir={tmp_path}/out", f"cache_dir={cache}"]
     code, printed, errors = here("-m", *SHORT, *settings, "k=4,8", "sweep_name=s")
     assert code == 0, printed + errors
-    found = runs(tmp_path / "out")
-    assert len({json.loads((d / "tracker.json").read_text())["id"] for d in found.values()}) == 2
-    for directory in found.values():
+    directories = runs(tmp_path / "out")
+    assert len({json.loads((d / "tracker.json").read_text())["id"] for d in directories.values()}) == 2
+    for directory in directories.values():
         journal = json.loads((directory / "tracker.json").read_text())
         assert list(journal["last_steps"].values()) == [16]
         if tracker == "wandb":

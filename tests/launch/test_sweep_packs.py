@@ -97,7 +97,7 @@ def test_packs_are_of_runs_that_share_batches_and_spread_over_workers(
     cache: Path, tmp_path: Path, settings: list[list[str]], workers: int, sizes: list[int]
 ) -> None:
     plans = [make_plan(short(cache, tmp_path, *own)) for own in settings]
-    found = packs.packs(plans, workers)
+    found = packs.group_into_packs(plans, workers)
     assert [len(pack) for pack in found] == sizes
     assert sorted(i for pack in found for i in pack) == list(range(len(plans)))
     for pack in found:
@@ -107,8 +107,10 @@ def test_packs_are_of_runs_that_share_batches_and_spread_over_workers(
 def test_packs_are_no_larger_than_memory(cache: Path, tmp_path: Path) -> None:
     plans = [make_plan(short(cache, tmp_path, f"k={k}")) for k in range(1, 6)]
     two = int(packs.memory(plans[:2]) / packs.USABLE + 1)
-    assert packs.packs([replace(each, available=two) for each in plans], 1) == [[0, 1], [2, 3], [4]]
-    assert packs.packs([replace(each, available=None) for each in plans], 1) == [[0, 1, 2, 3], [4]], "a cluster's, not known"
+    assert packs.group_into_packs([replace(each, available=two) for each in plans], 1) == [[0, 1], [2, 3], [4]]
+    assert packs.group_into_packs([replace(each, available=None) for each in plans], 1) == [[0, 1, 2, 3], [4]], (
+        "a cluster's, not known"
+    )
 
 
 @pytest.mark.parametrize(
@@ -120,7 +122,7 @@ def test_a_job_has_as_many_runs_as_fit_its_gpu_where_that_is_known(
     plans = [
         make_plan(short(cache, tmp_path, "hardware=slurm", "device=cuda", f"k={k}", *settings), on_slurm=True) for k in range(1, 7)
     ]
-    assert [len(pack) for pack in packs.packs(plans, 1)] == sizes
+    assert [len(pack) for pack in packs.group_into_packs(plans, 1)] == sizes
 
 
 def test_a_run_that_diverges_or_breaks_fails_alone_with_its_reason(

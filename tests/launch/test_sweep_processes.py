@@ -154,17 +154,17 @@ def test_a_run_that_kills_its_process_fails_with_its_reason_and_the_others_finis
         text=True,
     )
     assert done.returncode == 1, done.stdout + done.stderr
-    found = by(tmp_path / "out", "k")
-    assert {k: str(status.read(d).state) for k, d in found.items()} == {4: "done", 5: "failed", 6: "done", 7: "done"}
-    assert "its process ended with SIGKILL; see" in status.read(found[5]).why
+    directories = by(tmp_path / "out", "k")
+    assert {k: str(status.read(d).state) for k, d in directories.items()} == {4: "done", 5: "failed", 6: "done", 7: "done"}
+    assert "its process ended with SIGKILL; see" in status.read(directories[5]).why
     assert "its process ended with SIGKILL" in done.stdout[done.stdout.index("\nrun  ") :]
     assert_nobody_left(tmp_path)
     assert run(*sweep, f"save_dir={tmp_path}/out").returncode == 0, "tried again, without the fault"
     assert states(tmp_path / "out") == ["done"] * 4
-    assert here(*sweep, f"save_dir={tmp_path}/whole")[0] == 0
-    for k, directory in by(tmp_path / "whole", "k").items():
-        assert_equal(directory, found[k])
-        assert len(lines(directory)) == len(lines(found[k]))
+    assert here(*sweep, f"save_dir={tmp_path}/undisturbed")[0] == 0
+    for k, directory in by(tmp_path / "undisturbed", "k").items():
+        assert_equal(directory, directories[k])
+        assert len(lines(directory)) == len(lines(directories[k]))
 
 
 def test_two_commands_of_one_sweep_at_once_share_it_without_harm(cache: Path, tmp_path: Path, undisturbed: Path) -> None:

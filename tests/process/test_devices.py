@@ -74,8 +74,8 @@ pretend_gpu.install()
 if __name__ == "__main__":
     from sae_transcoder.process import code_version
     from sae_transcoder.config.composition import composed
-    from sae_transcoder.launch.slurm.job import Pack
-    Pack([composed(sys.argv[1:])], code_version.current().digest)()
+    from sae_transcoder.launch.slurm.job import PackTask
+    PackTask([composed(sys.argv[1:])], code_version.current().digest)()
 """
 
 
@@ -85,7 +85,7 @@ def test_the_run_of_a_slurm_job_uses_the_gpu_that_the_job_has(cache: Path, tmp_p
     folder = tmp_path / "jobs"
     folder.mkdir()
     settings = [*RUN, "hardware=slurm", f"save_dir={tmp_path}/out", f"cache_dir={cache}"]
-    job_record.write(folder, "7", job_record.Record(["a"], "1:00:00", None, 120, None, "0.1.0"))
+    job_record.write(folder, "7", job_record.JobRecord(["a"], "1:00:00", None, 120, None, "0.1.0"))
     job = {"SLURM_JOB_ID": "7", "SLURM_JOBID": "7", "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
     job |= {"SLURM_JOB_NUM_NODES": "1", "SLURM_NODEID": "0", "SUBMITIT_FOLDER": str(folder), "SUBMITIT_EXECUTOR": "slurm"}
     notes = on_gpus([sys.executable, str(script), *settings], tmp_path, 1, CUDA_VISIBLE_DEVICES="3", **job)

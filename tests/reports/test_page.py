@@ -8,7 +8,7 @@ import pytest
 from helpers.made_up_runs import config, grid, write_run
 from helpers.programs import CHROMIUM
 from sae_transcoder.reports import interactive_plots, page, plot_data
-from sae_transcoder.run_store import records as run_records
+from sae_transcoder.run_store import run_records
 from sae_transcoder.run_store.status import State
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")

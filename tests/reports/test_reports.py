@@ -23,8 +23,7 @@ from sae_transcoder.config import FIELDS
 from sae_transcoder.reports import plot_data, query, watch
 from sae_transcoder.reports import table as report_table
 from sae_transcoder.reports.data_files import KINDS
-from sae_transcoder.run_store import eval_file, files, observed_status, status
-from sae_transcoder.run_store import records as run_records
+from sae_transcoder.run_store import eval_file, observed_status, run_files, run_records, status
 from sae_transcoder.run_store.status import State, Status
 
 
@@ -99,28 +98,28 @@ def test_a_config_has_the_fields_of_the_config_and_their_types(tmp_path: Path) -
     directory = write_run(tmp_path / "run", config(lr=1))
     path = directory / ".hydra" / "config.yaml"
     path.write_text(path.read_text() + "hydra: 3\nauxk_alpha: 1e-2\n")
-    kept = files.read_config(directory)
+    kept = run_files.read_config(directory)
     assert "hydra" not in kept
     assert kept["lr"] == 1.0
     assert isinstance(kept["lr"], float)
     assert kept["auxk_alpha"] == 0.01
-    assert set(files.TYPES) == set(FIELDS)
+    assert set(run_files.TYPES) == set(FIELDS)
     path.unlink()
-    assert files.read_config(directory) == {}
+    assert run_files.read_config(directory) == {}
     assert run_records.values(record_of(directory))["k"] is None
 
 
 def test_the_last_line_of_losses_is_found_whatever_comes_after_it(tmp_path: Path) -> None:
     directory = write_run(tmp_path / "run", config(), State.queued)
-    assert files.read_last(directory) == {}
+    assert run_files.read_last(directory) == {}
     path = directory / "metrics.jsonl"
     losses = {"step": 10, "tokens": 99, "fvu/layers.6": 0.5, "dead_fraction/layers.6": None}
-    wide = {f"heldout/fvu/layers.{i}": 0.123456789 for i in range(2 * files.BLOCK // 20)}
+    wide = {f"heldout/fvu/layers.{i}": 0.123456789 for i in range(2 * run_files.BLOCK // 20)}
     for before, after in itertools.product(
         ["", json.dumps({"step": 1, "fvu/a": 9.0}) + "\n"], ["", '{"step": 20, "fv', json.dumps(wide) + "\n"]
     ):
         path.write_text(before + json.dumps(losses) + "\n" + after)
-        found = files.read_last(directory)
+        found = run_files.read_last(directory)
         assert found["fvu/layers.6"] == 0.5
         assert np.isnan(found["dead_fraction/layers.6"])
 

@@ -13,7 +13,8 @@ import pytest
 from helpers import TESTS
 from helpers.logbooks import config, fill, lines
 from sae_transcoder.config import TrackerMode, run_name, signature
-from sae_transcoder.trackers.logbook import Logbook, check, cut
+from sae_transcoder.trackers.logbook import Logbook, truncate_metrics
+from sae_transcoder.trackers.open_tracker import tracker_faults
 
 
 def expected(steps: list[int], scale: float = 1.0) -> list[dict[str, float]]:
@@ -26,6 +27,7 @@ def fresh_python(body: str, directory: Path, **env: str) -> Any:
     trackio reads TRACKIO_DIR when it is imported, and a process that dies without finishing cannot be pytest's.
     """
     code = f"import json, os, sys, time\nfrom pathlib import Path\nsys.path.insert(0, {str(TESTS)!r})\n"
+    code += "from sae_transcoder.trackers.open_tracker import tracker_faults\n"
     code += f"from helpers.logbooks import *\nd = Path({str(directory)!r})\n{body}"
     env = {name: value for name, value in os.environ.items() if not name.startswith(("TRACKIO_", "WANDB_"))} | env
     env |= {"TRACKIO_DIR": str(directory / "trackio"), "HF_HUB_OFFLINE": "1"}
@@ -38,13 +40,13 @@ def fresh_python(body: str, directory: Path, **env: str) -> Any:
 TRACKIO_RUNS = """
 from trackio import Api
 from trackio.sqlite_storage import SQLiteStorage
-found = []
+runs = []
 for run in Api().runs("study"):
     rows = SQLiteStorage.get_logs("study", run.name, run_id=run.id)
     for row in rows:
         del row["timestamp"]
-    found.append(dict(name=run.name, config=run.config, rows=rows))
-print(json.dumps(found))
+    runs.append(dict(name=run.name, config=run.config, rows=rows))
+print(json.dumps(runs))
 """
 
 
@@ -58,7 +60,7 @@ def wandb_runs(directory: Path) -> list[dict[str, Any]]:
     from wandb.proto.wandb_internal_pb2 import Record
 
     wandb.teardown()  # waits for wandb-core, which goes on writing when a run has been finished
-    found = []
+    runs = []
     for file in sorted(directory.glob("wandb/offline-run-*/*.wandb")):
         data, at, record, run = file.read_bytes(), 7, b"", {"rows": []}
         while at + 7 <= len(data):
@@ -78,8 +80,8 @@ def wandb_runs(directory: Path) -> list[dict[str, Any]]:
                     items = {"".join(item.nested_key) or item.key: json.loads(item.value_json) for item in message.history.item}
                     shown = {name: value for name, value in items.items() if not name.startswith("_")}
                     run["rows"].append({"step": message.history.step.num} | shown)
-        found.append(run)
-    return found
+        runs.append(run)
+    return runs
 
 
 @pytest.fixture
@@ -118,21 +120,21 @@ def test_resuming_cuts_a_torn_line_and_all_lines_above_the_step(tmp_path: Path) 
     fill(config("none"), tmp_path, [10, 20, 30])
     path = tmp_path / "metrics.jsonl"
     path.write_text(path.read_text() + '{"step": 40, "tok')
-    assert cut(path, 20) == expected([10, 20]) == lines(tmp_path)
+    assert truncate_metrics(path, 20) == expected([10, 20]) == lines(tmp_path)
     fill(config("none"), tmp_path, [30], step=20)
     assert lines(tmp_path) == expected([10, 20, 30])
 
 
 def test_cutting_leaves_a_whole_file_alone_and_refuses_a_broken_line_in_its_middle(tmp_path: Path) -> None:
-    assert cut(tmp_path / "metrics.jsonl", 5) == []
+    assert truncate_metrics(tmp_path / "metrics.jsonl", 5) == []
     fill(config("none"), tmp_path, [1, 2])
     path = tmp_path / "metrics.jsonl"
     before = path.stat().st_mtime_ns, path.stat().st_ino
-    cut(path, 2)
+    truncate_metrics(path, 2)
     assert (path.stat().st_mtime_ns, path.stat().st_ino) == before
     path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
     with pytest.raises(ValueError, match="line 2"):
-        cut(path, 3)
+        truncate_metrics(path, 3)
 
 
 def test_a_run_started_afresh_in_a_used_directory_drops_the_lines_of_the_earlier_attempt(tmp_path: Path) -> None:
@@ -180,7 +182,7 @@ def test_a_tracker_chosen_late_receives_the_lines_from_before(tmp_path: Path, wa
 def test_a_null_tracker_mode_obeys_the_environment(tmp_path: Path, wandb_env: Any) -> None:
     wandb_env.setenv("WANDB_MODE", "offline")
     cfg = config("wandb", tracker_mode=None)
-    assert check(cfg) == []
+    assert tracker_faults(cfg) == []
     fill(cfg, tmp_path, [1])
     assert wandb_runs(tmp_path)[0]["rows"] == expected([1])
 
@@ -199,10 +201,10 @@ books[0].finish(0)
 books[1].log(40, {"tokens": 4000, "fvu/layers.1": 2 / 40})
 books[1].finish(1)
 """
-    found = {run["config"]["k"]: run for run in fresh_python(body + TRACKIO_RUNS, tmp_path)}
-    assert len(found) == 2
+    runs = {run["config"]["k"]: run for run in fresh_python(body + TRACKIO_RUNS, tmp_path)}
+    assert len(runs) == 2
     for k, steps, scale in ((4, [10, 20, 30], 1.0), (16, [10, 20, 30, 40], 2.0)):
-        run = found[k]
+        run = runs[k]
         assert run["rows"] == expected(steps, scale) == lines(tmp_path / str(k))
         wanted = {"model_type": "sae", "signature": signature(config("trackio", k=k)), "tags": ["t1", "t2"], "_Group": "g"}
         assert run["name"] == "same"
@@ -249,7 +251,7 @@ def test_a_tracker_that_fails_ends_neither_the_run_nor_metrics_jsonl(
 
 def test_wandb_online_without_a_login_is_refused_with_the_fix(wandb_env: Any) -> None:
     for mode, shown in ((None, "null"), (TrackerMode.online, "online")):
-        (fault,) = check(config("wandb", tracker_mode=mode))
+        (fault,) = tracker_faults(config("wandb", tracker_mode=mode))
         assert all(part in fault for part in ("tracker=wandb", f"tracker_mode={shown}", "wandb login", "tracker_mode=offline"))
 
 
@@ -258,29 +260,29 @@ def test_wandb_is_accepted_offline_or_with_a_key_in_the_environment_or_in_netrc(
     from wandb.sdk import wandb_setup
 
     online = config("wandb", tracker_mode=TrackerMode.online)
-    assert check(config("wandb")) == []
+    assert tracker_faults(config("wandb")) == []
     host = wandb_setup.singleton().settings.base_url.removeprefix("https://")
     (tmp_path / "home").mkdir(exist_ok=True)
     netrc = tmp_path / "home" / "netrc"
     netrc.write_text(f"machine {host}\n  login user\n  password {'0' * 40}\n")
-    assert check(online) == []
+    assert tracker_faults(online) == []
     netrc.unlink()
     wandb.teardown()
     wandb_env.setenv("WANDB_API_KEY", "0" * 40)
-    assert check(online) == []
+    assert tracker_faults(online) == []
 
 
 def test_names_that_a_tracker_would_refuse_are_refused_before_it_is_opened(wandb_env: Any) -> None:
-    (fault,) = check(config("wandb", project="a/b"))
+    (fault,) = tracker_faults(config("wandb", project="a/b"))
     assert "project=a/b" in fault
-    (fault,) = check(config("wandb", tags=["x" * 65]))
+    (fault,) = tracker_faults(config("wandb", tags=["x" * 65]))
     assert "tags=" in fault
-    (fault,) = check(config("trackio", project="registry-x"))
+    (fault,) = tracker_faults(config("trackio", project="registry-x"))
     assert "project=registry-x" in fault
 
 
 def test_trackio_online_without_a_token_is_refused_with_the_fix(tmp_path: Path) -> None:
-    body = "print(json.dumps(check(config('trackio', tracker_mode=TrackerMode.online, entity='me'))))"
+    body = "print(json.dumps(tracker_faults(config('trackio', tracker_mode=TrackerMode.online, entity='me'))))"
     (fault,) = fresh_python(body, tmp_path, HF_HOME=str(tmp_path), HF_TOKEN="")
     assert all(part in fault for part in ("tracker=trackio", "tracker_mode=online", "hf auth login", "tracker_mode=offline"))
     assert fresh_python(body, tmp_path, HF_HOME=str(tmp_path), HF_TOKEN="hf_x") == []
@@ -290,9 +292,9 @@ def test_trackio_online_without_a_token_is_refused_with_the_fix(tmp_path: Path) 
 def test_a_local_trackio_run_is_refused_where_the_environment_would_send_it_away(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert check(config("trackio")) == []
+    assert tracker_faults(config("trackio")) == []
     monkeypatch.setenv(name, "me/space")
-    (fault,) = check(config("trackio"))
+    (fault,) = tracker_faults(config("trackio"))
     assert f"{name}=me/space" in fault
     assert "tracker_mode=null" in fault
 
@@ -300,10 +302,10 @@ def test_a_local_trackio_run_is_refused_where_the_environment_would_send_it_away
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
 def test_a_missing_package_is_refused_with_the_fix(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, name, None)  # type: ignore[arg-type]
-    (fault,) = check(config(name))
+    (fault,) = tracker_faults(config(name))
     assert all(part in fault for part in (f"tracker={name}", f"pip install {name}", "tracker=none"))
 
 
 def test_no_tracker_is_imported_unless_it_is_chosen(tmp_path: Path) -> None:
-    body = "assert check(config('none')) == []; fill(config('none'), d, [1])\n"
+    body = "assert tracker_faults(config('none')) == []; fill(config('none'), d, [1])\n"
     assert fresh_python(body + "print(json.dumps([m for m in ('wandb', 'trackio') if m in sys.modules]))", tmp_path) == []

@@ -1,4 +1,4 @@
-"""From packs of runs to jobs on a SLURM cluster: what is asked for, what is refused before, and one array for all packs."""
+"""Submits packs of runs to a SLURM cluster as one array; before that, asks whether the cluster would accept such a job."""
 
 import os
 import shlex
@@ -17,15 +17,15 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from sae_transcoder import distributed, slurm_client
 from sae_transcoder.config import Config, ConfigError, run_dir, signature, sweep_dir
-from sae_transcoder.launch.slurm.job import Pack
+from sae_transcoder.launch.slurm.job import PackTask
 from sae_transcoder.process import code_version
 from sae_transcoder.run_store import job_record, status
-from sae_transcoder.run_store.job_record import Record
+from sae_transcoder.run_store.job_record import JobRecord
 from sae_transcoder.run_store.status import State, Status
 from sae_transcoder.slurm_client import SlurmError
 
-# What of sbatch's complaints concerns which fields.
-COMPLAINTS = {
+# {words in an error message of sbatch: the fields that may have caused it}
+FIELDS_BY_MESSAGE = {
     "partition": ("partition",),
     "account": ("account", "partition"),
     "qos": ("qos",),
@@ -42,21 +42,20 @@ COMPLAINTS = {
 }
 
 
-def options(cfg: Config) -> dict[str, Any]:
-    """Options of sbatch {name: value, true for one that has none}."""
-    given = {
+def sbatch_options(cfg: Config) -> dict[str, Any]:
+    """Options of sbatch: {name: value, or true for an option without one}."""
+    options = {
         "partition": cfg.partition, "account": cfg.account, "qos": cfg.qos, "constraint": cfg.constraint, "gres": cfg.gres,
         "nodes": cfg.nodes, "ntasks-per-node": cfg.tasks_per_node, "cpus-per-task": cfg.cpus, "mem": cfg.memory, "time": cfg.time,
         "requeue": True,
     }  # fmt: skip
-    further = {name: value or True for name, _, value in (option.removeprefix("--").partition("=") for option in cfg.sbatch)}
-    return {name: value for name, value in given.items() if value is not None} | further
+    others = {name: value or True for name, _, value in (option.removeprefix("--").partition("=") for option in cfg.sbatch)}
+    return {name: value for name, value in options.items() if value is not None} | others
 
 
-def check(cfg: Config, *, searches: bool = False) -> None:
-    """Raises ConfigError where the cluster would not take a job of these settings; submits nothing. searches: for a sweeper that needs
-    the results."""
-    if searches and not cfg.wait:
+def check_job(cfg: Config, *, search: bool = False) -> None:
+    """Raises ConfigError if the cluster would refuse a job with these settings. Submits nothing. search: a sweeper waits for the results."""
+    if search and not cfg.wait:
         raise ConfigError("wait=false with a sweeper that searches: its next proposals depend on results; set wait=true")
     if distributed.world_size() > 1:
         raise ConfigError(
@@ -67,86 +66,92 @@ def check(cfg: Config, *, searches: bool = False) -> None:
         raise ConfigError(
             "hardware=slurm: there is no sbatch on this machine; run the command on a login node of the cluster, or use hardware=auto"
         )
-    flags = [f"--{name}" if value is True else f"--{name}={value}" for name, value in options(cfg).items()]
+    flags = [f"--{name}" if value is True else f"--{name}={value}" for name, value in sbatch_options(cfg).items()]
     with outside_of_jobs(), tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "job.sh"
         script.write_text("#!/bin/bash\n")
         try:
             slurm_client.ask("sbatch", "--test-only", *flags, str(script))
         except SlurmError as error:
-            raise ConfigError(explain(cfg, str(error))) from error
+            raise ConfigError(explain_refusal(cfg, str(error))) from error
 
 
 @contextmanager
 def outside_of_jobs() -> Iterator[None]:
-    """While it is open, a command that is itself part of a job (of an interactive one, say) hands nothing of that on to new ones."""
+    """Hides the variables of the job that this command itself runs in, an interactive one for instance, so that new jobs do not inherit them."""
     if "SLURM_JOB_ID" not in os.environ:
         yield
         return
-    where = {name: os.environ[name] for name in ("SLURM_CONF",) if name in os.environ}
+    kept = {name: os.environ[name] for name in ("SLURM_CONF",) if name in os.environ}
     with submitit.helpers.clean_env():
-        os.environ.update(where)
+        os.environ.update(kept)
         yield
 
 
-def explain(cfg: Config, said: str) -> str:
-    """sbatch's complaint with the fields that it concerns, and what the cluster has instead."""
-    said = " ".join(
-        line.removeprefix("sbatch: ").removeprefix("error: ").removeprefix("allocation failure: ") for line in said.splitlines()
+def explain_refusal(cfg: Config, message: str) -> str:
+    """An error message of sbatch with the fields that may have caused it, and what the cluster has instead."""
+    message = " ".join(
+        line.removeprefix("sbatch: ").removeprefix("error: ").removeprefix("allocation failure: ") for line in message.splitlines()
     )
-    if any(part in said for part in ("no answer", "controller", "configuration source")):
-        return f"hardware=slurm: SLURM does not answer ({said}); run the command on a login node of the cluster, or try again later"
-    names = next((names for part, names in COMPLAINTS.items() if part in said.lower()), ("partition", "account", "qos", "gres"))
+    if any(words in message for words in ("no answer", "controller", "configuration source")):
+        return (
+            f"hardware=slurm: SLURM does not answer ({message}); run the command on a login node of the cluster, or try again later"
+        )
+    matches = (names for words, names in FIELDS_BY_MESSAGE.items() if words in message.lower())
+    names = next(matches, ("partition", "account", "qos", "gres"))
     values = ", ".join(f"{name}={getattr(cfg, name)}" for name in names if getattr(cfg, name) not in (None, []))
-    if names[0] == "partition" and (there := slurm_client.partitions()):
-        fix = f"choose one of {', '.join(there)}"
-    elif names[0] in ("gres", "constraint", "memory", "nodes", "cpus") and (kinds := slurm_client.nodes(cfg.partition)):
+    if names[0] == "partition" and (partitions := slurm_client.partitions()):
+        fix = f"choose one of {', '.join(partitions)}"
+    elif names[0] in ("gres", "constraint", "memory", "nodes", "cpus") and (kinds := slurm_client.node_kinds(cfg.partition)):
         fix = f"the nodes have {'; or '.join(kinds)}"
     else:
         fix = "ask `sinfo` and `sacctmgr show assoc user=$USER` what you may use"
-    return f"{values or 'hardware=slurm'}: SLURM refuses ({said}); {fix}"
+    return f"{values or 'hardware=slurm'}: SLURM refuses ({message}); {fix}"
 
 
-def submit(packs: Sequence[Sequence[Config]]) -> list[str]:
-    """Submits a job for each pack, all as one array, or as several where the cluster's arrays are smaller; returns the jobs' numbers.
+def submit_packs(packs: Sequence[Sequence[Config]]) -> list[str]:
+    """Submits a job for each pack and returns the jobs' numbers. Raises ConfigError if SLURM refuses.
 
-    Raises ConfigError where SLURM refuses.
+    All jobs form one array, or several where the cluster limits the size of arrays.
     """
     cfg = packs[0][0]
     folder = (sweep_dir(cfg) / job_record.FOLDER).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     code = code_version.snapshot(folder / "code") if cfg.snapshot else code_version.PACKAGE.parent
-    fetch(packs)
+    download_models(packs)
     numbers: list[str] = []
     try:
-        most = slurm_client.largest_array()
-        arrays = -(-len(packs) // most)
-        for part in slurm_client.portions(packs, most):
+        array_size = slurm_client.max_array_size()
+        num_arrays = -(-len(packs) // array_size)
+        for array in slurm_client.chunks(packs, array_size):
             with outside_of_jobs(), redirect_stderr(StringIO()):  # submitit prints what it raises
-                executor = prepared(cfg, folder, code, arrays)
+                executor = make_executor(cfg, folder, code, num_arrays)
                 with executor.batch():
-                    jobs = [executor.submit(Pack(list(pack), code_version.current().digest)) for pack in part]
-            for pack, job in zip(part, jobs, strict=True):
-                note(folder, job.job_id, pack)
+                    jobs = [executor.submit(PackTask(list(pack), code_version.current().digest)) for pack in array]
+            for pack, job in zip(array, jobs, strict=True):
+                record_job(folder, job.job_id, pack)
             numbers += [job.job_id for job in jobs]
     except (SlurmError, FailedJobError, FailedSubmissionError) as error:
         already = f"; submitted before that: {', '.join(numbers)}" if numbers else ""
-        raise ConfigError(explain(cfg, str(error)) + already) from error
+        raise ConfigError(explain_refusal(cfg, str(error)) + already) from error
     return numbers
 
 
-def prepared(cfg: Config, folder: Path, code: Path, arrays: int) -> submitit.AutoExecutor:
-    """submitit's executor for jobs of these settings. folder: for its files and the logs; code: what is imported; arrays: how many
-    share `array_parallelism`."""
+def make_executor(cfg: Config, folder: Path, code: Path, num_arrays: int) -> submitit.AutoExecutor:
+    """submitit's executor for jobs with these settings.
+
+    folder: for submitit's files and the logs; code: folder from which jobs import this package; num_arrays: arrays that share
+    `array_parallelism`.
+    """
     python = shlex.quote(sys.executable)
     path = os.pathsep.join(filter(None, [str(code), os.environ.get("PYTHONPATH")]))
     setup = [
         "set -e", *cfg.setup, "set +e",
-        # Else the working directory would come before what was copied; and sites that set SBATCH_EXPORT=NONE would hide all of this.
+        # Else the working directory would precede the copied code in sys.path, and SBATCH_EXPORT=NONE, which some sites set, would hide this.
         f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(path)} SLURM_EXPORT_ENV=ALL",
     ]  # fmt: skip
     teardown = ["code=$?", f"{python} -m sae_transcoder.launch.slurm.after {shlex.quote(str(folder))} $code", "exit $?"]
-    executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=10**6)  # slurm_after counts
+    executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=10**6)  # after.py counts them
     executor.update_parameters(
         name=cfg.sweep_name or "sae-train",
         timeout_min=max(1, int(slurm_client.seconds(cfg.time) // 60)),
@@ -156,36 +161,36 @@ def prepared(cfg: Config, folder: Path, code: Path, arrays: int) -> submitit.Aut
         slurm_setup=setup,
         slurm_teardown=teardown,
         slurm_signal_delay_s=cfg.signal_delay,
-        slurm_array_parallelism=max(1, cfg.array_parallelism // arrays) if cfg.array_parallelism else 10**6,
-        # srun does not take over sbatch's --cpus-per-task; where one rank dies the others cannot go on.
+        slurm_array_parallelism=max(1, cfg.array_parallelism // num_arrays) if cfg.array_parallelism else 10**6,
+        # srun ignores sbatch's --cpus-per-task. When one rank dies, the others cannot continue.
         slurm_srun_args=["--kill-on-bad-exit=1", *([f"--cpus-per-task={cfg.cpus}"] if cfg.cpus else [])],
-        slurm_additional_parameters=options(cfg),
+        slurm_additional_parameters=sbatch_options(cfg),
     )
     return executor
 
 
-def fetch(packs: Sequence[Sequence[Config]]) -> None:
-    """Downloads what the jobs would otherwise download all at once: the models' weights. (Their text is tokenised by now.)"""
+def download_models(packs: Sequence[Sequence[Config]]) -> None:
+    """Downloads the models' weights, which all jobs would otherwise download at once. (The text is tokenised by now.)"""
     from sae_transcoder.language_model import loading
 
     for cfg in {(cfg.model_name, cfg.revision): cfg for pack in packs for cfg in pack}.values():
         loading.fetch(cfg)
 
 
-def note(folder: Path, number: str, pack: Sequence[Config]) -> None:
-    """Keeps the record of a job, and says in each run's directory which job it waits for, with a link to what that prints."""
+def record_job(folder: Path, number: str, pack: Sequence[Config]) -> None:
+    """Writes a job's record, and in each run's directory the number of its job and a link to the job's log."""
     cfg = pack[0]
     runs = [str(run_dir(cfg).absolute()) for cfg in pack]
     job_record.write(
-        folder, number, Record(runs, cfg.time, cfg.memory, cfg.signal_delay, cfg.max_timeouts, str(code_version.current()))
+        folder, number, JobRecord(runs, cfg.time, cfg.memory, cfg.signal_delay, cfg.max_timeouts, str(code_version.current()))
     )
     for cfg in pack:
         directory = run_dir(cfg)
         link = directory / job_record.LINK
         link.unlink(missing_ok=True)
-        link.symlink_to(os.path.relpath(job_record.log(folder, number), directory.absolute()))
+        link.symlink_to(os.path.relpath(job_record.log_path(folder, number), directory.absolute()))
         with suppress(Timeout), status.lock(directory):  # else the job has begun
-            found = status.read(directory) or Status(State.queued, signature(cfg))
-            if found.slurm_job != number:
-                found.state, found.why, found.slurm_job = State.queued, None, number
-                status.write(directory, found)
+            reported = status.read(directory) or Status(State.queued, signature(cfg))
+            if reported.slurm_job != number:
+                reported.state, reported.why, reported.slurm_job = State.queued, None, number
+                status.write(directory, reported)

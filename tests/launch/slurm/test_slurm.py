@@ -1,4 +1,4 @@
-"""Sweeps on a real Slurm of one node and four pretend GPUs: what is submitted, what runs, what comes back, what the table says."""
+"""Sweeps on a real Slurm of one node with four pretend GPUs: submission, training, requeueing, results and messages."""
 
 import os
 import re
@@ -21,8 +21,7 @@ from helpers.sweeps import SHAPE, assert_all_equal, assert_equal, by, command, c
 from sae_transcoder import slurm_client, train
 from sae_transcoder.config.composition import CONF
 from sae_transcoder.process import code_version
-from sae_transcoder.run_store import job_record, status
-from sae_transcoder.run_store import records as run_records
+from sae_transcoder.run_store import job_record, run_records, status
 from sae_transcoder.run_store.status import State
 
 pytestmark = pytest.mark.needs("slurm")
@@ -33,20 +32,20 @@ ON_SLURM = ["hardware=slurm", "device=cpu", "cpus=1", "runs_per_pack=1"]
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with slurm_cluster.running(tmp_path_factory.mktemp("slurm")) as found:
-        yield found
+    with slurm_cluster.running(tmp_path_factory.mktemp("slurm")) as running:
+        yield running
 
 
 @pytest.fixture
 def on_cluster(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    """The cluster, with this process on its login node."""
+    """The cluster, with the environment of its login node."""
     for name, value in cluster.environment.items():
         monkeypatch.setenv(name, value)
     return cluster
 
 
 def logs(folder: Path) -> str:
-    """What all jobs of a sweep printed."""
+    """The output of all jobs of a sweep."""
     return "\n".join(path.read_text() for path in sorted((folder / job_record.FOLDER).glob("*_log.out")))
 
 
@@ -80,7 +79,7 @@ def test_twelve_runs_on_four_gpus_are_one_array_and_end_as_on_this_machine(
     gpus = [
         {line.split()[1] for line in text.splitlines() if line.startswith("GPU ")} for text in printed.split("Starting with")[1:]
     ]
-    assert all(len(own) == 1 for own in gpus), "each job sees one GPU"
+    assert all(len(visible) == 1 for visible in gpus), "each job sees one GPU"
     assert set.union(*gpus) == {"0", "1", "2", "3"}
 
 
@@ -104,20 +103,20 @@ def test_raising_killed_preempted_requeued_and_timed_out_runs_end_as_they_should
     )  # fmt: skip
     folder = tmp_path / "slurm" / "s"
 
-    def found(k: int) -> status.Status | None:
-        own = by(folder, "k")
-        return status.read(own[k]) if k in own else None
+    def status_of(k: int) -> status.Status | None:
+        directories = by(folder, "k")
+        return status.read(directories[k]) if k in directories else None
 
     def begun(k: int) -> bool:
-        seen = found(k)
-        return seen is not None and seen.state == State.running and seen.step >= 3
+        run = status_of(k)
+        return run is not None and run.state == State.running and run.step >= 3
 
     on_cluster.wait(lambda: begun(6))
-    os.kill(found(6).pid, signal.SIGKILL)
-    on_cluster.wait(lambda: begun(7) or found(7).state == State.done)
-    on_cluster.ask("scontrol", "requeue", found(7).slurm_job)
+    os.kill(status_of(6).pid, signal.SIGKILL)
+    on_cluster.wait(lambda: begun(7) or status_of(7).state == State.done)
+    on_cluster.ask("scontrol", "requeue", status_of(7).slurm_job)
     on_cluster.wait(lambda: begun(8))
-    supervisor = int(Path(f"/proc/{found(8).pid}/stat").read_text().split()[3])
+    supervisor = int(Path(f"/proc/{status_of(8).pid}/stat").read_text().split()[3])
     os.kill(supervisor, signal.SIGKILL)
     on_cluster.ask("sbatch", "--gres=gpu:4", "--wrap=sleep 1", f"--output={tmp_path}/urgent.log")  # preempts whatever runs
     on_cluster.wait(lambda: client.poll() is not None, seconds=400)
@@ -135,7 +134,7 @@ def test_raising_killed_preempted_requeued_and_timed_out_runs_end_as_they_should
     for k, directory in by(tmp_path / "local", "k").items():
         if k != 5:
             assert_equal(directory, by(folder, "k")[k])
-    record = job_record.read(folder / job_record.FOLDER, found(9).slurm_job)
+    record = job_record.read(folder / job_record.FOLDER, status_of(9).slurm_job)
     assert record.timeouts >= 1
 
 
@@ -227,7 +226,7 @@ def test_without_sbatch_or_without_an_answer_it_is_said_where_to_run(
 ) -> None:
     one = [*RUN, f"cache_dir={cache}", f"save_dir={tmp_path}", *ON_SLURM]
     monkeypatch.setenv("SLURM_CONF", str(tmp_path / "none.conf"))
-    monkeypatch.setattr(slurm_client, "PATIENCE", 3.0)
+    monkeypatch.setattr(slurm_client, "COMMAND_TIMEOUT", 3.0)
     assert "SLURM does not answer" in here(*one)[2]
     monkeypatch.setenv("PATH", "/nonexistent")
     code, _, errors = here(*one)
@@ -255,7 +254,7 @@ def test_queued_jobs_run_the_configs_and_the_code_of_their_submission(on_cluster
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
     (source / "conf" / "experiment" / "demo.yaml").write_text("# @package _global_\nk: 99\n")
-    (source / "sae_transcoder" / "engine.py").write_text("raise RuntimeError('edited after submission')\n")
+    (source / "sae_transcoder" / "training" / "engine.py").write_text("raise RuntimeError('edited after submission')\n")
     numbers = {name: status.read(*runs(tmp_path / "out" / name).values()).slurm_job for name in ("copied", "live")}
     on_cluster.ask("scontrol", "release", *numbers.values())
     on_cluster.wait(lambda: all(job.ended for job in slurm_client.jobs(numbers.values()).values()))
@@ -282,9 +281,9 @@ def test_a_pack_without_enough_memory_is_split_and_the_run_to_blame_named(on_clu
     on_cluster.wait(lambda: client.poll() is not None, seconds=240)
     printed, errors = client.communicate()
     assert client.returncode == 1, errors
-    found = {k: status.read(directory) for k, directory in by(tmp_path, "k").items()}
-    assert {k: str(each.state) for k, each in found.items()} == {4: "done", 5: "failed"}, printed + logs(tmp_path / "s")
-    assert found[5].why == "out of memory: the job was killed with memory=1500M; raise memory"
+    statuses = {k: status.read(directory) for k, directory in by(tmp_path, "k").items()}
+    assert {k: str(run.state) for k, run in statuses.items()} == {4: "done", 5: "failed"}, printed + logs(tmp_path / "s")
+    assert statuses[5].why == "out of memory: the job was killed with memory=1500M; raise memory"
     assert "out of memory: the job was killed with memory=1500M; raise memory" in printed
     assert here(*sweep, f"save_dir={tmp_path}/local")[0] == 0
     assert_equal(by(tmp_path / "local", "k")[4], by(tmp_path / "s", "k")[4])
@@ -298,18 +297,18 @@ def test_a_preempted_run_comes_back_from_its_grace_time_and_a_cancelled_one_does
     slow = os.environ | plant(tmp_path / "plant", "time.sleep(0.3)")
     arguments = command(*sweep, *ON_SLURM, "partition=grace", f"save_dir={tmp_path}/slurm")
     assert subprocess.run(arguments, env=slow).returncode == 0
-    found = by(tmp_path / "slurm", "k")
+    directories = by(tmp_path / "slurm", "k")
 
     def stepped(directory: Path) -> bool:
         return status.read(directory).state == State.running and (directory / "metrics.jsonl").exists()
 
-    on_cluster.wait(lambda: stepped(found[4]) and stepped(found[5]))
-    on_cluster.ask("scancel", status.read(found[5]).slurm_job)
+    on_cluster.wait(lambda: stepped(directories[4]) and stepped(directories[5]))
+    on_cluster.ask("scancel", status.read(directories[5]).slurm_job)
     on_cluster.ask("sbatch", "--gres=gpu:4", "--wrap=sleep 1", f"--output={tmp_path}/urgent.log")
-    on_cluster.wait(lambda: status.read(found[4]).state == State.done)
-    assert "preempted; goes on in the queue" in (found[4] / "slurm.log").read_text()
+    on_cluster.wait(lambda: status.read(directories[4]).state == State.done)
+    assert "preempted; goes on in the queue" in (directories[4] / "slurm.log").read_text()
     assert report(tmp_path / "slurm") == {"done": 1, "cancelled": 1}
-    on_cluster.wait(lambda: status.read(found[5]).state == State.cancelled)
+    on_cluster.wait(lambda: status.read(directories[5]).state == State.cancelled)
     assert subprocess.run([*arguments, "wait=true"]).returncode == 0
     assert here(*sweep, f"save_dir={tmp_path}/local")[0] == 0
     assert_all_equal(tmp_path / "local", tmp_path / "slurm")
@@ -413,9 +412,10 @@ def test_a_job_that_sees_no_gpu_fails_and_names_its_node(on_cluster: Cluster, ca
         pytest.skip("there is a GPU here")
     done = run(*RUN, f"cache_dir={cache}", f"save_dir={tmp_path}", "dtype=float32", *ON_SLURM, "device=cuda", "wait=true")
     assert done.returncode == 1, done.stderr
-    found = status.read(*runs(tmp_path).values())
-    assert found.state == State.failed
+    run_status = status.read(*runs(tmp_path).values())
+    assert run_status.state == State.failed
     assert re.fullmatch(
-        rf"hardware=slurm, device=cuda: not present; \S+, the node of SLURM job {found.slurm_job}, has no GPU; .*", found.why
+        rf"hardware=slurm, device=cuda: not present; \S+, the node of SLURM job {run_status.slurm_job}, has no GPU; .*",
+        run_status.why,
     )
-    assert found.why in done.stdout
+    assert run_status.why in done.stdout

@@ -1,4 +1,4 @@
-"""What SLURM's answers mean for runs, without a SLURM: every end of a job, and what its script decides."""
+"""What SLURM's answers mean for runs, tested without SLURM: every end of a job, and what its script decides."""
 
 import os
 import signal
@@ -15,12 +15,12 @@ from helpers.tiny_models import tiny_model
 from sae_transcoder import slurm_client
 from sae_transcoder.config.composition import composed
 from sae_transcoder.config.slurm_checks import slurm_faults
-from sae_transcoder.launch.slurm import after as slurm_after
+from sae_transcoder.launch.slurm.after import JobEndDecision, decide_requeue
 from sae_transcoder.preflight.device_memory import on_cluster
 from sae_transcoder.run_store import job_record, observed_status, status
-from sae_transcoder.run_store.job_record import Record
+from sae_transcoder.run_store.job_record import JobRecord
 from sae_transcoder.run_store.status import State, Status
-from sae_transcoder.slurm_client import Job
+from sae_transcoder.slurm_client import SlurmJob
 
 
 def a_status(state: State, **values: object) -> Status:
@@ -28,43 +28,43 @@ def a_status(state: State, **values: object) -> Status:
 
 
 @pytest.mark.parametrize(
-    ("state", "job", "seen", "says", "goes_on"),
+    ("state", "job", "observed", "reason", "goes_on"),
     [
-        ("queued", Job("PENDING", "Resources"), "queued", "waits in the queue (Resources)", True),
-        ("queued", Job("RUNNING"), "queued", None, True),
-        ("queued", Job("CANCELLED"), "cancelled", "never started: SLURM job 7_1 was cancelled", False),
-        ("queued", Job("FAILED"), "failed", "never started: SLURM job 7_1 has ended (FAILED)", False),
-        ("queued", Job("COMPLETED"), "failed", "never started: SLURM job 7_1 has ended (COMPLETED)", False),
+        ("queued", SlurmJob("PENDING", "Resources"), "queued", "waits in the queue (Resources)", True),
+        ("queued", SlurmJob("RUNNING"), "queued", None, True),
+        ("queued", SlurmJob("CANCELLED"), "cancelled", "never started: SLURM job 7_1 was cancelled", False),
+        ("queued", SlurmJob("FAILED"), "failed", "never started: SLURM job 7_1 has ended (FAILED)", False),
+        ("queued", SlurmJob("COMPLETED"), "failed", "never started: SLURM job 7_1 has ended (COMPLETED)", False),
         ("queued", None, "cancelled", "never started: SLURM does not know job 7_1 any more", False),
-        ("running", Job("RUNNING"), "running", None, True),
-        ("running", Job("PENDING", "BeginTime"), "preempted", "waits in the queue again (BeginTime)", True),
-        ("running", Job("OUT_OF_MEMORY"), "failed", "want of memory; raise memory", False),
-        ("running", Job("TIMEOUT"), "failed", "raise signal_delay or time", False),
-        ("running", Job("NODE_FAIL"), "interrupted", "the node of SLURM job 7_1 failed", False),
-        ("running", Job("CANCELLED"), "cancelled", "was cancelled", False),
-        ("running", Job("COMPLETED"), "interrupted", "has ended (COMPLETED)", False),
+        ("running", SlurmJob("RUNNING"), "running", None, True),
+        ("running", SlurmJob("PENDING", "BeginTime"), "preempted", "waits in the queue again (BeginTime)", True),
+        ("running", SlurmJob("OUT_OF_MEMORY"), "failed", "want of memory; raise memory", False),
+        ("running", SlurmJob("TIMEOUT"), "failed", "raise signal_delay or time", False),
+        ("running", SlurmJob("NODE_FAIL"), "interrupted", "the node of SLURM job 7_1 failed", False),
+        ("running", SlurmJob("CANCELLED"), "cancelled", "was cancelled", False),
+        ("running", SlurmJob("COMPLETED"), "interrupted", "has ended (COMPLETED)", False),
         ("running", None, "interrupted", "SLURM does not know job 7_1 any more", False),
-        ("preempted", Job("PENDING"), "preempted", "waits in the queue again", True),
-        ("preempted", Job("RUNNING"), "preempted", None, True),
-        ("preempted", Job("CANCELLED"), "cancelled", "was cancelled", False),
+        ("preempted", SlurmJob("PENDING"), "preempted", "waits in the queue again", True),
+        ("preempted", SlurmJob("RUNNING"), "preempted", None, True),
+        ("preempted", SlurmJob("CANCELLED"), "cancelled", "was cancelled", False),
         ("preempted", None, "interrupted", "does not know job 7_1", False),
-        ("interrupted", Job("RUNNING"), "interrupted", None, False),
+        ("interrupted", SlurmJob("RUNNING"), "interrupted", None, False),
         ("done", None, "done", None, False),
-        ("failed", Job("PENDING"), "failed", None, False),
+        ("failed", SlurmJob("PENDING"), "failed", None, False),
     ],
 )
 def test_a_run_of_a_job_is_what_slurm_and_its_own_words_make_it(
-    tmp_path: Path, state: str, job: Job | None, seen: str, says: str | None, goes_on: bool
+    tmp_path: Path, state: str, job: SlurmJob | None, observed: str, reason: str | None, goes_on: bool
 ) -> None:
-    found = observed_status.observe(tmp_path, a_status(State(state)), {"7_1": job} if job else {})
-    assert (found.status.state, found.goes_on) == (seen, goes_on)
-    if says:
-        assert says in found.status.why
+    run = observed_status.observe(tmp_path, a_status(State(state)), {"7_1": job} if job else {})
+    assert (run.status.state, run.goes_on) == (observed, goes_on)
+    if reason:
+        assert reason in run.status.why
 
 
 def test_what_a_run_said_of_its_end_is_kept_where_slurm_says_less(tmp_path: Path) -> None:
-    found = observed_status.observe(tmp_path, a_status(State.preempted, why="stopped by SIGTERM"), {})
-    assert found.status.why == "stopped by SIGTERM"
+    run = observed_status.observe(tmp_path, a_status(State.preempted, why="stopped by SIGTERM"), {})
+    assert run.status.why == "stopped by SIGTERM"
 
 
 def test_where_slurm_cannot_be_asked_the_heartbeat_tells(tmp_path: Path) -> None:
@@ -80,80 +80,82 @@ def test_a_process_of_this_machine_that_holds_the_lock_runs_whatever_slurm_says(
     assert observed_status.observe(tmp_path, own, {}).status.state == State.interrupted
 
 
-RECORD = Record(["a", "b", "c", "d"], "4:00:00", "8G", 120, None, "0.1.0")
+RECORD = JobRecord(["a", "b", "c", "d"], "4:00:00", "8G", 120, None, "0.1.0")
 LEFT = {Path(run): a_status(State.running if run == "a" else State.queued) for run in "abcd"}
 USR2, KILLED = 128 + signal.SIGUSR2, 128 + signal.SIGKILL
 
 
-def judged(
-    record: Record = RECORD,
+def decide(
+    record: JobRecord = RECORD,
     code: int = KILLED,
     *,
     timed_out: bool = False,
-    said: str = "",
+    output: str = "",
     steps: int = 10,
     saved: float = 1.0,
     left=LEFT,
-) -> slurm_after.JobEndDecision:
-    return slurm_after.decide_requeue(record, left, {"a": saved}, steps, code, timed_out, said)
+) -> JobEndDecision:
+    return decide_requeue(record, left, {"a": saved}, steps, code, timed_out, output)
 
 
 def test_a_time_limit_sends_a_job_back_as_long_as_it_makes_progress() -> None:
-    first = judged(code=USR2, timed_out=True)
+    first = decide(code=USR2, timed_out=True)
     assert first.goes_on == "ran out of time=4:00:00, 1 times so far; goes on in the queue"
-    second = judged(first.record, USR2, timed_out=True, steps=20)
+    second = decide(first.record, USR2, timed_out=True, steps=20)
     assert (second.record.timeouts, second.failed) == (2, {})
-    stuck = judged(second.record, USR2, timed_out=True, steps=20)
+    stuck = decide(second.record, USR2, timed_out=True, steps=20)
     assert stuck.goes_on is None
     assert set(stuck.failed.values()) == {"time=4:00:00 does not suffice for one step more; raise time"}
 
 
 def test_max_timeouts_ends_a_job_for_good() -> None:
-    first = judged(replace(RECORD, max_timeouts=1), USR2, timed_out=True)
-    last = judged(first.record, USR2, timed_out=True, steps=99)
+    first = decide(replace(RECORD, max_timeouts=1), USR2, timed_out=True)
+    last = decide(first.record, USR2, timed_out=True, steps=99)
     assert "ran out of time=4:00:00 2 times, with max_timeouts=1" in last.failed[Path("a")]
 
 
 def test_preemption_counts_as_no_timeout() -> None:
     for code in (USR2, 128 + signal.SIGTERM):
-        found = judged(code=code)
-        assert (found.goes_on, found.record, found.failed) == ("preempted; goes on in the queue", RECORD, {})
+        decision = decide(code=code)
+        assert (decision.goes_on, decision.record, decision.failed) == ("preempted; goes on in the queue", RECORD, {})
 
 
 def test_a_death_sends_a_job_back_until_it_dies_three_times_without_a_save() -> None:
-    found = judged(said="srun: error: node1: task 0: Killed")
-    assert found.goes_on == "the job died (node1: task 0: Killed); goes on in the queue"
-    found = judged(judged(found.record, saved=2.0).record, saved=3.0)
-    assert found.record.deaths == 1, "it came further each time"
-    found = judged(judged(found.record, saved=3.0).record, saved=3.0)
-    assert found.goes_on is None
-    assert "died 3 times without coming further (exit code 137)" in found.failed[Path("a")]
+    decision = decide(output="srun: error: node1: task 0: Killed")
+    assert decision.goes_on == "the job died (node1: task 0: Killed); goes on in the queue"
+    decision = decide(decide(decision.record, saved=2.0).record, saved=3.0)
+    assert decision.record.deaths == 1, "it came further each time"
+    decision = decide(decide(decision.record, saved=3.0).record, saved=3.0)
+    assert decision.goes_on is None
+    assert "died 3 times without coming further (exit code 137)" in decision.failed[Path("a")]
 
 
 @pytest.mark.parametrize(
-    ("end", "told"),
+    ("end", "message"),
     [
         ("task 1: Exited with exit code 134", "task 1: Exited with exit code 134"),
         ("task 1: Killed", "task 1: Killed"),
         ("tasks 1-3: Aborted (core dumped)", "tasks 1-3: Aborted (core dumped)"),
     ],
 )
-def test_a_job_died_where_its_first_task_did_though_srun_then_terminates_the_others(end: str, told: str) -> None:
-    said = (
+def test_a_job_died_where_its_first_task_did_though_srun_then_terminates_the_others(end: str, message: str) -> None:
+    output = (
         f"srun: error: node1: {end}\nslurmstepd: error: *** STEP 7.0 ON node1 CANCELLED ***\nsrun: error: node1: task 0: Terminated"
     )
-    found = judged(code=128 + signal.SIGTERM, said=said)
-    assert (found.goes_on, found.record.deaths) == (f"the job died (node1: {told}); goes on in the queue", 1)
+    decision = decide(code=128 + signal.SIGTERM, output=output)
+    assert (decision.goes_on, decision.record.deaths) == (f"the job died (node1: {message}); goes on in the queue", 1)
     for by_signal in ("tasks 0-1: Exited with exit code 140", "task 0: User defined signal 2", "task 0: Terminated"):
-        assert judged(code=USR2, said=f"srun: error: node1: {by_signal}").goes_on == "preempted; goes on in the queue"
+        assert decide(code=USR2, output=f"srun: error: node1: {by_signal}").goes_on == "preempted; goes on in the queue"
     assert (
-        judged(code=KILLED, said="srun: error: node1: task 0: Exited with exit code 1\nsrun: error: node1: task 1: Killed").goes_on
+        decide(
+            code=KILLED, output="srun: error: node1: task 0: Exited with exit code 1\nsrun: error: node1: task 1: Killed"
+        ).goes_on
         is None
     )
 
 
 @pytest.mark.parametrize(
-    "said",
+    "output",
     [
         "slurmstepd: error: Detected 1 oom_kill event in StepId=7.0. Some of the step tasks have been OOM Killed.",
         "slurmstepd: error: Detected 1 oom-kill event(s) in StepId=7.0 cgroup.",
@@ -161,25 +163,25 @@ def test_a_job_died_where_its_first_task_did_though_srun_then_terminates_the_oth
         "slurmstepd: error: StepId=7.0 exceeded memory limit (763654144 > 524288000), being killed",
     ],
 )
-def test_want_of_memory_splits_the_pack_until_one_run_is_to_blame(said: str) -> None:
+def test_want_of_memory_splits_the_pack_until_one_run_is_to_blame(output: str) -> None:
     record, pieces = RECORD, []
     for _ in range(2):
-        found = judged(record, said=said)
-        assert found.failed == {}
-        record = found.record
+        decision = decide(record, output=output)
+        assert decision.failed == {}
+        record = decision.record
         pieces.append(record.pieces)
     assert pieces == [2, 4]
-    last = judged(record, said=said)
+    last = decide(record, output=output)
     assert last.failed == {Path("a"): "out of memory: the job was killed with memory=8G; raise memory"}
     assert last.goes_on, "the others do"
-    alone = judged(said=said, left={Path("a"): LEFT[Path("a")]})
+    alone = decide(output=output, left={Path("a"): LEFT[Path("a")]})
     assert alone.goes_on is None
 
 
 def test_ctrl_c_and_plain_failures_are_no_reason_to_go_on() -> None:
-    assert judged(code=128 + signal.SIGINT).goes_on is None
-    assert judged(code=128 + signal.SIGINT).failed == {}
-    assert "exit code 1 before the run did" in judged(code=1).failed[Path("b")]
+    assert decide(code=128 + signal.SIGINT).goes_on is None
+    assert decide(code=128 + signal.SIGINT).failed == {}
+    assert "exit code 1 before the run did" in decide(code=1).failed[Path("b")]
 
 
 def test_the_record_of_a_job_is_kept_whole(tmp_path: Path) -> None:
@@ -219,15 +221,16 @@ def test_accounting_gives_the_last_of_a_requeued_jobs_ends(monkeypatch: pytest.M
     monkeypatch.setattr(slurm_client, "ask", lambda program, *_: answers[program])
     monkeypatch.setattr(slurm_client.shutil, "which", lambda program: program)
     assert slurm_client.jobs(["12_0", "12_1", "12_2", "9"]) == {
-        "12_0": Job("CANCELLED"),
-        "12_1": Job("PENDING", "BeginTime"),
-        "12_2": Job("OUT_OF_MEMORY"),
+        "12_0": SlurmJob("CANCELLED"),
+        "12_1": SlurmJob("PENDING", "BeginTime"),
+        "12_2": SlurmJob("OUT_OF_MEMORY"),
     }
 
 
 FETCH = """
 import sys
 from sae_transcoder.config.composition import composed
+from sae_transcoder.config.slurm_checks import slurm_faults
 from sae_transcoder.config import ConfigError
 from sae_transcoder.language_model.loading import fetch
 try:

@@ -1,7 +1,7 @@
-"""One run's files as sae-report meets them: each is read and checked, whatever a crash, a hand or another version left in it.
+"""Readers of one run's files for sae-report. They check every value: a crash, an editor or another version may have left anything there.
 
-Readers give None or {} where there is no file, and raise ValueError or OSError where it cannot be read. Nothing here imports torch;
-of metrics.jsonl only the end is read, unless a curve is wanted.
+Each returns None or {} where there is no file, and raises ValueError or OSError where it cannot be read. Nothing here imports torch.
+Only read_curve reads all of metrics.jsonl; read_last reads its end.
 """
 
 import json
@@ -25,12 +25,12 @@ from sae_transcoder.run_store.status import Status
 
 CONFIG = Path(".hydra") / "config.yaml"
 METRICS = "metrics.jsonl"
-BLOCK = 16_384  # bytes of metrics.jsonl read at first
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one is ten times as fast
+BLOCK = 16_384  # bytes of metrics.jsonl that read_last tries first
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader is ten times as fast
 
 
 def plain_type(annotation: Any) -> type:
-    """The type that a field's values have in a file: bool, int, float, str or list; null aside."""
+    """The type of a field's values in a file, apart from null: bool, int, float, str or list."""
     options = [option for option in typing.get_args(annotation) or [annotation] if option is not NoneType]
     if typing.get_origin(annotation) is list or typing.get_origin(options[0]) is list:
         return list
@@ -38,31 +38,31 @@ def plain_type(annotation: Any) -> type:
 
 
 TYPES = {name: plain_type(annotation) for name, annotation in typing.get_type_hints(Config).items()}
-"""{field of Config: its plain type}."""
+"""{field of Config: its plain_type}."""
 
 
 def read_status(directory: Path) -> Status | None:
-    """What a run last said of itself."""
-    found = status.read(directory)
-    if found is None:
+    """The status that a run last reported."""
+    reported = status.read(directory)
+    if reported is None:
         return None
-    odd = [name for name in ("step", "total", "tokens") if not whole(getattr(found, name))]
-    odd += [name for name in ("tokens_per_s", "heartbeat") if not real(getattr(found, name))]
-    if odd:
-        raise ValueError(f"{directory / status.NAME}: {', '.join(odd)} not a number")
-    why, job = (None if value is None else printable(str(value)) for value in (found.why, found.slurm_job))
-    return replace(found, why=why, slurm_job=job)
+    invalid = [name for name in ("step", "total", "tokens") if not is_integer(getattr(reported, name))]
+    invalid += [name for name in ("tokens_per_s", "heartbeat") if not is_number(getattr(reported, name))]
+    if invalid:
+        raise ValueError(f"{directory / status.NAME}: {', '.join(invalid)} not a number")
+    why, job = (None if value is None else printable(str(value)) for value in (reported.why, reported.slurm_job))
+    return replace(reported, why=why, slurm_job=job)
 
 
 def write_config(cfg: Config) -> None:
-    """Writes a run's config.yaml, as Hydra does for a command."""
+    """Writes a run's config.yaml, as Hydra does for a single run."""
     path = run_dir(cfg) / CONFIG
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_text(path, OmegaConf.to_yaml(OmegaConf.create({name: getattr(cfg, name) for name in FIELDS})))
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The fields of Config that a run's config.yaml holds, as plain values; {} without the file."""
+    """The fields of Config in a run's config.yaml, as plain values; {} without the file."""
     path = directory / CONFIG
     try:
         values = yaml.load(path.read_text(), LOADER)
@@ -77,48 +77,53 @@ def read_config(directory: Path) -> dict[str, Any]:
         kind: Any = TYPES[name]
         if kind is float and (number := as_number(value)) is not None:
             value = config[name] = float(number)
-        if value is not None and (type(value) is not kind or not all(map(plain, value if kind is list else [value]))):
+        if value is not None and (type(value) is not kind or not all(map(is_setting, value if kind is list else [value]))):
             raise ValueError(f"{path}: {name} is {value!r}, not of type {kind.__name__}")
     return config
 
 
 def read_evaluation(directory: Path) -> Evaluation | None:
     """A run's held-out metrics."""
-    found = eval_file.read(directory)
-    if found and not (all(map(sound_coder, found.coders)) and all(map(sound_together, found.together))):
+    evaluation = eval_file.read(directory)
+    if evaluation and not (all(map(is_valid_coder, evaluation.coders)) and all(map(is_valid_together, evaluation.together))):
         raise ValueError(f"{directory / eval_file.NAME}: holds something else than metrics")
-    return found
+    return evaluation
 
 
-def sound_coder(coder: CoderMetrics) -> bool:
-    """Whether a coder's values are of their types."""
+def is_valid_coder(coder: CoderMetrics) -> bool:
+    """Whether each value of a coder has its type."""
     sizes = (coder.d, coder.num_latents, coder.k, 0 if coder.seed is None else coder.seed)
-    return isinstance(coder.coder, str) and isinstance(coder.hookpoint, str) and all(map(whole, sizes)) and sound(coder.metrics)
+    return (
+        isinstance(coder.coder, str)
+        and isinstance(coder.hookpoint, str)
+        and all(map(is_integer, sizes))
+        and are_numbers(coder.metrics)
+    )
 
 
-def sound_together(together: TogetherMetrics) -> bool:
-    """The same of several coders."""
-    return isinstance(together.coders, list) and sound(together.metrics)
+def is_valid_together(together: TogetherMetrics) -> bool:
+    """Whether each value of several coders evaluated together has its type."""
+    return isinstance(together.coders, list) and are_numbers(together.metrics)
 
 
-def sound(metrics: eval_file.Metrics) -> bool:
-    """Whether metrics are numbers; NaN stands for one that does not exist."""
-    return all(value != value or real(value) for value in metrics.values())
+def are_numbers(metrics: eval_file.Metrics) -> bool:
+    """Whether all metrics are numbers; NaN stands for a metric that does not exist."""
+    return all(value != value or is_number(value) for value in metrics.values())
 
 
 def read_densities(directory: Path) -> dict[str, np.ndarray]:
-    """{coder: share of tokens on which each latent fires}."""
-    found = eval_file.read_densities(directory)
+    """{coder: float [latent], the share of tokens on which each latent fires}."""
+    densities = eval_file.read_densities(directory)
     if any(
-        each.dtype.kind != "f" or each.ndim != 1 or not len(each) or not ((each >= 0) & (each <= 1)).all()
-        for each in found.values()
+        shares.dtype.kind != "f" or shares.ndim != 1 or not len(shares) or not ((shares >= 0) & (shares <= 1)).all()
+        for shares in densities.values()
     ):
         raise ValueError(f"{directory / eval_file.DENSITIES}: holds something else than shares of tokens")
-    return found
+    return densities
 
 
 def read_last(directory: Path) -> dict[str, float]:
-    """The last line of metrics.jsonl that holds losses; {} where there is none."""
+    """The last line of metrics.jsonl with losses; {} where there is none."""
     path = directory / METRICS
     try:
         size = path.stat().st_size
@@ -127,9 +132,9 @@ def read_last(directory: Path) -> dict[str, float]:
             with path.open("rb") as file:
                 file.seek(max(0, size - block))
                 text = file.read().decode(errors="replace")
-            if block < size:  # the first line of the block is likely cut
+            if block < size:  # the block may begin in the middle of a line
                 text = text.partition("\n")[2]
-            rows = lines_of(text, path)
+            rows = parse_lines(text, path)
             losses = [row for row in rows if any(name.startswith("fvu/") for name in row)]
             if losses or block >= size:
                 return losses[-1] if losses else {}
@@ -139,11 +144,11 @@ def read_last(directory: Path) -> dict[str, float]:
 
 
 def read_curve(directory: Path) -> dict[str, list[tuple[float, float]]]:
-    """{coder: [(tokens, training FVU)]} of all of metrics.jsonl."""
+    """{coder: [(tokens, training FVU)]} from all lines of metrics.jsonl."""
     path = directory / METRICS
     curves: dict[str, list[tuple[float, float]]] = {}
     try:
-        rows = lines_of(path.read_text(), path)
+        rows = parse_lines(path.read_text(), path)
     except FileNotFoundError:
         return {}
     for row in rows:
@@ -153,41 +158,40 @@ def read_curve(directory: Path) -> dict[str, list[tuple[float, float]]]:
     return curves
 
 
-def lines_of(text: str, path: Path) -> list[dict[str, float]]:
-    """Lines of metrics, NaN for null; a torn last line, which is being written, is left out. Raises ValueError."""
-    complete = text.split("\n")[:-1]
-    found = []
-    for line in complete:
+def parse_lines(text: str, path: Path) -> list[dict[str, float]]:
+    """The lines of a metrics.jsonl, NaN for null, without an incomplete last line, which is being written. Raises ValueError."""
+    rows = []
+    for line in text.split("\n")[:-1]:
         try:
             row = json.loads(line)
-            found.append({name: math.nan if value is None else float(value) for name, value in row.items()})
+            rows.append({name: math.nan if value is None else float(value) for name, value in row.items()})
         except (ValueError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"{path}: a line that is not of metrics ({line[:60]!r})") from error
-    return found
+    return rows
 
 
 def as_number(value: Any) -> float | None:
-    """A value of a YAML file as a number; YAML itself takes 1e-3, which has no point, for a string. None if it is none."""
+    """A value of a YAML file as a number, None if it is none. YAML itself reads 1e-3, which has no decimal point, as a string."""
     if isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", value):
         return float(value)
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def whole(value: object) -> bool:
-    """Whether a value is an integer that a table's column can hold."""
+def is_integer(value: object) -> bool:
+    """Whether a value is an integer of at most 64 bits, as a table's column holds it."""
     return type(value) is int and abs(value) < 2**63
 
 
-def plain(value: object) -> bool:
-    """Whether a value is one that a setting can have."""
-    return isinstance(value, bool | str) or whole(value) or (isinstance(value, float) and math.isfinite(value))
+def is_setting(value: object) -> bool:
+    """Whether a value may be that of a setting."""
+    return isinstance(value, bool | str) or is_integer(value) or (isinstance(value, float) and math.isfinite(value))
 
 
-def real(value: object) -> bool:
-    """Whether a value is a number that a table's column can hold."""
+def is_number(value: object) -> bool:
+    """Whether a value is a number within the range of 64-bit integers, as a table's column holds it."""
     return isinstance(value, float | int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def printable(text: str) -> str:
-    """A text without what no encoding has, such as the odd bytes of a folder's name."""
+    """A text with characters that cannot be encoded, such as odd bytes in a folder's name, replaced by `?`."""
     return text.encode(errors="replace").decode()

@@ -1,0 +1,47 @@
+"""What the command prints about a sweep: a line before it starts, its packs in a dry run, a table at its end."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from sae_transcoder.config import run_dir, run_name, sweep_dir
+from sae_transcoder.launch import packs
+from sae_transcoder.launch.sweep_jobs import SweepJob
+from sae_transcoder.preflight.plan import Plan
+from sae_transcoder.run_store.observed_status import NextAction
+
+
+def print_counts(jobs: Sequence[SweepJob], console: Console) -> None:
+    """One line with how many runs there are and what is done about them, and a line for each refused job."""
+    counts = {action: sum(job.action == action for job in jobs) for action in NextAction}
+    actions = ", ".join(f"{count} {action}" for action, count in counts.items() if count)
+    lines = [f"sweep {jobs[0].cfg.sweep_name}: {len(jobs)} runs ({actions}) in {sweep_dir(jobs[0].cfg)}"]
+    lines += [f"job {job.number}: {job.error}" for job in jobs if job.action == NextAction.refused]
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def print_packs(planned: Sequence[Sequence[Plan]], console: Console) -> None:
+    """The packs that would be trained, with their runs."""
+    from sae_transcoder.training import display
+
+    for number, plans in enumerate(planned, 1):
+        tokens = max(plan.length.samples * plan.cfg.max_seq_length for plan in plans)
+        console.print(
+            f"pack {number}: {len(plans)} runs on {plans[0].device}, {tokens:,} tokens through {plans[0].cfg.model_name}, "
+            f"about {display.size(packs.memory(plans), 'B')}",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
+        for plan in plans:
+            console.print(f"  {run_name(plan.cfg)}: {plan.length.steps:,} steps", markup=False, soft_wrap=True)
+
+
+def print_table(jobs: Sequence[SweepJob], console: Console) -> None:
+    """The runs of the jobs as sae-report shows them, and why some failed."""
+    from sae_transcoder.reports import table as report_table
+    from sae_transcoder.run_store import run_records
+
+    faults: list[str] = []
+    directories = {run_dir(job.cfg).resolve() for job in jobs}
+    records = run_records.read_all([sweep_dir(jobs[0].cfg)], faults.append)
+    report_table.tell([record for record in records if record.directory.resolve() in directories], console)
