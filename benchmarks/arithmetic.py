@@ -4,7 +4,7 @@
     git worktree add ../before COMMIT && PYTHONPATH=../before python benchmarks/arithmetic.py --json before.json
     python benchmarks/arithmetic.py --against before.json                                    both side by side
 
-The project's own step (CoderTrainer.train_on) runs on tensors of torch's `meta` device, which have shapes and no values, and op_cost.py counts its
+The project's own step (train_on_batch) runs on tensors of torch's `meta` device, which have shapes and no values, and op_cost.py counts its
 operations. What the step reads from the device is answered by what is assumed here, the number of dead latents. Everything is float32, where
 a GPU computes products in bfloat16; sparsify's Triton kernels, where a step on CUDA takes them, are counted as the operations that do their
 work elsewhere. Nothing is measured: the least time is arithmetic, the sum over the step's functions of what takes longer, FLOP or bytes,
@@ -29,7 +29,9 @@ from op_cost import Cost, Counting, aten
 from sae_transcoder.coder import corrected_coder
 from sae_transcoder.config.composition import composed
 from sae_transcoder.language_model.forward import Activations
+from sae_transcoder.training.batched_training import train_on_batch
 from sae_transcoder.training.coder_trainer import CoderTrainer
+from sae_transcoder.training.read_ahead import read_ahead
 
 POINT = "layers.0"
 DEAD = 0.05  # of the latents, where AuxK acts
@@ -56,13 +58,13 @@ SHAPES = {
 
 
 # Tables by which the step decides by the type of a device; what a version of the project does not have is passed over.
-BY_DEVICE = ("pieces.PIECE", "pieces.SMALL", "selection.TWO_STAGES", "row_sums.WAYS", "upstream.PIECE")
+BY_DEVICE = ("coder.pieces.PIECE", "coder.pieces.SMALL", "coder.selection.TWO_STAGES", "coder.row_sums.WAYS")
 
 
 def path_of(kind: str) -> ExitStack:
     """While it is open, tensors on `meta` take the path of a step on cpu or cuda."""
     stack = ExitStack()
-    for module, name in (table.split(".") for table in BY_DEVICE):
+    for module, _, name in (table.rpartition(".") for table in BY_DEVICE):
         if find_spec(f"sae_transcoder.{module}") and (table := getattr(import_module(f"sae_transcoder.{module}"), name, None)):
             stack.enter_context(patch.dict(table, {"meta": table[kind]}))
     if kind == "cuda" and hasattr(corrected_coder, "PIECE"):  # a version whose top-k asks the tensor whether it lies on a GPU
@@ -116,7 +118,9 @@ def last_step(shape: Shape, dead: int, counting: Counting) -> None:
         idle[:dead] = batch + 1
         earlier = Assuming(shape.latents, dead) if device.type == "meta" else nullcontext()
         with earlier if left else counting:
-            run.train_on(tokens, {POINT: Activations(values, values)})
+            activations = {POINT: Activations(values, values)}
+            read_ahead([run], tokens, activations)
+            train_on_batch([run], tokens, activations)
 
 
 def counted() -> dict[str, dict[str, Cost]]:

@@ -7,7 +7,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from sae_transcoder import distributed
-from sae_transcoder.config import Config, ConfigError, Hardware, composition, run_dir, typed
+from sae_transcoder.config import Config, ConfigError, Hardware, run_dir, typed
 from sae_transcoder.distributed import refuse
 from sae_transcoder.preflight import plan as preflight
 from sae_transcoder.run_store import observed_status
@@ -37,15 +37,15 @@ class BeforeTheRun(Callback):
         """Ends the program with exit code 1 if the run must be refused, 0 if there is nothing left to do; of several ranks the first one
         decides and speaks for all."""
         try:
-            together, code = distributed.meet(), None
+            ranks, code = distributed.meet(), None
         except ConfigError as error:
-            composition.refuse(error.faults)  # each rank for itself
-        if together.leads:
+            refuse(error.faults, on_every_rank=True)
+        if ranks.leads:
             try:
                 decide(config)
             except SystemExit as end:
                 code = end.code
-        if (code := together.from_first(code)) is not None:
+        if (code := ranks.broadcast(code)) is not None:
             sys.exit(code)
 
 

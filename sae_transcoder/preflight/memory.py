@@ -40,7 +40,7 @@ def memory_estimate(cfg: Config, widths: Mapping[str, int], model: ModelSizes, d
     """What a run holds on its device, of type cpu or cuda; of several processes on that of the one that holds most."""
     every = {point: coder_parameters(cfg, d) * len(cfg.init_seeds) for point, d in widths.items()}
     own = (
-        max(distributed.shares(every, processes), key=lambda s: sum(every[p] for p in s))
+        max(distributed.split_hookpoints(every, processes), key=lambda s: sum(every[p] for p in s))
         if cfg.distribute_modules
         else list(widths)
     )
@@ -66,7 +66,7 @@ def coders(cfg: Config, widths: Mapping[str, int], device: str) -> Iterator[Part
 
 
 def together(cfg: Config, widths: Mapping[str, int], device: str) -> bool:
-    """Whether the run trains together with others (team.py)."""
+    """Whether the run trains together with others (batched_training.py)."""
     most = max(latents(cfg, d) for d in widths.values())
     return cfg.loss_fn == LossFn.fvu and cfg.batch_size * cfg.max_seq_length * most <= SMALL[device]
 

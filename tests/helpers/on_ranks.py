@@ -56,7 +56,7 @@ def slow_down(seconds: float, patience: float) -> None:
         return real(*arguments, **named)
 
     def connect(self: distributed.Ranks, device: torch.device) -> None:
-        self.data = self.data or dist.new_group(backend="gloo", timeout=timedelta(seconds=patience))
+        self.data_group = self.data_group or dist.new_group(backend="gloo", timeout=timedelta(seconds=patience))
 
     heldout.measure = measure
     distributed.Ranks.connect = connect  # type: ignore[method-assign]

@@ -18,7 +18,7 @@ from sae_transcoder.process.broken_device import DeviceBroken
 from sae_transcoder.process.memory_errors import is_out_of_memory
 from sae_transcoder.run_store import status
 from sae_transcoder.run_store.status import State
-from sae_transcoder.training import engine
+from sae_transcoder.training import engine, pack_loop
 
 SAID = "CUDA error: an illegal memory access was encountered"
 # As torch says it, of several lines.
@@ -77,7 +77,7 @@ def test_other_errors_are_the_runs_own(error: Exception) -> None:
 def test_a_pack_whose_gpu_says_out_of_memory_as_an_error_of_cuda_goes_on_in_halves(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    real, most = engine.forward.capture, []
+    real, most = pack_loop.forward.capture, []
 
     def tight(*arguments: object) -> object:
         if len(most) == 2:  # the third batch
@@ -87,7 +87,7 @@ def test_a_pack_whose_gpu_says_out_of_memory_as_an_error_of_cuda_goes_on_in_halv
         return real(*arguments)
 
     together, alone = ([short(cache, tmp_path / name, k) for k in ("k=4", "k=5")] for name in ("together", "alone"))
-    monkeypatch.setattr(engine.forward, "capture", tight)
+    monkeypatch.setattr(pack_loop.forward, "capture", tight)
     engine.train(together)
     monkeypatch.undo()
     for packed, cfg in zip(together, alone, strict=True):
@@ -114,7 +114,7 @@ def gpu(fails=False):
     if broken:
         raise torch.AcceleratorError({WHOLE!r})
 def step(self, *arguments, real=managed_run.ManagedRun.after_step):
-    gpu(self.cfg.k == 5 and self.run.step == 6 and len(tries.read_text()) < int(os.environ["TIMES"]))
+    gpu(self.cfg.k == 5 and self.trainer.step == 6 and len(tries.read_text()) < int(os.environ["TIMES"]))
     real(self, *arguments)
 def begin(self, *arguments, real=managed_run.ManagedRun.__init__):
     gpu()

@@ -44,7 +44,7 @@ SHARE = "distribute_modules=true"
 def test_the_parts_of_all_ranks_are_all_rows_once() -> None:
     for size in range(1, 9):
         for start, end in [(0, 0), (0, 1), (3, 8), (16, 17), (5, 105), *((8, 8 + n) for n in range(20))]:
-            parts = [distributed.part(start, end, rank, size) for rank in range(size)]
+            parts = [distributed.rank_rows(start, end, rank, size) for rank in range(size)]
             assert [row for part in parts for row in range(part.start, part.stop)] == list(range(start, end))
             lengths = [part.stop - part.start for part in parts]
             assert max(lengths) - min(lengths) <= 1
@@ -53,11 +53,11 @@ def test_the_parts_of_all_ranks_are_all_rows_once() -> None:
 def test_shares_are_all_hookpoints_once_balanced_and_the_first_rank_has_the_first() -> None:
     sizes = {f"layers.{i}": size for i, size in enumerate([3, 9, 2, 2, 9, 1, 4])}
     for count in range(1, 8):
-        found = distributed.shares(sizes, count)
+        found = distributed.split_hookpoints(sizes, count)
         assert sorted(name for share in found for name in share) == sorted(sizes)
         assert found[0][0] == "layers.0"
         assert all(found)
-    assert sorted(sum(sizes[name] for name in share) for share in distributed.shares(sizes, 3)) == [9, 10, 11]
+    assert sorted(sum(sizes[name] for name in share) for share in distributed.split_hookpoints(sizes, 3)) == [9, 10, 11]
 
 
 class Trained:
@@ -179,7 +179,7 @@ def test_runs_of_a_pack_on_ranks_are_identical_to_themselves_alone_there(trained
 @pytest.mark.parametrize(("how", "number"), [("", "SIGTERM"), (" modules", "SIGUSR2")])
 def test_a_signal_to_one_rank_saves_both_and_they_go_on_bit_for_bit(trained: Trained, how: str, number: str) -> None:
     assert [own["outcomes"] for own in trained.said[f"stopped{how}"]] == [[f"Stopped: stopped by {number}"]] * 2
-    assert [own["outcomes"] for own in trained.said[f"again{how}"]] == [["Result"]] * 2
+    assert [own["outcomes"] for own in trained.said[f"again{how}"]] == [["TrainedRun"]] * 2
     assert "continues after step 1" in trained.printed
     suffix = how.replace(" ", "-")
     assert_equal(trained.two(f"stopped{suffix}"), trained.two(f"undisturbed{suffix}"))
@@ -235,7 +235,7 @@ def test_a_killed_rank_ends_the_other_and_the_same_command_goes_on_bit_for_bit(t
     checkpoint.rank_path(trained.two("killed"), 1, 12).write_bytes(b"torn")
     first = [trained.on_two("first-raises", *STOPPED, SHARE, "layers=[1,3]")]
     code, said, printed = on_ranks(tmp_path / "again", [{"runs": runs}, {"runs": first, "fault": (0, 3, "OSError")}])
-    assert [own[0]["outcomes"] for own in said] == [["Result"]] * 2, printed
+    assert [own[0]["outcomes"] for own in said] == [["TrainedRun"]] * 2, printed
     assert_equal(trained.two("killed"), trained.two("undisturbed"))
     # Where the first rank itself fails, the other, which trains hookpoints of its own, ends as well.
     assert (code, [len(own) for own in said]) == (1, [1, 1])
@@ -243,7 +243,7 @@ def test_a_killed_rank_ends_the_other_and_the_same_command_goes_on_bit_for_bit(t
     assert (found["state"], found["why"]) == ("failed", "OSError: broken on purpose")
 
 
-@pytest.mark.parametrize("where", ["_add_up", "metrics"])
+@pytest.mark.parametrize("where", ["_reduce_over_ranks", "metrics"])
 def test_a_rank_that_waits_for_another_on_its_gpu_ends_with_the_others_message_and_keeps_nothing(
     tmp_path: Path, where: str
 ) -> None:
@@ -280,19 +280,19 @@ def test_the_first_rank_may_evaluate_for_longer_than_ranks_wait_for_a_sum(tmp_pa
     ]
     code, said, printed = on_ranks(tmp_path / "launch", [{"runs": [own], "slow": [20, 8]}])
     assert code == 0, printed
-    assert [rank[0]["outcomes"] for rank in said] == [["Result"]] * 2
+    assert [rank[0]["outcomes"] for rank in said] == [["TrainedRun"]] * 2
     assert state(tmp_path / "out" / "r")["state"] == "done"
 
 
 def test_ranks_wait_for_each_other_on_gpus_as_long_as_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(torch.distributed, "new_group", lambda **named: asked.append(named))
-    ours = distributed.Ranks(1, 2)
-    ours.store = torch.distributed.HashStore()
-    ours.connect(torch.device("cuda", 1))
-    ours.parted.set()
-    ours.watching.join()
-    assert asked == [{"backend": "nccl", "timeout": distributed.WAITING}]
+    ranks = distributed.Ranks(1, 2)
+    ranks.store = torch.distributed.HashStore()
+    ranks.connect(torch.device("cuda", 1))
+    ranks.closed.set()
+    ranks.watcher.join()
+    assert asked == [{"backend": "nccl", "timeout": distributed.connection.PEER_TIMEOUT}]
 
 
 def test_a_rank_whose_store_is_gone_takes_the_first_rank_for_lost_and_breaks_off_its_sums(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,13 +300,13 @@ def test_a_rank_whose_store_is_gone_takes_the_first_rank_for_lost_and_breaks_off
         def check(self, keys: list[str]) -> bool:
             raise RuntimeError("Connection reset by peer")
 
-    monkeypatch.setattr(distributed, "LOOKS", 0.001)
-    ours, group = distributed.Ranks(1, 2), Mock()
-    ours.store, ours.data = Gone(), group
-    ours.watch()
+    monkeypatch.setattr(distributed.connection, "WATCH_SECONDS", 0.001)
+    ranks, group = distributed.Ranks(1, 2), Mock()
+    ranks.store, ranks.data_group = Gone(), group
+    ranks.watch()
     group.abort.assert_called_once_with()
     with pytest.raises(distributed.PeerFailed, match="another rank is gone without a word") as failed:
-        ours.settle(torch.device("cpu"))
+        ranks.synchronize(torch.device("cpu"))
     assert failed.value.blameless
 
 
@@ -356,7 +356,7 @@ def command(trained: Trained, name: str, *own: str) -> list[str]:
 def test_a_sweep_on_ranks_is_refused_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
     for name, value in zip(distributed.VARIABLES, (rank, 2, rank, "localhost", 1), strict=True):
         monkeypatch.setenv(name, str(value))
-    monkeypatch.setattr(distributed, "SPOKEN", 0.0)
+    monkeypatch.setattr(distributed.environment, "REFUSAL_SECONDS", 0.0)
     code, printed, complaint = here("-m", *SHAPE, f"save_dir={tmp_path / 'runs'}", "lr=0.1,0.2")
     assert (code, printed) == (1, "")
     fault = "error: -m on 2 ranks (torchrun): ranks train one run together; start each run of the sweep by its own command\n"
