@@ -5,20 +5,8 @@ connect.
 """
 
 from sae_transcoder.distributed.connection import PeerFailed
-from sae_transcoder.distributed.environment import VARIABLES, local_rank, rank, refuse, world_size
+from sae_transcoder.distributed.environment import local_rank, rank, refuse, world_size
 from sae_transcoder.distributed.ranks import ALONE, Ranks, meet
 from sae_transcoder.distributed.split import rank_rows, split_hookpoints
 
-__all__ = [
-    "ALONE",
-    "VARIABLES",
-    "PeerFailed",
-    "Ranks",
-    "local_rank",
-    "meet",
-    "rank",
-    "rank_rows",
-    "refuse",
-    "split_hookpoints",
-    "world_size",
-]
+__all__ = ["ALONE", "PeerFailed", "Ranks", "local_rank", "meet", "rank", "rank_rows", "refuse", "split_hookpoints", "world_size"]

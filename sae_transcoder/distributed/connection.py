@@ -166,9 +166,8 @@ class Connection:
             self.store.compare_set("fault", "", json.dumps({"why": self.failure, "trace": trace}))
             dist.destroy_process_group(self.control_group)
             self.control_group = None
-            if (
-                self.data_group is not None and dist.get_backend(self.data_group) == "gloo"
-            ):  # nccl's would wait for what is under way
+            # nccl's would wait for what is under way.
+            if self.data_group is not None and dist.get_backend(self.data_group) == "gloo":
                 dist.destroy_process_group(self.data_group)
                 self.data_group = None
             if is_first and not self.leads:

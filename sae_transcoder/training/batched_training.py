@@ -1,5 +1,5 @@
 """Trains runs of a pack on one batch. Small runs train as one group, whose coders of one shape are computed in one batched product, since a
-GPU would otherwise wait for each kernel's launch; every other run is a group of its own."""
+GPU would otherwise wait for each kernel's launch; every other run trains alone."""
 
 from collections.abc import Mapping, Sequence
 from typing import cast
@@ -21,7 +21,7 @@ def is_small(trainer: CoderTrainer) -> bool:
 
 
 def grouped(trainers: Sequence[CoderTrainer]) -> list[list[CoderTrainer]]:
-    """The runs in groups that train together: the small ones first, then each of the others alone."""
+    """The runs in groups: the small ones together, then each of the others alone."""
     small = [trainer for trainer in trainers if is_small(trainer)]
     single = [[trainer] for trainer in trainers if trainer not in small]
     return [small, *single] if small else single
@@ -49,14 +49,14 @@ def train_on_batch(trainers: Sequence[CoderTrainer], tokens: Tensor, activations
 
 def backward(stacked: Sequence[tuple[CoderTrainer, Task]]) -> None:
     """Forward and backward of coders of one shape on the same inputs."""
-    (trainer, first), *others = stacked
-    if not others:
+    trainer, first = stacked[0]
+    if len(stacked) == 1:
         trainer.backward(first)
         return
     coders = [cast(CorrectedCoder, task.coder) for _, task in stacked]
     dead_latents = [task.dead.get("dead") for _, task in stacked]
     for x, y in first.micro_batches(trainer.cfg.micro_acc_steps):
         outs = stack.forward_together(coders, x, y, dead_latents, first.variance)
-        torch.stack([own.loss(task, out) for (own, task), out in zip(stacked, outs, strict=True)]).sum().backward()
-        for (own, task), out in zip(stacked, outs, strict=True):
-            own.record(task.name, out, auxk_acts=bool(task.dead))
+        torch.stack([trainer.loss(task, out) for (trainer, task), out in zip(stacked, outs, strict=True)]).sum().backward()
+        for (trainer, task), out in zip(stacked, outs, strict=True):
+            trainer.record(task.name, out, auxk_acts=bool(task.dead))

@@ -131,11 +131,11 @@ class CoderTrainer:
         divisor = self.batches_in_step * (1 if self.cfg.corrections else self.cfg.micro_acc_steps)
         return loss if divisor == 1 else loss / divisor
 
-    def dead_masks(self) -> dict[str, Tensor]:
+    def dead_masks_to_read(self) -> dict[str, Tensor]:
         """{coder: mask of the latents that have not fired for so long that AuxK may use them [latent]}, for coders that take them by index."""
-        return self._masks() if self._auxk_may_act and self.cfg.corrections else {}
+        return self._dead_masks() if self._auxk_may_act and self.cfg.corrections else {}
 
-    def _masks(self) -> dict[str, Tensor]:
+    def _dead_masks(self) -> dict[str, Tensor]:
         return {name: count > self.cfg.dead_feature_threshold for name, count in self.tokens_since_fired.items()}
 
     @property
@@ -156,7 +156,7 @@ class CoderTrainer:
         if not self._auxk_may_act:
             return {}
         if not self.cfg.corrections:
-            return {"dead_mask": self._masks()[name]}
+            return {"dead_mask": self._dead_masks()[name]}
         assert self.dead_latents is not None, "read_ahead comes first"
         dead = self.dead_latents.get(name)
         return {} if dead is None or not len(dead) else {"dead": dead}
@@ -229,7 +229,7 @@ class CoderTrainer:
         names, sums = list(self.loss_sums), [*self.loss_sums.values()]
         if self.batch_ranks.size > 1 and sums:
             sums = [*self.batch_ranks.all_reduce(torch.stack(sums)) / (1 if self.cfg.corrections else self.batch_ranks.size)]
-        dead = [mask.float().mean() for mask in self._masks().values()]
+        dead = [mask.float().mean() for mask in self._dead_masks().values()]
         values = torch.stack([*sums, *dead]).tolist()
         metrics = {name: value / self.batches_summed[name.partition("/")[2]] for name, value in zip(names, values, strict=False)}
         metrics |= {f"dead_fraction/{n}": v for n, v in zip(self.tokens_since_fired, values[len(names) :], strict=True)}

@@ -95,8 +95,8 @@ class ManagedRun:
         self.warning = resume.check_settings(self.directory, self.cfg, state["settings"], self.settings)
         trainer_state, rng = state["run"], state["rng"]
         if not self.ranks.leads:
-            own = checkpoint.load_rank_state(self.directory, signature(self.cfg), self.ranks.rank, trainer_state["counts"][0])
-            trainer_state, rng = trainer_state | own["run"], own["rng"]
+            of_rank = checkpoint.load_rank_state(self.directory, signature(self.cfg), self.ranks.rank, trainer_state["counts"][0])
+            trainer_state, rng = trainer_state | of_rank["run"], of_rank["rng"]
         restore(self.trainer, trainer_state)
         self.best = state["best"]
         torch.set_rng_state(rng.cpu())
@@ -106,7 +106,7 @@ class ManagedRun:
         if self.ranks.leads:
             self.log = RunLog(self.directory)
             try:
-                self.status.write(State.running)  # first: a folder of files without it is taken for somebody else's
+                self.status.write(State.running)  # first: a folder with files but without it counts as somebody else's
                 self.logbook = Logbook(self.cfg, self.directory, self.trainer.step)
             except BaseException as error:  # a tracker that cannot be opened, a full disk
                 self.status.try_write(State.failed, f"{type(error).__name__}: {error}")
@@ -165,7 +165,7 @@ class ManagedRun:
         """
         trainer = self.trainer
         if metrics:
-            bar.note([value for name, value in metrics.items() if name.startswith("fvu/")])
+            bar.set_fvu([value for name, value in metrics.items() if name.startswith("fvu/")])
         if coders:
             self._export(coders)
         if coders and result:
@@ -206,8 +206,8 @@ class ManagedRun:
         """Saves all that the rest of the run depends on, after the lines of metrics that led to it."""
         trainer, ranks, rng = self.trainer, self.ranks, torch.get_rng_state()
         if not ranks.leads:
-            own = {"run": training_state(trainer) if self.cfg.distribute_modules else rank_state(trainer), "rng": rng}
-            checkpoint.save_rank_state(self.directory, signature(self.cfg), ranks.rank, trainer.batch, own)
+            of_rank = {"run": training_state(trainer) if self.cfg.distribute_modules else rank_state(trainer), "rng": rng}
+            checkpoint.save_rank_state(self.directory, signature(self.cfg), ranks.rank, trainer.batch, of_rank)
         ranks.all_gather(None)  # every rank's part is there before state.pt counts on it
         if not ranks.leads:
             return

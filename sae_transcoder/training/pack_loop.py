@@ -58,7 +58,7 @@ def run_pack(model: PreTrainedModel, runs: Sequence[ManagedRun], stop: StopSigna
                 interrupt(runs, number, ranks)
     for run in runs:
         if run.finished and run.evaluation:
-            display.closing(run.directory, run.trainer.step, time.monotonic() - start, run.evaluation, console)
+            display.closing_line(run.directory, run.trainer.step, time.monotonic() - start, run.evaluation, console)
     return errors
 
 

@@ -25,7 +25,7 @@ def read_ahead(trainers: Sequence[CoderTrainer], tokens: Tensor, activations: Ma
             if point in activations and (point, positions) not in masks:
                 by_token = positions.by_token(tokens)
                 masks[point, positions] = positions.within_norm(activations[point], by_token, trainer.batch_ranks)
-    dead = {(t, name): mask for t in trainers if t.dead_latents is None for name, mask in t.dead_masks().items()}
+    dead = {(t, name): mask for t in trainers if t.dead_latents is None for name, mask in t.dead_masks_to_read().items()}
     indices = true_indices([*masks.values(), *dead.values()])
     for (point, positions), kept in zip(masks, indices, strict=False):
         activations[point].derived[positions] = kept

@@ -81,20 +81,20 @@ def heldout_metrics(
     """Held-out metrics of the runs that evaluate now, and of those that look for their best coders; each kind shares its forwards."""
     results: dict[ManagedRun, EvalResult] = {}
 
-    def measure(runs: Sequence[ManagedRun], *, whole: bool) -> None:
+    def measure(runs: Sequence[ManagedRun], *, all_metrics: bool) -> None:
         tokens = runs[0].plan.tokens.heldout
         try:
-            results.update(zip(runs, heldout.measure(model, [coders[run] for run in runs], tokens, whole=whole), strict=True))
+            results.update(zip(runs, heldout.measure(model, [coders[run] for run in runs], tokens, whole=all_metrics), strict=True))
         except Exception as error:
             if runs[0].ranks.size > 1:
                 raise
             if len(runs) == 1:
                 errors[runs[0]] = error
             for run in runs if len(runs) > 1 else ():  # each alone, which shows whose failure it is
-                measure([run], whole=whole)
+                measure([run], all_metrics=all_metrics)
 
     if evaluating := [run for run in coders if run.should_evaluate]:
-        measure(evaluating, whole=True)
+        measure(evaluating, all_metrics=True)
     if comparing := [run for run in coders if not run.should_evaluate and run.should_save and run.cfg.save_best]:
-        measure(comparing, whole=False)
+        measure(comparing, all_metrics=False)
     return results

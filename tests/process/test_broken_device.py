@@ -136,7 +136,7 @@ def failing(folder: Path, times: int, *arguments: str) -> subprocess.CompletedPr
     return subprocess.run([sys.executable, str(script), *arguments], env=environment, capture_output=True, text=True)
 
 
-def found(folder: Path) -> dict[int, status.Status]:
+def statuses(folder: Path) -> dict[int, status.Status]:
     """{k: status} of the runs below a folder."""
     return {k: status.read(directory) for k, directory in by(folder, "k").items()}
 
@@ -161,8 +161,8 @@ def test_a_sweep_whose_worker_loses_its_gpu_twice_ends_done(cache: Path, tmp_pat
 def test_a_run_on_which_the_gpu_fails_three_times_without_coming_further_has_failed_alone(cache: Path, tmp_path: Path) -> None:
     done = failing(tmp_path, 9, *SWEEP, "workers=2", f"save_dir={tmp_path}/out", f"cache_dir={cache}")
     assert done.returncode == 1, done.stdout + done.stderr
-    assert {k: seen.state for k, seen in found(tmp_path / "out").items()} == {4: "done", 5: "failed", 6: "done", 7: "done"}
-    assert WHY in found(tmp_path / "out")[5].why
+    assert {k: seen.state for k, seen in statuses(tmp_path / "out").items()} == {4: "done", 5: "failed", 6: "done", 7: "done"}
+    assert WHY in statuses(tmp_path / "out")[5].why
     assert (tmp_path / "failing.tries").read_text() == "xxx"
 
 
@@ -174,7 +174,7 @@ def test_in_one_process_a_failed_gpu_ends_the_command_which_goes_on_when_it_is_r
     assert done.returncode == 1, done.stdout + done.stderr
     assert done.stderr.strip() == f"error: {WHY}; the same command goes on from the last save"
     assert "Traceback" not in done.stdout
-    seen = {k: (own.state, own.why) for k, own in found(tmp_path / "out").items()}
+    seen = {k: (own.state, own.why) for k, own in statuses(tmp_path / "out").items()}
     interrupted, waiting = (State.interrupted, WHY), (State.queued, None)
     assert seen == {4: interrupted, 5: interrupted, 6: waiting, 7: waiting}
     assert failing(tmp_path, 1, *sweep).returncode == 0

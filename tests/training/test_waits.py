@@ -33,7 +33,7 @@ class Waits(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[str] = []
+        self.names: list[str] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
@@ -43,7 +43,7 @@ class Waits(TorchDispatchMode):
         made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         mixed = len({t.device.type for t in [*tensors, *made]}) > 1
         if name in WAITING or by_mask or mixed or (name == "repeat_interleave" and len(made) and tensors):
-            self.found.append(name)
+            self.names.append(name)
         return out
 
 
@@ -88,11 +88,11 @@ def test_a_batch_and_its_step_wait_once_for_a_whole_pack(model_type: str, many: 
         with Waits() as waits:
             seen = capture(model, [POINT[model_type]], ids)
             read(runs, ids, seen)
-            reads = len(waits.found)
+            reads = len(waits.names)
             for run in runs:
                 train_on_batch([run], ids, seen)
         of_the_hosts_mask = ["nonzero"] * (many == 3)  # where no norm counts, the mask lies on the host
-        assert waits.found == ["_local_scalar_dense", *of_the_hosts_mask]
+        assert waits.names == ["_local_scalar_dense", *of_the_hosts_mask]
         assert reads == 1
         losses.append([run.metrics()[f"auxk/{POINT[model_type]}"] for run in runs])
     assert min(losses[1]) > 0, "AuxK acts"
@@ -108,7 +108,7 @@ def test_the_watch_sees_what_waits() -> None:
         torch.zeros(3, device="meta").add_(torch.ones(3))
         torch.tensor([1.0, 2.0]).to("meta")
         values[torch.tensor([0, 1])] = torch.zeros(2)
-    assert len(waits.found) == 6
+    assert len(waits.names) == 6
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_a_batch_asks_no_value_of_its_device_and_takes_no_tensor_of_the_host(mod
         read(runs, ids, seen)
         for run in runs:
             train_on_batch([run], ids, seen)
-    assert [name for name in waits.found if name != "nonzero"] == []
+    assert [name for name in waits.names if name != "nonzero"] == []
 
 
 def test_an_end_to_end_batch_waits_once() -> None:
@@ -152,4 +152,4 @@ def test_an_end_to_end_batch_waits_once() -> None:
     past_the_threshold([run])
     with Waits() as waits:
         train_end_to_end(run, model, ids, ids)
-    assert [name for name in waits.found if name != "nonzero"] == ["_local_scalar_dense"]
+    assert [name for name in waits.names if name != "nonzero"] == ["_local_scalar_dense"]
