@@ -162,7 +162,7 @@ class CoderTrainer:
         return {} if dead is None or not len(dead) else {"dead": dead}
 
     def set_biases(self, name: str, x: Tensor, y: Tensor, count: int) -> None:
-        """Sets the coder's biases from its first tokens, so that pre-activations are centred (trainer.py:423)."""
+        """Sets the coder's biases from its first tokens, so that pre-activations are centred (sparsify's trainer.py:423)."""
         coder = self.coders[name]
         self.biases_set.add(name)
         if self.coder_config.transcode:

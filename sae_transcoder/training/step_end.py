@@ -25,11 +25,12 @@ def after_step(model: PreTrainedModel, stepped: Sequence[ManagedRun], bar: displ
             metrics[run] = run.training_metrics()  # now, because the other ranks wait while rank 0 evaluates
             if metrics[run] or run.should_publish:
                 run.ranks.synchronize(run.plan.device)
+    # All together; where memory does not suffice for copies of all coders, one run at a time.
     groups = [[run for run in stepped if run not in errors]]
     while groups:
         group = groups.pop(0)
         coders, results, group_errors = evaluate(model, group, bar)
-        if len(group) > 1 and any(map(is_out_of_memory, group_errors.values())):  # for copies of all coders: one run at a time
+        if len(group) > 1 and any(map(is_out_of_memory, group_errors.values())):
             del coders, results
             for error in filter(is_out_of_memory, group_errors.values()):
                 forget(error)
