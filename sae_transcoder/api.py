@@ -10,9 +10,6 @@ runs = sweep("experiment=demo", "k=16,32,64")
 """
 
 import sys
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -22,35 +19,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hydra_plugins.sae_transcoder_local import GridSweeper
-from sae_transcoder.coder import stored as stored_coders
-from sae_transcoder.coder.corrected_coder import SparseCoder
 from sae_transcoder.config import Config, ConfigError, Hardware, composition, run_dir
 from sae_transcoder.launch.sweep import RunFailed, train_jobs
 from sae_transcoder.launch.sweep_jobs import is_grid
 from sae_transcoder.preflight.plan import check_settings, make_plan
 from sae_transcoder.run_store import eval_file, observed_status, run_files
-from sae_transcoder.run_store.eval_file import Evaluation
 from sae_transcoder.run_store.observed_status import NextAction
 from sae_transcoder.training import engine
-
-
-@dataclass(frozen=True)
-class TrainedRun:
-    """A run that is done: its settings, its directory, and its held-out metrics (names and units: metric_names.py)."""
-
-    cfg: Config
-    directory: Path
-    evaluation: Evaluation
-
-    @cached_property
-    def saes(self) -> dict[str, SparseCoder]:
-        """The trained coders, SAEs or transcoders, float32 on the CPU: {hookpoint: coder}, with several seeds {hookpoint/seed<N>: coder}.
-
-        Each is sparsify's: called with x [token, d_in] it gives `sae_out` [token, d_in], `latent_acts` and `latent_indices` [token, k];
-        `encoder.weight` and `W_dec` are [latent, d_in].
-        """
-        folders = stored_coders.find(self.directory / "coders")
-        return {name: SparseCoder.load_from_disk(folder, device="cpu") for name, folder in folders.items()}
+from sae_transcoder.training.outcome import TrainedRun
 
 
 def load_config(*overrides: str) -> Config:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from sae_transcoder.coder import stored as stored_coders
 from sae_transcoder.config import Config, ConfigError, evaluation_settings
-from sae_transcoder.config.composition import refuse
+from sae_transcoder.distributed import refuse
 from sae_transcoder.evaluation.settings import (
     SELECTION,
     refuse_trained_on,

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from sae_transcoder.config import ConfigError
-from sae_transcoder.config.composition import refuse
+from sae_transcoder.distributed import refuse
 from sae_transcoder.exports.source import Source, Write, source
 
 DESCRIPTION = """\

@@ -33,7 +33,8 @@ def run(composed: DictConfig) -> float | None:
     from sae_transcoder.run_store import eval_file
     from sae_transcoder.training import engine
     from sae_transcoder.training.checkpoint import DiskError
-    from sae_transcoder.training.managed_run import Diverged, RunClaimed
+    from sae_transcoder.training.divergence import Diverged
+    from sae_transcoder.training.managed_run import RunClaimed
 
     try:
         engine.train([cfg])

@@ -48,10 +48,10 @@ def little_memory(device: str) -> Iterator[None]:
         return
     run_pack, forward, running = engine.run_pack, CorrectedCoder.forward, 0
 
-    def noted(model: Any, members: Any, *rest: Any) -> Any:
+    def noted(model: Any, runs: Any, *rest: Any) -> Any:
         nonlocal running
-        running = len(members)
-        return run_pack(model, members, *rest)
+        running = len(runs)
+        return run_pack(model, runs, *rest)
 
     def refused(*arguments: Any, **named: Any) -> Any:
         if running > 2:

@@ -4,7 +4,7 @@
     git worktree add ../before COMMIT && PYTHONPATH=../before python benchmarks/ourselves/arithmetic.py --json before.json
     python benchmarks/ourselves/arithmetic.py --against before.json                                    both side by side
 
-The project's own step (CoderTrainer.train_on) runs on tensors of torch's `meta` device, which have shapes and no values, and op_cost.py counts its
+The project's own step (train_on_batch) runs on tensors of torch's `meta` device, which have shapes and no values, and op_cost.py counts its
 operations. What the step reads from the device is answered by what is assumed here, the number of dead latents. Everything is float32, where
 a GPU computes products in bfloat16; sparsify's Triton kernels, where a step on CUDA takes them, are counted as the operations that do their
 work elsewhere. Nothing is measured: the least time is arithmetic, the sum over the step's functions of what takes longer, FLOP or bytes,
@@ -32,7 +32,9 @@ from ourselves.op_cost import Cost, Counting, aten
 from sae_transcoder.coder import corrected_coder
 from sae_transcoder.config.composition import composed
 from sae_transcoder.language_model.forward import Activations
+from sae_transcoder.training.batched_training import train_on_batch
 from sae_transcoder.training.coder_trainer import CoderTrainer
+from sae_transcoder.training.read_ahead import read_ahead
 
 POINT = "layers.0"
 DEAD = 0.05  # of the latents, where AuxK acts
@@ -121,7 +123,9 @@ def last_step(shape: Shape, dead: int, counting: Counting) -> None:
         idle[:dead] = batch + 1
         earlier = Assuming(shape.latents, dead) if device.type == "meta" else nullcontext()
         with earlier if left else counting:
-            run.train_on(tokens, {POINT: Activations(values, values)})
+            activations = {POINT: Activations(values, values)}
+            read_ahead([run], tokens, activations)
+            train_on_batch([run], tokens, activations)
 
 
 def counted() -> dict[str, dict[str, Cost]]:

@@ -24,7 +24,9 @@ from common import say
 from sae_transcoder.config.composition import composed
 from sae_transcoder.language_model import loading
 from sae_transcoder.language_model.forward import capture
+from sae_transcoder.training.batched_training import train_on_batch
 from sae_transcoder.training.coder_trainer import CoderTrainer
+from sae_transcoder.training.read_ahead import read_ahead
 
 POINT, WIDTH, SEQUENCES, LENGTH = "layers.2", 256, 16, 256
 DEAD = (0, 16, 128, 256, 512, 1024, 2048)
@@ -49,7 +51,9 @@ def step_with(dead: int, model: torch.nn.Module, device: torch.device, steps: in
         run.tokens_since_fired[POINT].zero_()
         run.tokens_since_fired[POINT][latents] = 10**6  # whatever fired
         tokens = torch.randint(4096, (SEQUENCES, LENGTH), generator=generator)
-        run.train_on(tokens, capture(model, [POINT], tokens.to(device)))
+        activations = capture(model, [POINT], tokens.to(device))
+        read_ahead([run], tokens, activations)
+        train_on_batch([run], tokens, activations)
         if device.type == "cuda":
             torch.cuda.synchronize()
 

@@ -24,7 +24,7 @@ from typing import Any
 TRAINING = "training of the coders"
 # {what the time goes into: the functions that do it}
 PARTS = {
-    TRAINING: ["training.team:train_on"],
+    TRAINING: ["training.batched_training:train_on_batch"],
     "forward of the language model": ["language_model.forward:capture"],
     "held-out metrics": ["evaluation.heldout:measure"],
     "jobs composed": ["launch.sweep:compose_sweep"],
@@ -35,9 +35,9 @@ PARTS = {
     "table and results": ["launch.sweep:print_table", "launch.sweep:result"],
     "headers": ["training.display:header", "training.display:facts"],
     "language model loaded": ["language_model.loading:load"],
+    "copies of the coders": ["training.publishable:publishable_coders"],
     "runs made": ["training.managed_run:ManagedRun.__init__"],
     "runs opened": ["training.managed_run:ManagedRun.open"],
-    "copies of the coders": ["training.coder_trainer:CoderTrainer.exported"],
     "coders/ and best/": ["training.checkpoint:export"],
     "eval.json": ["run_store.eval_file:write"],
     "metrics.jsonl": ["trackers.logbook:Logbook.log"],

@@ -2,12 +2,10 @@
 
 import copy
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import NoReturn
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -166,13 +164,6 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
     noise = ("Config search path", "provider=", "full_key", "object_type", "Set the environment")
     lines = [line.strip() for line in str(error).splitlines()]
     return "\n  ".join(line for line in lines if line and not line.startswith(noise))
-
-
-def refuse(faults: Sequence[str]) -> NoReturn:
-    """Prints each fault and ends with exit code 1."""
-    for fault in faults:
-        print(f"error: {fault}", file=sys.stderr)
-    sys.exit(1)
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sae_transcoder.coder import names as coder_names
-from sae_transcoder.coder import positions
 from sae_transcoder.coder.corrected_coder import SparseCoder
+from sae_transcoder.coder.positions import PositionFilter
 from sae_transcoder.config import Config, LossFn, evaluation_batch, evaluation_settings
 from sae_transcoder.data.token_sets import Sequences
 from sae_transcoder.evaluation import splice
@@ -109,10 +109,11 @@ def own_metrics(model: PreTrainedModel, subjects: Sequence[CodersToEvaluate], he
     for tokens in batches(heldout, size, model.device):
         seen = capture(model, points, tokens, subjects[0].cfg.forward_batch_size)
         for subject, tally in zip(subjects, tallies, strict=True):
-            counted = positions.counted(subject.cfg, tokens)
+            position_filter = PositionFilter.of(subject.cfg)
+            counted = position_filter.by_token(tokens)
             for name in subject.coders:
                 here = seen[coder_names.hookpoint(name)]
-                x, y = positions.pair(subject.cfg, here, positions.kept(subject.cfg, here, counted))
+                x, y = position_filter.inputs_and_targets(here, position_filter.kept(here, counted))
                 tally[name].add(x, y, tokens.numel())
     return [
         EvalResult({n: t.metrics() for n, t in tally.items()}, {n: t.density().cpu().numpy() for n, t in tally.items()})

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sae_transcoder.coder import positions
 from sae_transcoder.coder.corrected_coder import SparseCoder
+from sae_transcoder.coder.positions import PositionFilter
 from sae_transcoder.config import Config
 from sae_transcoder.evaluation.reconstruction import encoded, ratio
 from sae_transcoder.language_model.forward import Activations, spliced, spliced_output
@@ -32,11 +32,12 @@ class Splice:
     def effect(self, model: PreTrainedModel, tokens: Tensor, clean: Tensor, *, zero: bool = False) -> tuple[Tensor, Tensor]:
         """The cross-entropy [sequence, position - 1] and the divergence from the logits `clean` [sequence, position] of `tokens`
         with the coders' outputs, or zeros, in the modules' place."""
-        counted = positions.counted(self.cfg, tokens)
+        position_filter = PositionFilter.of(self.cfg)
+        counted = position_filter.by_token(tokens)
 
         def replace(point: str, seen: Activations) -> Tensor:
-            kept = positions.kept(self.cfg, seen, counted)
-            x, y = positions.pair(self.cfg, seen, kept)
+            kept = position_filter.kept(seen, counted)
+            x, y = position_filter.inputs_and_targets(seen, kept)
             new = torch.zeros_like(y) if zero else encoded(self.coders[point], x)[0]
             return spliced_output(seen.output, kept, new)
 
@@ -46,7 +47,7 @@ class Splice:
 
     def add(self, tokens: Tensor, without: Tensor, coder: tuple[Tensor, Tensor], ablated: tuple[Tensor, Tensor]) -> None:
         """Adds a batch: the cross-entropy without coders, and the effects of the coders and of zeros."""
-        counted = positions.counted(self.cfg, tokens)
+        counted = PositionFilter.of(self.cfg).by_token(tokens)
         mask = torch.ones_like(tokens, dtype=torch.bool) if counted is None else counted.view(tokens.shape)
         terms = {
             "positions": mask,

@@ -33,13 +33,13 @@ class BeforeTheRun(Callback):
         try:
             ranks, code = distributed.meet(), None
         except ConfigError as error:
-            composition.refuse(error.faults)  # each rank for itself
+            refuse(error.faults, on_every_rank=True)
         if ranks.leads:
             try:
                 end_unless_trained(config)
             except SystemExit as end:
                 code = end.code
-        if (code := ranks.from_first(code)) is not None:
+        if (code := ranks.broadcast(code)) is not None:
             sys.exit(code)
 
 

@@ -56,7 +56,7 @@ def memory_estimate(cfg: Config, widths: Mapping[str, int], model: ModelSizes, d
 def largest_share(cfg: Config, widths: Mapping[str, int], processes: int) -> dict[str, int]:
     """The widths of the hookpoints of the process with the most parameters."""
     parameters = {point: coder_parameters(cfg, d) * len(cfg.init_seeds) for point, d in widths.items()}
-    points = max(distributed.shares(parameters, processes), key=lambda share: sum(parameters[point] for point in share))
+    points = max(distributed.split_hookpoints(parameters, processes), key=lambda share: sum(parameters[point] for point in share))
     return {point: widths[point] for point in points}
 
 
@@ -73,7 +73,7 @@ def coder_parts(cfg: Config, widths: Mapping[str, int], device: str) -> Iterator
 
 
 def trains_together(cfg: Config, widths: Mapping[str, int], device: str) -> bool:
-    """Whether the run's coders are computed together with those of other runs (team.py)."""
+    """Whether the run's coders are computed together with those of other runs (training/batched_training.py)."""
     most = max(latents(cfg, d) for d in widths.values())
     return cfg.loss_fn == LossFn.fvu and cfg.batch_size * cfg.max_seq_length * most <= SMALL[device]
 

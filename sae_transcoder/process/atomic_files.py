@@ -1,14 +1,14 @@
-"""Files that change as a whole: a reader, and whoever comes after a killed process, sees the old one or the new one."""
+"""Files replaced atomically: a reader finds the old content or the new, also after a process was killed."""
 
 import os
 from pathlib import Path
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Puts `text` in the place of the file at once. What a killed process left beside it is overwritten."""
-    beside = path.with_name(f".{path.name}.new")
-    beside.write_text(text)
-    os.replace(beside, path)
+    """Replaces the content of the file atomically, and overwrites what a killed process left beside it."""
+    new_path = path.with_name(f".{path.name}.new")
+    new_path.write_text(text)
+    os.replace(new_path, path)
 
 
 def sync(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which code a job runs: a copy of this package as it was at submission, and what tells it from others."""
+"""Which code a job runs: a copy of this package from the time of submission, and its version."""
 
 import hashlib
 import os
@@ -11,12 +11,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
-LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc")
+IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc")
 
 
 @dataclass(frozen=True)
 class Code:
-    """The code of this process: `digest` of its files, the release, and the git commit where it lies in a clone, with `changed` files."""
+    """A version of this package: `digest` of its files, release and, in a git clone, commit and number of `changed` files."""
 
     digest: str
     release: str
@@ -31,44 +31,44 @@ class Code:
 
 
 def files() -> list[Path]:
-    """The files of this package, in order."""
+    """The files of this package, sorted."""
     return sorted(p for p in PACKAGE.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
 
 
 @cache
 def current() -> Code:
-    """The code as it is now on disk."""
+    """The version that is on disk."""
     digest = hashlib.sha256()
     for path in files():
         digest.update(str(path.relative_to(PACKAGE)).encode() + b"\0" + path.read_bytes())
-    # A package below an environment's folder may lie in a clone of something else, which does not track it.
+    # An installed package may lie in the clone of another project, which does not track it.
     commit = git("rev-parse", "HEAD") if git("ls-files", "--error-unmatch", "train.py") else None
     changed = len((git("status", "--porcelain", "--", ".") or "").splitlines()) if commit else 0
     return Code(digest.hexdigest()[:16], version("sae-transcoder"), commit, changed)
 
 
 def git(*arguments: str) -> str | None:
-    """What git says of the clone that this package lies in; None where it lies in none, or git refuses."""
+    """Git's output in the folder of this package; None outside a clone, or where git fails."""
     try:
-        done = subprocess.run(["git", "-C", str(PACKAGE), *arguments], capture_output=True, text=True, timeout=30)
+        process = subprocess.run(["git", "-C", str(PACKAGE), *arguments], capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return process.stdout.strip() if process.returncode == 0 else None
 
 
 def snapshot(folder: Path) -> Path:
-    """A copy of this package below `folder`, one for each version of it; returns what PYTHONPATH must hold.
+    """Copies this package below `folder`, once for each version; returns the folder for PYTHONPATH.
 
-    submitit's RsyncSnapshot needs git and rsync, takes tracked files only, and changes the working directory, to which
+    submitit's RsyncSnapshot needs git and rsync, copies tracked files only, and changes the working directory, to which
     relative paths in a config refer.
     """
-    place = folder / current().digest
-    if not place.exists():
+    snapshot_dir = folder / current().digest
+    if not snapshot_dir.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(dir=folder))
-        shutil.copytree(PACKAGE, beside / PACKAGE.name, ignore=LEFT_OUT)
+        temporary_dir = Path(tempfile.mkdtemp(dir=folder))
+        shutil.copytree(PACKAGE, temporary_dir / PACKAGE.name, ignore=IGNORED)
         try:
-            os.rename(beside, place)
+            os.rename(temporary_dir, snapshot_dir)
         except OSError:  # another command has just made it
-            shutil.rmtree(beside)
-    return place
+            shutil.rmtree(temporary_dir)
+    return snapshot_dir

@@ -1,4 +1,4 @@
-"""Settings of the whole process, made before it touches a device: torch's, its allocator's, malloc's, how many files it may open."""
+"""Settings of the whole process, made before it uses a device: torch, its allocator, malloc, the limit of open files."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ if TYPE_CHECKING:
 
     from sae_transcoder.config import Config
 
-# Where torch's allocator looks for its settings; for a GPU torch 2.9 knows the second name only, which later versions deprecate.
+# Environment variables of torch's allocator; for a GPU torch 2.9 reads the second name only, which later versions deprecate.
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
 
 def expand_segments() -> None:
-    """Lets a GPU's memory be handed out in segments that grow, of which less lies idle between tensors of unequal size.
+    """Has torch allocate a GPU's memory in segments that grow, which wastes less between tensors of unequal size.
 
-    Does nothing where the environment says how memory is handed out. To be called before this process first uses a GPU; those that it
-    starts inherit it.
+    Does nothing where the environment configures the allocator. Called before this process first uses a GPU; its child processes inherit it.
     """
     if not any(name in os.environ for name in (*ALLOCATOR, "PYTORCH_HIP_ALLOC_CONF")):
         os.environ.update(dict.fromkeys(ALLOCATOR, "expandable_segments:True"))
@@ -32,11 +31,11 @@ def expand_segments() -> None:
 
 @contextmanager
 def configured(cfg: Config, device: torch.device) -> Iterator[None]:
-    """The process as a run of these settings needs it while it is open; threads, precision and determinism are then as they were."""
+    """Configures the process for a run while it is open; restores threads, precision and determinism afterwards."""
     import torch
 
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # each run of a large pack keeps files open
-    if 0 < limit < 2**20:  # what is more, some systems do not take
+    if 0 < limit < 2**20:  # some systems refuse more
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     if device.type == "cuda":
         torch.cuda.set_device(device.index or 0)  # Triton's kernels run on the current one

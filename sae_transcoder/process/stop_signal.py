@@ -1,4 +1,4 @@
-"""Signals that end training: noted at once, obeyed between two batches."""
+"""Signals that end training: recorded at once, obeyed between two batches."""
 
 import signal
 import threading
@@ -10,7 +10,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
 class Stopped(BaseException):
-    """A signal ended the runs at a batch boundary, their state saved. Like KeyboardInterrupt no Exception: it ends a sweep as well."""
+    """A signal ended the runs between two batches, their state saved. No Exception, like KeyboardInterrupt: it ends a sweep too."""
 
     def __init__(self, number: int):
         super().__init__(f"stopped by {signal.Signals(number).name}")
@@ -18,20 +18,20 @@ class Stopped(BaseException):
 
 
 class StopSignal:
-    """While it is open, the first Ctrl-C, SIGTERM or SIGUSR2 only sets `number`; a second one acts as usual, unless it is patient. Outside
-    the main thread, which alone may say what signals do, it notes none."""
+    """While it is open, the first Ctrl-C, SIGTERM or SIGUSR2 only sets `number`; a second one acts as usual, unless `patient`. Does nothing
+    outside the main thread."""
 
     def __init__(self, *, patient: bool = False):
         self.number: int | None = None
         self.patient = patient
 
     def __enter__(self) -> "StopSignal":
-        ours = threading.current_thread() is threading.main_thread()
-        self.usual = {n: signal.signal(n, self.note) for n in SIGNALS} if ours else {}
+        in_main_thread = threading.current_thread() is threading.main_thread()  # which alone may install handlers
+        self.previous_handlers = {n: signal.signal(n, self.record) for n in SIGNALS} if in_main_thread else {}
         return self
 
-    def note(self, number: int, frame: FrameType | None) -> None:
-        """Remembers the signal."""
+    def record(self, number: int, frame: FrameType | None) -> None:
+        """Handles a signal."""
         self.number = number
         if not self.patient:
             self.__exit__(None, None, None)
@@ -42,13 +42,13 @@ class StopSignal:
             raise Stopped(self.number)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for n, handler in self.usual.items():
+        for n, handler in self.previous_handlers.items():
             signal.signal(n, handler)
 
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """While it is open, these signals wait; a process that is started meanwhile holds them back until it can take them."""
+    """Blocks these signals while it is open; a process started meanwhile blocks them until it can handle them."""
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: one header, one progress bar, one closing line; plain lines without a terminal."""
+"""What the terminal shows of training: a header, a progress bar, a closing line; plain lines where there is no terminal."""
 
 import math
 import time
@@ -22,34 +22,34 @@ PLAIN_EVERY = 10.0  # seconds between two lines where there is no terminal
 
 
 def size(count: float, unit: str = "") -> str:
-    """A number in three digits and a letter: 1.23 M."""
+    """A number with three digits and a letter: 1.23 M."""
     for factor, letter in [(1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")]:
         if count >= factor:
             return f"{count / factor:.3g} {letter}{unit}"
     return f"{count:.3g} {unit}".strip()
 
 
-def several(values: Sequence[object]) -> str:
-    """Distinct values in their order, the middle of a long list left out."""
+def listed(values: Sequence[object]) -> str:
+    """The distinct values in their order, without the middle of a long list."""
     shown = [str(v) for v in dict.fromkeys(values)]
     return ", ".join(shown if len(shown) <= 6 else [*shown[:3], "...", shown[-1]])
 
 
 def facts(plan: Plan) -> dict[str, str]:
-    """What will be trained, by name."""
+    """What will be trained, {name: description}."""
     cfg, length = plan.cfg, plan.length
     latents = plan.latents
     dead = f", AuxK after {size(cfg.dead_feature_threshold)} tokens" if cfg.auxk_alpha else ""
     rate = "automatic" if cfg.lr is None else f"{cfg.lr:g}"
     warmup = f", {warmup_steps(cfg, length.steps)} warmup steps" if OPTIMIZERS[cfg.optimizer].scheduled else ""
     needed = peak([plan.memory])
-    parts = ", ".join(f"{what} {size(held, 'B')}" for what, held in needed.parts.items())
+    parts = ", ".join(f"{part} {size(num_bytes, 'B')}" for part, num_bytes in needed.parts.items())
     return {
         "run": run_name(cfg),
         "model": f"{cfg.model_name}, {size(plan.model_parameters)} parameters{first_layers(plan)}, on {plan.device}{compiled(plan)}",
-        "hookpoints": f"{several(list(plan.widths))} ({len(plan.widths)})",
-        "coders": f"{len(plan.widths) * len(cfg.init_seeds)} of type {cfg.model_type}, d_in {several(list(plan.widths.values()))}, "
-        f"{several([f'{n:,}' for n in latents.values()])} latents, k {cfg.k}{dead}",
+        "hookpoints": f"{listed(list(plan.widths))} ({len(plan.widths)})",
+        "coders": f"{len(plan.widths) * len(cfg.init_seeds)} of type {cfg.model_type}, d_in {listed(list(plan.widths.values()))}, "
+        f"{listed([f'{n:,}' for n in latents.values()])} latents, k {cfg.k}{dead}",
         "parameters": f"{size(plan.coder_parameters)} trained",
         "data": f"{cfg.dataset_name}, {length.samples:,} sequences of {cfg.max_seq_length}, "
         f"{length.samples * cfg.max_seq_length:,} tokens; {len(plan.tokens.heldout):,} held out",
@@ -62,20 +62,20 @@ def facts(plan: Plan) -> dict[str, str]:
 
 
 def first_layers(plan: Plan) -> str:
-    """That a part of the language model is loaded; nothing where it is whole."""
+    """How much of the language model is loaded; empty where all of it is."""
     return "" if plan.model_layers is None else f" in its first {plan.model_layers} layers"
 
 
 def compiled(plan: Plan) -> str:
-    """That the language model's layers are compiled, or on a GPU why they are not; nothing where that is as set, or usual on a CPU."""
+    """Whether the language model's layers are compiled, or why they are not; empty where the settings turn that off, and on a CPU."""
     if plan.uncompiled is None:
         return ", compiled"
-    usual = plan.cfg.compile_model is False or plan.device.type != "cuda"
-    return "" if usual else f", not compiled ({plan.uncompiled})"
+    is_expected = plan.cfg.compile_model is False or plan.device.type != "cuda"
+    return "" if is_expected else f", not compiled ({plan.uncompiled})"
 
 
 def ranks(plan: Plan) -> dict[str, str]:
-    """How several ranks train together; nothing of a process alone."""
+    """How several ranks train together; empty for a process alone."""
     if plan.ranks == 1:
         return {}
     how = "each trains its hookpoints" if plan.cfg.distribute_modules else f"each reads {plan.cfg.batch_size} sequences of a batch"
@@ -83,9 +83,9 @@ def ranks(plan: Plan) -> dict[str, str]:
 
 
 def header(plans: Sequence[Plan], console: Console) -> None:
-    """Shows what will be trained, one run in full or several by what they share and where they differ, and what is likely not meant."""
-    each = [facts(plan) for plan in plans]
-    shared = {name: value for name, value in each[0].items() if all(own[name] == value for own in each)}
+    """Shows what will be trained and likely mistakes; of several runs what they share and where they differ."""
+    facts_by_run = [facts(plan) for plan in plans]
+    shared = {name: value for name, value in facts_by_run[0].items() if all(other[name] == value for other in facts_by_run)}
     if console.is_terminal:
         table = Table.grid(padding=(0, 2))
         for name, value in shared.items():
@@ -95,15 +95,16 @@ def header(plans: Sequence[Plan], console: Console) -> None:
     else:
         for name, value in shared.items():
             print(f"{name}: {value}", flush=True)
-    for own in each if len(plans) > 1 else ():
-        differing = "; ".join(f"{n} {v}" for n, v in own.items() if n not in shared and n not in ("run", "directory", "memory"))
-        console.print(f"run {own['run']}: {differing}", markup=False, highlight=False, soft_wrap=True)
+    for facts_of_run in facts_by_run if len(plans) > 1 else ():
+        omitted = {"run", "directory", "memory", *shared}
+        differing = "; ".join(f"{name} {value}" for name, value in facts_of_run.items() if name not in omitted)
+        console.print(f"run {facts_of_run['run']}: {differing}", markup=False, highlight=False, soft_wrap=True)
     for warning in dict.fromkeys(w for plan in plans for w in plan.warnings):
         console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 class Bar:
-    """Progress in optimizer steps, with tokens per second, time left and FVU; a context manager."""
+    """A context manager that shows progress in optimizer steps, with tokens per second, time left and FVU."""
 
     def __init__(self, console: Console, total: int, tokens_total: int):
         self.console, self.total, self.tokens_total = console, total, tokens_total
@@ -131,7 +132,7 @@ class Bar:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What is done while it is open does not count as training time."""
+        """Stops the clock of tokens per second while it is open."""
         before = time.monotonic()
         yield
         self.start += time.monotonic() - before
@@ -141,12 +142,12 @@ class Bar:
         """Tokens per second since the start."""
         return self.tokens / max(1e-9, time.monotonic() - self.start)
 
-    def note(self, fvu: Sequence[float]) -> None:
-        """Takes up the FVU of each coder as last logged."""
+    def set_fvu(self, fvu: Sequence[float]) -> None:
+        """Shows the mean of the coders' FVU from now on."""
         self.fvu = fmean(fvu) if fvu else None
 
     def update(self, step: int, tokens: int) -> None:
-        """step: optimizer steps made; tokens: read in this process."""
+        """Shows progress. step: optimizer steps made; tokens: read by this process."""
         self.tokens = tokens
         fvu = "-" if self.fvu is None else f"{self.fvu:.4f}"
         if self.console.is_terminal:
@@ -157,15 +158,14 @@ class Bar:
             print(f"step {step}/{self.total}  {self.tokens_per_s:,.0f} tokens/s  FVU {fvu}  {left:.0f} s left", flush=True)
 
 
-def closing(directory: Path, steps: int, seconds: float, evaluation: Evaluation, console: Console) -> None:
-    """One line: where the coders are and how well they do on held-out tokens."""
-    parts = [("FVU", "fvu"), ("CE loss score", "ce_loss_score")]
-    found = []
-    for label, name in parts:
+def closing_line(directory: Path, steps: int, seconds: float, evaluation: Evaluation, console: Console) -> None:
+    """Prints one line: where the coders are, and their held-out metrics."""
+    scores = []
+    for label, name in [("FVU", "fvu"), ("CE loss score", "ce_loss_score")]:
         values = [value for c in evaluation.coders if math.isfinite(value := c.metrics.get(name, math.nan))]
         spread = "" if len(values) < 2 else f" (mean of {len(values)}: {min(values):.4f} to {max(values):.4f})"
-        found += [f"{label} {fmean(values):.4f}{spread}"] if values else []
+        scores += [f"{label} {fmean(values):.4f}{spread}"] if values else []
     console.print(
-        f"done: {steps:,} steps in {seconds:.0f} s, held-out {', '.join(found)}, coders in {directory / 'coders'}",
+        f"done: {steps:,} steps in {seconds:.0f} s, held-out {', '.join(scores)}, coders in {directory / 'coders'}",
         markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What is said and done of runs that fail: in their logs and status files, on the terminal, to other ranks."""
+"""How a run's failure is reported: in its log and status file, on the terminal, to other ranks."""
 
 import logging
 from collections.abc import Sequence
@@ -13,49 +13,50 @@ from sae_transcoder.process.broken_device import DeviceBroken
 from sae_transcoder.run_store.run_log import log_to_run
 from sae_transcoder.run_store.status import State
 from sae_transcoder.training.checkpoint import DiskError
-from sae_transcoder.training.managed_run import Diverged, ManagedRun
+from sae_transcoder.training.divergence import Diverged
+from sae_transcoder.training.managed_run import ManagedRun
 from sae_transcoder.training.out_of_memory import forget
 
 log = logging.getLogger(__name__)
 
 
-def fail(member: ManagedRun, error: Exception) -> Exception:
-    """Closes a run that failed, with its reason in its log and status; returns the error without what it held in memory."""
-    with log_to_run(member.directory):
-        known = isinstance(error, ConfigError | DiskError | Diverged)
-        log.log(logging.INFO if known else logging.ERROR, "%s", error, exc_info=None if known else error)
-    member.close(State.failed, why(error))
+def fail(run: ManagedRun, error: Exception) -> Exception:
+    """Closes a run that failed and logs the error; returns the error without the tensors that it kept in memory."""
+    with log_to_run(run.directory):
+        is_known = isinstance(error, ConfigError | DiskError | Diverged)
+        log.log(logging.INFO if is_known else logging.ERROR, "%s", error, exc_info=None if is_known else error)
+    run.close(State.failed, why(error))
     forget(error)
     return error
 
 
 def why(error: BaseException) -> str:
     """An error in one line for status.json."""
-    known = isinstance(error, Diverged | ConfigError | PeerFailed | DeviceBroken)
-    return str(error) if known else f"{type(error).__name__}: {error}"
+    is_known = isinstance(error, Diverged | ConfigError | PeerFailed | DeviceBroken)
+    return str(error) if is_known else f"{type(error).__name__}: {error}"
 
 
 def portable(error: Exception) -> Exception:
-    """An error as another rank can be given it."""
+    """An error in a form that other ranks can unpickle."""
     return error if isinstance(error, ConfigError) else PeerFailed(why(error))
 
 
-def fail_together(members: Sequence[ManagedRun], error: BaseException, ours: Ranks) -> None:
-    """Closes all runs of a pack that failed as a whole, and of several ranks tells the others why."""
-    said = ours.announce(error, why(error))
+def fail_together(runs: Sequence[ManagedRun], error: BaseException, ranks: Ranks) -> None:
+    """Closes all runs of a pack that failed as a whole, and tells the other ranks why."""
+    first_reports_it = ranks.announce(error, why(error))
     if isinstance(error, PeerFailed):
-        log.info("%s\n%s", error, ours.trace())
+        log.info("%s\n%s", error, ranks.trace())
     elif not isinstance(error, ConfigError):
         log.log(logging.INFO if isinstance(error, DeviceBroken) else logging.ERROR, "%s", error, exc_info=error)
     state = State.failed
     if isinstance(error, DeviceBroken) or (isinstance(error, PeerFailed) and error.blameless):
-        state = State.preempted if slurm_client.submitted_job() else State.interrupted  # a job goes on by itself
-    for member in members:
-        member.close(state, why(error), speaks=ours.leads or not said)
-    ours.told()
+        state = State.preempted if slurm_client.submitted_job() else State.interrupted  # SLURM requeues a job by itself
+    for run in runs:
+        run.close(state, why(error), writes_status=ranks.leads or not first_reports_it)
+    ranks.acknowledge_failure()
 
 
-def tell(directory: Path, error: Exception, runs: int, console: Console) -> None:
-    """Says that one of several runs failed; of a single one the caller says it."""
-    if runs > 1:
+def tell(directory: Path, error: Exception, num_runs: int, console: Console) -> None:
+    """Prints that one of several runs failed; for a single run the caller does."""
+    if num_runs > 1:
         console.print(f"{directory}: failed: {why(error)}", markup=False, soft_wrap=True)

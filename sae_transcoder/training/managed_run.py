@@ -1,10 +1,5 @@
-"""A run of a pack with its directory: what it logs, exports, saves and reports of itself, and how it goes on after a stop."""
+"""A run of a pack with its directory: when it logs, exports and saves, and how it continues after a stop."""
 
-import hashlib
-import logging
-import math
-import time
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,9 +7,8 @@ from typing import Any
 import torch
 from filelock import Timeout
 
-from sae_transcoder.coder import names as coder_names
 from sae_transcoder.config import ConfigError, run_dir, signature
-from sae_transcoder.distributed import ALONE, Ranks, shares
+from sae_transcoder.distributed import ALONE, Ranks, split_hookpoints
 from sae_transcoder.evaluation.heldout import CodersToEvaluate, EvalResult
 from sae_transcoder.language_model import compilation
 from sae_transcoder.preflight.memory import coder_parameters
@@ -23,65 +17,42 @@ from sae_transcoder.process.atomic_files import sync
 from sae_transcoder.run_store import eval_file, status
 from sae_transcoder.run_store.eval_file import Evaluation
 from sae_transcoder.run_store.run_log import RunLog
-from sae_transcoder.run_store.status import State, Status
+from sae_transcoder.run_store.status import State
 from sae_transcoder.trackers.logbook import Logbook
-from sae_transcoder.training import checkpoint
+from sae_transcoder.training import checkpoint, resume
 from sae_transcoder.training.coder_trainer import CoderTrainer
 from sae_transcoder.training.display import Bar
-
-log = logging.getLogger(__name__)
-
-# Settings that leave the result what it is but for its last digits, as they took effect; and what they were in states that lack them.
-ROUNDING: dict[str, Any] = {"threads": None, "forward_batch_size": None, "compile_model": False}
-HEARTBEAT_EVERY = 5.0  # seconds
+from sae_transcoder.training.divergence import refuse_diverged
+from sae_transcoder.training.publishable import publishable_coders
+from sae_transcoder.training.split_modules import collect_coders, collect_metrics
+from sae_transcoder.training.status_report import StatusReport
+from sae_transcoder.training.trainer_state import rank_state, release, restore, training_state
 
 
 class RunClaimed(ConfigError):
-    """Another process trains the run, or has done it in the meantime."""
+    """Another process trains the run, or has finished it in the meantime."""
 
     def __init__(self, directory: Path, *, done: bool):
         how = "done by now" if done else "another process has just started this run"
         super().__init__(f"{directory}: {how}; not started again")
         self.directory, self.done = directory, done
 
-    def __reduce__(self) -> tuple[Any, ...]:  # ranks tell each other
+    def __reduce__(self) -> tuple[Any, ...]:  # ranks send it to each other
         return partial(RunClaimed, self.directory, done=self.done), ()
 
 
-class Diverged(Exception):
-    """A run's loss is no number any more, or so large that it will not come back."""
-
-
-HOPELESS = 1e4  # an FVU; coders that learn are below 1, and start at most a few times above
-
-
-def refuse_diverged(step: int, values: Mapping[str, float]) -> None:
-    """Raises Diverged for a training loss that is not finite, or an FVU beyond hope."""
-    losses = {name: value for name, value in values.items() if name.split("/")[0] in ("fvu", "auxk", "multi_topk_fvu", "ce", "kl")}
-    for name, value in losses.items():
-        if not math.isfinite(value) or (name.startswith("fvu") and value > HOPELESS):
-            raise Diverged(f"{name} is {value:.3g} at step {step}: training diverged; lower lr")
-
-
 class ManagedRun:
-    """A run of the pack with its directory: what it logs, saves and reports of itself. Of several ranks only the first one does so; the
-    others hold the run and their part of its training state."""
+    """A run of a pack with its directory. Only rank 0 logs, exports and reports; the other ranks hold their part of the training state."""
 
     def __init__(self, plan: Plan, dtype: torch.dtype, ranks: Ranks = ALONE):
-        """Takes the directory, and continues from its training state where there is one.
+        """Locks the directory, and restores the training state where there is one. ranks: all that train the run, also those that read other
+        batches (`trainer.batch_ranks` share each batch).
 
-        Raises ConfigError where that does not fit, RunClaimed where another process has taken the directory.
+        Raises ConfigError where the state does not fit, RunClaimed where another process has the directory.
         """
         self.plan, self.cfg, self.directory, self.ranks = plan, plan.cfg, run_dir(plan.cfg), ranks
-        self.settings = {
-            "dtype": str(dtype),
-            "threads": torch.get_num_threads(),
-            "forward_batch_size": self.cfg.forward_batch_size,
-            "compile_model": plan.uncompiled is None,
-            "data": fingerprint(plan),
-            "ranks": ranks.size,
-        }
-        self.closed = self.finished = self.amid_batch = False
+        self.settings = resume.current_settings(plan, dtype, ranks)
+        self.opened = self.closed = self.finished = self.mid_batch = False
         self.log: RunLog | None = None
         self.logbook: Logbook | None = None
         self.lock = status.lock(self.directory)
@@ -100,197 +71,166 @@ class ManagedRun:
             raise
 
     def _prepare(self) -> None:
-        plan = self.plan
-        found = status.read(self.directory)
-        if found is not None and found.state == State.done:
+        """Makes the trainer, and restores its state where there is one."""
+        plan, cfg = self.plan, self.cfg
+        current = status.read(self.directory)
+        if current is not None and current.state == State.done:
             raise RunClaimed(self.directory, done=True)
-        state = checkpoint.load_state(self.directory, signature(self.cfg))
-        together = ALONE if self.cfg.distribute_modules else self.ranks
-        sizes = {point: coder_parameters(plan.cfg, width) for point, width in plan.widths.items()}
-        self.shares = shares(sizes, self.ranks.size) if self.cfg.distribute_modules else [list(sizes)]
-        share = self.shares[self.ranks.rank] if self.cfg.distribute_modules else None
-        self.run = CoderTrainer(plan.cfg, plan.widths, len(plan.tokens.train), plan.device, plan.start_from, together, share)
-        self.best = dict.fromkeys(self.run.names, float("inf"))
-        self.evaluation: Evaluation | None = None  # on the first rank, once the run is done
+        state = checkpoint.load_state(self.directory, signature(cfg))
+        batch_ranks, local_hookpoints = self.ranks, None
+        if cfg.distribute_modules:
+            num_parameters = {point: coder_parameters(cfg, width) for point, width in plan.widths.items()}
+            self.hookpoints_by_rank = split_hookpoints(num_parameters, self.ranks.size)
+            batch_ranks, local_hookpoints = ALONE, self.hookpoints_by_rank[self.ranks.rank]
+        num_samples = len(plan.tokens.train)
+        self.trainer = CoderTrainer(cfg, plan.widths, num_samples, plan.device, plan.start_from, batch_ranks, local_hookpoints)
+        self.status = StatusReport(self.directory, signature(cfg), self.trainer)
+        self.best = dict.fromkeys(self.trainer.names, float("inf"))
+        self.evaluation: Evaluation | None = None  # on rank 0, once the run is done
         self.warning: str | None = None
         if state is not None:
             self._restore(state)
 
-    def open(self) -> None:
-        """Says that the run goes on, and opens its log and its tracker."""
-        if not self.ranks.leads:
-            return
-        self.log = RunLog(self.directory)
-        try:
-            self.report(State.running)  # first: a folder of files without it is taken for somebody else's
-            self.logbook = Logbook(self.cfg, self.directory, self.run.step)
-        except BaseException as error:  # a tracker that cannot be opened, a full disk
-            self.try_report(State.failed, f"{type(error).__name__}: {error}")
-            self.leave()
-            raise
-
     def _restore(self, state: dict[str, Any]) -> None:
-        kept = state["settings"]
-        if kept.get("ranks", 1) != self.ranks.size:
-            raise ConfigError(
-                f"{self.directory} was begun on {kept.get('ranks', 1)} ranks, here are {self.ranks.size}: start it with as many "
-                f"(torchrun --nproc-per-node, tasks), or remove {self.directory / 'resume'} to train it from its start"
-            )
-        if kept["dtype"] != self.settings["dtype"]:
-            raise ConfigError(
-                f"dtype={self.cfg.dtype}: {self.directory} was begun with {kept['dtype']} on another device, "
-                f"here it would be {self.settings['dtype']}; set device as it was, or begin a new run with dtype set"
-            )
-        if kept["data"] != self.settings["data"]:
-            raise ConfigError(
-                f"dataset_name={self.cfg.dataset_name}: its tokens are not those that {self.directory} was begun with; "
-                "restore the data as it was (files, Python version, hub revision), or begin a new run"
-            )
-        before = ROUNDING | {name: kept[name] for name in ROUNDING if name in kept}
-        if changed := [name for name in ROUNDING if before[name] != self.settings[name]]:
-            now, then = (", ".join(f"{name}={values[name]}" for name in changed) for values in (self.settings, before))
-            self.warning = f"{now}, the run was begun with {then}: it goes on, but not bit for bit as if it had never stopped"
-        run, rng = state["run"], state["rng"]
+        self.warning = resume.check_settings(self.directory, self.cfg, state["settings"], self.settings)
+        trainer_state, rng = state["run"], state["rng"]
         if not self.ranks.leads:
-            own = checkpoint.load_rank_state(self.directory, signature(self.cfg), self.ranks.rank, run["counts"][0])
-            run, rng = run | own["run"], own["rng"]
-        self.run.restore(run)
+            of_rank = checkpoint.load_rank_state(self.directory, signature(self.cfg), self.ranks.rank, trainer_state["counts"][0])
+            trainer_state, rng = trainer_state | of_rank["run"], of_rank["rng"]
+        restore(self.trainer, trainer_state)
         self.best = state["best"]
         torch.set_rng_state(rng.cpu())
 
-    def report(self, state: State, why: str | None = None, tokens_per_s: float = 0.0) -> None:
-        """Writes status.json."""
-        run = self.run
-        self.reported = time.monotonic()
-        values = Status(state, signature(self.cfg), run.step, run.length.steps, run.tokens, round(tokens_per_s, 1), why)
-        status.write(self.directory, values)
-
-    def try_report(self, state: State, why: str | None = None, tokens_per_s: float = 0.0) -> None:
-        """The same, but the run goes on where it cannot be written."""
-        try:
-            self.report(state, why, tokens_per_s)
-        except OSError as error:  # a full disk
-            log.error("%s: status.json could not be written (%s)", self.directory, error)
+    def open(self) -> None:
+        """Writes that the run is running, and opens its log and its tracker."""
+        if self.ranks.leads:
+            self.log = RunLog(self.directory)
+            try:
+                self.status.write(State.running)  # first: a folder with files but without it counts as somebody else's
+                self.logbook = Logbook(self.cfg, self.directory, self.trainer.step)
+            except BaseException as error:  # a tracker that cannot be opened, a full disk
+                self.status.try_write(State.failed, f"{type(error).__name__}: {error}")
+                self.leave()
+                raise
+        self.opened = True
 
     @property
     def should_log(self) -> bool:
-        """Whether the step just made is one after which a line of metrics is written."""
-        return self.run.step % self.cfg.log_every == 0 or self.run.done
+        """Whether a line of metrics is due after this step."""
+        return self.trainer.step % self.cfg.log_every == 0 or self.trainer.done
 
     @property
     def should_save(self) -> bool:
-        """Whether the step just made is one after which the run is saved."""
-        return self.run.step % self.cfg.save_every == 0 or self.run.done
+        """Whether the coders and the training state are due to be saved after this step."""
+        return self.trainer.step % self.cfg.save_every == 0 or self.trainer.done
 
     @property
     def should_evaluate(self) -> bool:
-        """Whether the step just made is one after which all held-out metrics are taken."""
+        """Whether all held-out metrics are due after this step."""
         every = self.cfg.eval_every
-        return self.run.done or (every is not None and self.run.step % every == 0)
+        return self.trainer.done or (every is not None and self.trainer.step % every == 0)
 
     @property
     def should_snapshot(self) -> bool:
-        """Whether the step just made is one whose coders are kept for good."""
-        return self.cfg.keep_every is not None and self.run.step % self.cfg.keep_every == 0
+        """Whether a snapshot of the coders, which is never replaced, is due after this step."""
+        return self.cfg.keep_every is not None and self.trainer.step % self.cfg.keep_every == 0
 
     @property
     def should_publish(self) -> bool:
-        """Whether the step just made is one after which the coders are copied, for any of these."""
+        """Whether copies of the coders are needed after this step, for any of these."""
         return self.should_save or self.should_evaluate or self.should_snapshot
 
-    def subject(self) -> CodersToEvaluate | None:
-        """The coders of all ranks as they would be published now; on the first rank, None on others."""
+    def coders_to_evaluate(self) -> CodersToEvaluate | None:
+        """Copies of the coders of all ranks as they would be published now; None on ranks other than 0."""
         if not self.cfg.distribute_modules:
-            return CodersToEvaluate(self.cfg, self.run.exported()) if self.ranks.leads else None
-        own, found = self.run.exported(), {}
-        for name in self.run.names:
-            rank = next(r for r, share in enumerate(self.shares) if coder_names.hookpoint(name) in share)
-            coder = self.ranks.to_first(own[name].cpu() if rank == self.ranks.rank > 0 else own.get(name), rank)
-            if coder is not None:
-                found[name] = coder.to(self.plan.device)
-        return CodersToEvaluate(self.cfg, found) if self.ranks.leads else None
+            return CodersToEvaluate(self.cfg, publishable_coders(self.trainer)) if self.ranks.leads else None
+        local = publishable_coders(self.trainer)
+        coders = collect_coders(local, self.trainer.names, self.hookpoints_by_rank, self.ranks, self.plan.device)
+        return CodersToEvaluate(self.cfg, coders) if self.ranks.leads else None
 
     def training_metrics(self) -> dict[str, float]:
-        """What a line of metrics says of training, on all ranks: rate, k, and losses and dead fractions of all coders in the order of a process
-        alone; nothing where no line is due."""
+        """The training part of a line of metrics: rate, k, and losses and dead fractions of the coders of all ranks; empty where none is due."""
         if not self.should_log:
             return {}
-        used = {"lr": self.run.lr_used, "k": self.run.k_used}
-        if not self.cfg.distribute_modules:
-            return used | self.run.metrics()
-        every = {name: value for part in self.ranks.gather(self.run.metrics()) for name, value in part.items()}
-        order = {name: i for i, name in enumerate(self.run.names)}
-        return used | dict(sorted(every.items(), key=lambda m: (m[0].startswith("dead_fraction"), order[m[0].partition("/")[2]])))
+        metrics = self.trainer.metrics()
+        if self.cfg.distribute_modules:
+            metrics = collect_metrics(metrics, self.trainer.names, self.ranks)
+        return {"lr": self.trainer.lr_used, "k": self.trainer.k_used} | metrics
 
-    def after_step(self, bar: Bar, values: dict[str, float], subject: CodersToEvaluate | None, measured: EvalResult | None) -> None:
-        """What an optimizer step makes due: a line of metrics, exports, eval.json, a save of the training state.
+    def after_step(self, bar: Bar, metrics: dict[str, float], coders: CodersToEvaluate | None, result: EvalResult | None) -> None:
+        """Does what is due after an optimizer step: exports coders, writes eval.json and a line of metrics, saves the training state.
 
-        values: training_metrics; subject: the coders, where the run saves, keeps or evaluates them now and this is the first rank; measured:
-        their held-out metrics, where they were taken.
+        metrics: those of training; coders: copies, where the run publishes them now and this is rank 0; result: their held-out metrics,
+        where they were evaluated.
         """
-        run, cfg = self.run, self.cfg
-        if values:
-            bar.note([value for name, value in values.items() if name.startswith("fvu/")])
-        if subject and self.should_save:
-            checkpoint.export(subject.coders, self.directory / "coders")
-            run.train_config.save_json(self.directory / "coders" / "config.json")  # as sparsify's checkpoints have it
-        if subject and self.should_snapshot:
-            checkpoint.export(subject.coders, self.directory / "snapshots" / f"step{run.step}_tokens{run.tokens}")
-        if subject and measured:
-            if cfg.save_best and self.should_save:
-                self.keep_best(subject, measured)
+        trainer = self.trainer
+        if metrics:
+            bar.set_fvu([value for name, value in metrics.items() if name.startswith("fvu/")])
+        if coders:
+            self._export(coders)
+        if coders and result:
+            if self.cfg.save_best and self.should_save:
+                self.keep_best(coders, result)
             if self.should_evaluate:
-                self.evaluation = measured.evaluation(subject, run.step, run.tokens)
+                self.evaluation = result.evaluation(coders, trainer.step, trainer.tokens)
                 eval_file.write(self.directory, self.evaluation)
-            values = values | measured.values()
-        if values and self.logbook:
-            self.logbook.log(run.step, {"tokens": run.tokens} | values)
-            refuse_diverged(run.step, values)
-        if run.done:
+            metrics = metrics | result.values()
+        if metrics and self.logbook:
+            self.logbook.log(trainer.step, {"tokens": trainer.tokens} | metrics)
+            refuse_diverged(trainer.step, metrics)
+        if trainer.done:
             self.close(State.done, tokens_per_s=bar.tokens_per_s)
         elif self.should_save:
             self.save_state()
 
-    def keep_best(self, subject: CodersToEvaluate, measured: EvalResult) -> None:
-        """Exports to best/ the coders whose held-out FVU, with an end-to-end loss that loss, is the lowest so far."""
-        better = {name: loss for name, loss in measured.loss(self.cfg.loss_fn).items() if loss < self.best[name]}
+    def _export(self, coders: CodersToEvaluate) -> None:
+        trainer = self.trainer
+        if self.should_save:
+            checkpoint.export(coders.coders, self.directory / "coders")
+            trainer.train_config.save_json(self.directory / "coders" / "config.json")  # as sparsify's checkpoints have it
+        if self.should_snapshot:
+            checkpoint.export(coders.coders, self.directory / "snapshots" / f"step{trainer.step}_tokens{trainer.tokens}")
+
+    def keep_best(self, coders: CodersToEvaluate, result: EvalResult) -> None:
+        """Exports to best/ the coders whose held-out FVU, or end-to-end loss where they train by one, is the lowest so far."""
+        better = {name: loss for name, loss in result.loss(self.cfg.loss_fn).items() if loss < self.best[name]}
         self.best |= better
-        checkpoint.export({name: subject.coders[name] for name in better}, self.directory / "best")
+        checkpoint.export({name: coders.coders[name] for name in better}, self.directory / "best")
 
     def heartbeat(self, bar: Bar) -> None:
-        """Says now and then that the run goes on."""
-        if self.ranks.leads and not self.closed and time.monotonic() - self.reported > HEARTBEAT_EVERY:
-            self.try_report(State.running, tokens_per_s=bar.tokens_per_s)
+        """Writes that the run is alive, every few seconds."""
+        if self.ranks.leads and not self.closed:
+            self.status.heartbeat(bar.tokens_per_s)
 
     def save_state(self) -> None:
-        """Keeps all that the rest of the run depends on, after the lines of metrics that led to it."""
-        run, ranks = self.run, self.ranks
+        """Saves all that the rest of the run depends on, after the lines of metrics that led to it."""
+        trainer, ranks, rng = self.trainer, self.ranks, torch.get_rng_state()
         if not ranks.leads:
-            own = {"run": run.state() if self.cfg.distribute_modules else run.own_state(), "rng": torch.get_rng_state()}
-            checkpoint.save_rank_state(self.directory, signature(self.cfg), ranks.rank, run.batch, own)
-        ranks.gather(None)  # every rank's part is there before state.pt counts on it
+            of_rank = {"run": training_state(trainer) if self.cfg.distribute_modules else rank_state(trainer), "rng": rng}
+            checkpoint.save_rank_state(self.directory, signature(self.cfg), ranks.rank, trainer.batch, of_rank)
+        ranks.all_gather(None)  # every rank's part is there before state.pt counts on it
         if not ranks.leads:
             return
         if (self.directory / "metrics.jsonl").exists():
             sync(self.directory / "metrics.jsonl")
-        state = {"run": run.state(), "best": self.best, "rng": torch.get_rng_state()}
-        compiles = self.settings["compile_model"] and compilation.failure(self.cfg) is None
-        settings = self.settings | {"compile_model": compiles}
-        checkpoint.save_state(self.directory, signature(self.cfg), state | {"settings": settings})
+        is_compiled = self.settings["compile_model"] and compilation.failure(self.cfg) is None
+        settings = self.settings | {"compile_model": is_compiled}
+        state = {"run": training_state(trainer), "best": self.best, "rng": rng, "settings": settings}
+        checkpoint.save_state(self.directory, signature(self.cfg), state)
         if ranks.size > 1:
-            checkpoint.drop_other_rank_states(self.directory, run.batch)
+            checkpoint.drop_other_rank_states(self.directory, trainer.batch)
 
-    def close(self, state: State, why: str | None = None, tokens_per_s: float = 0.0, *, speaks: bool | None = None) -> None:
-        """Ends the tracker's run, says in status.json how it ended, gives back its memory and leaves the directory; once.
+    def close(self, state: State, why: str | None = None, tokens_per_s: float = 0.0, *, writes_status: bool | None = None) -> None:
+        """Ends the tracker's run, writes to status.json how the run ended, frees its memory and unlocks the directory; once.
 
-        speaks: whether this rank says so, None: the first one.
+        writes_status: whether this rank writes status.json; None: rank 0 only.
         """
         if self.closed:
             return
         if self.logbook:
             self.logbook.finish(0 if state == State.done else 1)
-        if self.ranks.leads if speaks is None else speaks:
-            self.try_report(state, why, tokens_per_s)
+        if self.ranks.leads if writes_status is None else writes_status:
+            self.status.try_write(state, why, tokens_per_s)
         if state == State.done:
             self.finished = True
             if self.ranks.leads:
@@ -298,16 +238,9 @@ class ManagedRun:
         self.leave()
 
     def leave(self) -> None:
-        """Gives back the memory and the directory."""
+        """Frees the memory and unlocks the directory."""
         self.closed = True
-        self.run.release()
+        release(self.trainer)
         if self.log:
             self.log.close()
         self.lock.release()
-
-
-def fingerprint(plan: Plan) -> str:
-    """What tells a run's tokens from others: how many there are, the first and the last."""
-    train, heldout = plan.tokens.train, plan.tokens.heldout
-    parts = [train[:8], train[max(0, plan.length.samples - 8) : plan.length.samples], heldout[:8]]
-    return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:16]

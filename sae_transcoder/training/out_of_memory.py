@@ -1,4 +1,4 @@
-"""What is done where memory does not suffice: how room is made."""
+"""How memory is freed where it does not suffice."""
 
 import gc
 import logging
@@ -14,28 +14,28 @@ from sae_transcoder.training.managed_run import ManagedRun
 log = logging.getLogger(__name__)
 
 
-def make_room(active: Sequence[ManagedRun], faults: Sequence[Exception]) -> None:
-    """Closes the runs of a pack that is too large; those amid a batch go on from their last save, the others from here."""
-    for error in faults:
+def make_room(active: Sequence[ManagedRun], errors: Sequence[Exception]) -> None:
+    """Closes the runs of a pack that is too large. Runs that are mid-batch continue from their last save, the others from here."""
+    for error in errors:
         forget(error)
-    for member in active:
-        if not (member.amid_batch or member.closed):
+    for run in active:
+        if not (run.mid_batch or run.closed):
             try:
-                member.save_state()
-            except Exception as error:  # there may be no memory for this either: it goes on from its last save
-                log.warning("%s: its state could not be saved (%s)", member.directory, error)
-        member.close(State.interrupted, "out of memory; goes on in a smaller pack")
+                run.save_state()
+            except Exception as error:  # there may be no memory for this either: it continues from its last save
+                log.warning("%s: its state could not be saved (%s)", run.directory, error)
+        run.close(State.interrupted, "out of memory; goes on in a smaller pack")
 
 
 def forget(error: BaseException | None) -> None:
-    """Drops the variables of the functions that an error, and what caused it, passed through: they hold tensors."""
+    """Clears the local variables in the tracebacks of an error and of its causes: they keep tensors in memory."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
 
 
 def free_memory() -> None:
-    """Gives back what runs that were closed held. Raises DeviceBroken where the GPU has failed meanwhile."""
+    """Frees the memory of closed runs. Raises DeviceBroken where the GPU has failed in the meantime."""
     gc.collect()
     if torch.cuda.is_available():
         with diagnosing():

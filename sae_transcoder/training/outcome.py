@@ -1,25 +1,32 @@
-"""What becomes of a run: its result, or why there is none."""
+"""What becomes of a run: its result, or the exception that ended it."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from sae_transcoder.coder import names as coder_names
+from sae_transcoder.coder import stored as stored_coders
 from sae_transcoder.coder.corrected_coder import SparseCoder
+from sae_transcoder.config import Config
 from sae_transcoder.run_store.eval_file import Evaluation
 
 
 @dataclass(frozen=True)
-class Result:
-    """A finished run: its directory and the held-out metrics of its coders."""
+class TrainedRun:
+    """A run that is done: its settings, its directory, and its held-out metrics (names and units: metric_names.py)."""
 
+    cfg: Config
     directory: Path
     evaluation: Evaluation
 
-    @property
-    def coders(self) -> dict[str, SparseCoder]:
-        """{coder: as exported}, read anew: a pack that is done holds no coders."""
-        folders = {c.coder: self.directory / "coders" / coder_names.folder(c.coder) for c in self.evaluation.coders}
-        return {name: SparseCoder.load_from_disk(folder) for name, folder in folders.items()}
+    @cached_property
+    def saes(self) -> dict[str, SparseCoder]:
+        """The trained coders, SAEs or transcoders, float32 on the CPU: {hookpoint: coder}, with several seeds {hookpoint/seed<N>: coder}.
+
+        Each is sparsify's: called with x [token, d_in] it gives `sae_out` [token, d_in], `latent_acts` and `latent_indices` [token, k];
+        `encoder.weight` and `W_dec` are [latent, d_in].
+        """
+        folders = stored_coders.find(self.directory / "coders")
+        return {name: SparseCoder.load_from_disk(folder, device="cpu") for name, folder in folders.items()}
 
 
-Outcome = Result | Exception
+Outcome = TrainedRun | Exception

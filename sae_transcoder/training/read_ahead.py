@@ -1,37 +1,36 @@
-"""What the coders' step must know on the host, read from the device once a batch for all runs of a pack: which positions of outlying norm
-are left out, and which latents are dead. Nothing else waits for a GPU between two lines of metrics; the forward is under way meanwhile."""
+"""What a batch's training must know on the host: which positions have an outlying norm, and which latents are dead.
 
-from __future__ import annotations
+It is read from the device once a batch for all runs of a pack, while the language model's forward is under way. Nothing else waits for a GPU
+between two lines of metrics.
+"""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from sae_transcoder.coder import positions
 from sae_transcoder.language_model.forward import Activations
-from sae_transcoder.process.to_device import true_places
-
-if TYPE_CHECKING:
-    from sae_transcoder.training.coder_trainer import CoderTrainer
+from sae_transcoder.process.to_device import true_indices
+from sae_transcoder.training.coder_trainer import CoderTrainer
 
 
-def read_ahead(runs: Sequence[CoderTrainer], tokens: Tensor, seen: Mapping[str, Activations]) -> None:
-    """Tells each run what it must know of the batch `tokens` [batch, position], on the host, and its activations {hookpoint: ...}; what is
-    known already is not read again."""
-    kept = {}
-    for run in runs:
-        for point in run.points if run.cfg.max_norm_multiple is not None else ():
-            key = positions.key(run.cfg)
-            if point in seen and key not in seen[point].derived and (point, key) not in kept:
-                counted = positions.counted(run.cfg, tokens)
-                kept[point, key] = positions.within_norm(run.cfg, seen[point], counted, run.ranks)
-    idle = {(run, name): mask for run in runs if run.dead is None for name, mask in run.idle().items()}
-    places = true_places([*kept.values(), *idle.values()])
-    for (point, key), found in zip(kept, places, strict=False):
-        seen[point].derived[key] = found
-    for run in runs:
-        run.dead = {} if run.dead is None else run.dead
-    for (run, name), found in zip(idle, places[len(kept) :], strict=True):
-        assert run.dead is not None
-        run.dead[name] = found
+def read_ahead(trainers: Sequence[CoderTrainer], tokens: Tensor, activations: Mapping[str, Activations]) -> None:
+    """Reads what the runs need for the batch `tokens` [batch, position], on the host, and its activations {hookpoint: ...}.
+
+    Positions go to `Activations.derived`, dead latents to each trainer, once for each optimizer step.
+    """
+    masks = {}
+    for trainer in trainers:
+        positions = trainer.positions
+        for point in trainer.hookpoints if positions.max_norm_multiple is not None else ():
+            if point in activations and (point, positions) not in masks:
+                by_token = positions.by_token(tokens)
+                masks[point, positions] = positions.within_norm(activations[point], by_token, trainer.batch_ranks)
+    dead = {(t, name): mask for t in trainers if t.dead_latents is None for name, mask in t.dead_masks_to_read().items()}
+    indices = true_indices([*masks.values(), *dead.values()])
+    for (point, positions), kept in zip(masks, indices, strict=False):
+        activations[point].derived[positions] = kept
+    for trainer in trainers:
+        trainer.dead_latents = {} if trainer.dead_latents is None else trainer.dead_latents
+    for (trainer, name), rows in zip(dead, indices[len(masks) :], strict=True):
+        assert trainer.dead_latents is not None
+        trainer.dead_latents[name] = rows

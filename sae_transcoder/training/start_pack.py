@@ -1,4 +1,4 @@
-"""How the runs of a pack begin: each takes its directory, goes on from its state, and what will be trained is shown."""
+"""How the runs of a pack begin: each takes its directory, continues from its state, and the terminal shows what will be trained."""
 
 import logging
 from collections.abc import Mapping
@@ -17,61 +17,77 @@ from sae_transcoder.training import display
 from sae_transcoder.training.failure import portable, tell
 from sae_transcoder.training.managed_run import ManagedRun, RunClaimed
 from sae_transcoder.training.out_of_memory import forget
-from sae_transcoder.training.outcome import Outcome, Result
+from sae_transcoder.training.outcome import Outcome, TrainedRun
 
 log = logging.getLogger(__name__)
 
 
-def begin(
-    plans: Mapping[int, Plan], members: dict[int, ManagedRun], outcomes: dict[int, Outcome], console: Console, ours: Ranks
-) -> None:
-    """Adds each run, opened, to `members`, and shows what will be trained. Those for which memory does not suffice are left out, those
-    that cannot go on from their state, or that another process has taken, have an outcome at once."""
+def claim(plans: Mapping[int, Plan], ranks: Ranks) -> tuple[dict[int, ManagedRun], dict[int, Exception]]:
+    """Makes each run, which locks its directory. Returns the runs, and the error of each that failed on any rank."""
 
     def made(plan: Plan) -> ManagedRun | Exception:
         try:
-            return ManagedRun(plan, loading.resolve_dtype(plan.cfg, plan.device), ours)
+            return ManagedRun(plan, loading.resolve_dtype(plan.cfg, plan.device), ranks)
         except Exception as error:
             end_if_broken(error)
             return error
 
-    # The first rank takes the directory before the others read what lies there.
-    found = ours.first_then_others(lambda: {i: made(plan) for i, plan in plans.items()})
-    refused: dict[int, Exception] = {}
-    for own in ours.gather({i: portable(f) for i, f in found.items() if isinstance(f, Exception)} if ours.size > 1 else {}):
-        refused = own | refused
-    refused |= {i: f for i, f in found.items() if isinstance(f, Exception)}
-    for i, member in found.items():
-        if isinstance(member, ManagedRun) and i in refused:
-            member.leave()
-        elif isinstance(member, ManagedRun):
-            try:
-                member.open()
-                members[i] = member
-            except Exception as fault:
-                if ours.size > 1:
-                    raise
-                refused[i] = fault
-    for i, error in refused.items():
-        directory = config.run_dir(plans[i].cfg)
+    # Rank 0 locks the directories before the others read what is there.
+    attempts = ranks.first_then_others(lambda: {i: made(plan) for i, plan in plans.items()})
+    local_errors = {i: error for i, error in attempts.items() if isinstance(error, Exception)}
+    errors: dict[int, Exception] = {}
+    for of_rank in ranks.all_gather({i: portable(error) for i, error in local_errors.items()} if ranks.size > 1 else {}):
+        errors = of_rank | errors
+    errors |= local_errors
+    runs = {i: run for i, run in attempts.items() if isinstance(run, ManagedRun)}
+    for i in [i for i in runs if i in errors]:
+        runs.pop(i).leave()
+    return runs, errors
+
+
+def open_runs(runs: Mapping[int, ManagedRun], ranks: Ranks) -> dict[int, Exception]:
+    """Opens each run; returns the error of each that could not be opened. With several ranks the first error is raised."""
+    errors: dict[int, Exception] = {}
+    for i, run in runs.items():
+        try:
+            run.open()
+        except Exception as error:
+            if ranks.size > 1:
+                raise
+            errors[i] = error
+    return errors
+
+
+def outcomes_of(errors: Mapping[int, Exception], plans: Mapping[int, Plan], console: Console, ranks: Ranks) -> dict[int, Outcome]:
+    """The outcomes of runs that could not begin, shown on the terminal. A run has none where memory did not suffice for the pack: it begins
+    in a smaller one."""
+    outcomes: dict[int, Outcome] = {}
+    for i, error in errors.items():
+        cfg = plans[i].cfg
+        directory = config.run_dir(cfg)
         if isinstance(error, RunClaimed):
             evaluation = eval_file.read(directory) if error.done else None
-            outcomes[i] = Result(directory, evaluation) if evaluation else error
+            outcomes[i] = TrainedRun(cfg, directory, evaluation) if evaluation else error
             continue
-        if not is_out_of_memory(error) or len(plans) == 1 or ours.size > 1:
+        if not is_out_of_memory(error) or len(plans) == 1 or ranks.size > 1:
             outcomes[i] = error
             tell(directory, error, len(plans), console)
         forget(error)
-    if members:
-        display.header([m.plan for m in members.values()], console)
+    return outcomes
+
+
+def announce(runs: list[ManagedRun], console: Console) -> None:
+    """Shows what will be trained, and what each run says of its start: where it continues, a warning, where its tracker shows it."""
+    if runs:
+        display.header([run.plan for run in runs], console)
     notes: dict[str, list[str]] = {}
-    for member in members.values():
-        with log_to_run(member.directory):
-            log.info("%s", display.facts(member.plan))
-        goes_on = f"continues after step {member.run.step:,}" if member.run.batch else None
-        where = member.logbook.where if member.logbook else None
-        for note in filter(None, (goes_on, member.warning, where)):
-            notes.setdefault(note, []).append(member.directory.name)
+    for run in runs:
+        with log_to_run(run.directory):
+            log.info("%s", display.facts(run.plan))
+        continues = f"continues after step {run.trainer.step:,}" if run.trainer.batch else None
+        tracker = run.logbook.where if run.logbook else None
+        for note in filter(None, (continues, run.warning, tracker)):
+            notes.setdefault(note, []).append(run.directory.name)
     for note, names in notes.items():
-        concerns = "" if len(names) == len(members) else f"{', '.join(names)}: "
-        console.print(concerns + note, markup=False, soft_wrap=True)
+        concerned = "" if len(names) == len(runs) else f"{', '.join(names)}: "
+        console.print(concerned + note, markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What an optimizer step makes due for the runs of a pack: evaluation, metrics, exports, saves; and whose fault it is if that fails."""
+"""What is due for the runs of a pack after an optimizer step: evaluation, metrics, exports, saves; and which run fails if that fails."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -13,87 +13,89 @@ from sae_transcoder.training import display
 from sae_transcoder.training.managed_run import ManagedRun
 from sae_transcoder.training.out_of_memory import forget, free_memory
 
-
-def after_step(
-    model: PreTrainedModel, stepped: Sequence[ManagedRun], bar: display.Bar, failed: dict[ManagedRun, Exception]
-) -> None:
-    """What the step just made makes due: metrics, evaluation, exports, saves."""
-    values: dict[ManagedRun, dict[str, float]] = {}
-    for member in stepped:
-        with isolate_failure([member], failed):
-            values[member] = member.training_metrics()  # now, for the other ranks wait while the first one evaluates
-            if values[member] or member.should_publish:
-                member.ranks.settle(member.plan.device)
-    publish(model, [member for member in stepped if member not in failed], values, bar, failed)
+Errors = dict[ManagedRun, Exception]  # of each run that failed
 
 
-def publish(
-    model: PreTrainedModel,
-    stepped: Sequence[ManagedRun],
-    values: Mapping[ManagedRun, dict[str, float]],
-    bar: display.Bar,
-    failed: dict[ManagedRun, Exception],
-) -> None:
-    """What the step makes due once its metrics, `values`, are taken; one run after the other where memory does not suffice for copies of all
-    coders at once."""
-    subjects: dict[ManagedRun, CodersToEvaluate] = {}
-    for member in stepped:
-        if member.should_publish:
-            with isolate_failure([member], failed):
-                if subject := member.subject():
-                    subjects[member] = subject
-    with bar.paused():
-        measured = evaluated(model, subjects, failed)
-    short = [member for member in stepped if member in failed and is_out_of_memory(failed[member])]
-    if short and len(stepped) > 1:
-        subjects.clear()
-        for member in short:
-            forget(failed.pop(member))
-        free_memory()
-        for member in stepped:
-            if member not in failed:
-                publish(model, [member], values, bar, failed)
-        return
-    for member in stepped:
-        if member not in failed:
-            with isolate_failure([member], failed):
-                member.after_step(bar, values[member], subjects.get(member), measured.get(member))
+def after_step(model: PreTrainedModel, stepped: Sequence[ManagedRun], bar: display.Bar) -> Errors:
+    """Does what is due after an optimizer step. Returns the error of each failed run."""
+    errors: Errors = {}
+    metrics: dict[ManagedRun, dict[str, float]] = {}
+    for run in stepped:
+        with isolate_failure([run], errors):
+            metrics[run] = run.training_metrics()  # now, because the other ranks wait while rank 0 evaluates
+            if metrics[run] or run.should_publish:
+                run.ranks.synchronize(run.plan.device)
+    # All together; where memory does not suffice for copies of all coders, one run at a time.
+    groups = [[run for run in stepped if run not in errors]]
+    while groups:
+        group = groups.pop(0)
+        coders, results, group_errors = evaluate(model, group, bar)
+        if len(group) > 1 and any(map(is_out_of_memory, group_errors.values())):
+            del coders, results
+            for error in filter(is_out_of_memory, group_errors.values()):
+                forget(error)
+            errors |= {run: error for run, error in group_errors.items() if not is_out_of_memory(error)}
+            del group_errors
+            free_memory()
+            groups = [[run] for run in group if run not in errors]
+            continue
+        errors |= group_errors
+        for run in group:
+            if run not in errors:
+                with isolate_failure([run], errors):
+                    run.after_step(bar, metrics[run], coders.get(run), results.get(run))
+        del coders, results  # before the next run is copied
+    return errors
 
 
 @contextmanager
-def isolate_failure(members: Sequence[ManagedRun], failed: dict[ManagedRun, Exception]) -> Iterator[None]:
-    """What fails while it is open is the failure of these runs; of several ranks, which no longer do the same then, of all."""
+def isolate_failure(runs: Sequence[ManagedRun], errors: Errors) -> Iterator[None]:
+    """Records an exception as the failure of these runs; with several ranks re-raises it, because they would diverge."""
     try:
-        with log_to_run(members[0].directory) if len(members) == 1 else nullcontext():
+        with log_to_run(runs[0].directory) if len(runs) == 1 else nullcontext():
             yield
     except Exception as error:
-        if members[0].ranks.size > 1:
+        if runs[0].ranks.size > 1:
             raise
-        failed.update(dict.fromkeys(members, error))
+        errors.update(dict.fromkeys(runs, error))
 
 
-def evaluated(
-    model: PreTrainedModel, subjects: Mapping[ManagedRun, CodersToEvaluate], failed: dict[ManagedRun, Exception]
+def evaluate(
+    model: PreTrainedModel, runs: Sequence[ManagedRun], bar: display.Bar
+) -> tuple[dict[ManagedRun, CodersToEvaluate], dict[ManagedRun, EvalResult], Errors]:
+    """Copies the coders of the runs that publish them now, and evaluates those that are due; returns copies, held-out metrics and errors."""
+    coders: dict[ManagedRun, CodersToEvaluate] = {}
+    errors: Errors = {}
+    for run in runs:
+        if run.should_publish:
+            with isolate_failure([run], errors):
+                if copies := run.coders_to_evaluate():
+                    coders[run] = copies
+    with bar.paused():
+        results = heldout_metrics(model, coders, errors)
+    return coders, results, errors
+
+
+def heldout_metrics(
+    model: PreTrainedModel, coders: Mapping[ManagedRun, CodersToEvaluate], errors: Errors
 ) -> dict[ManagedRun, EvalResult]:
-    """Held-out metrics of the members that evaluate now, and of those that keep their best; each kind shares its forwards."""
-    whole = [m for m in subjects if m.should_evaluate]
-    best = [m for m in subjects if not m.should_evaluate and m.should_save and m.cfg.save_best]
-    found: dict[ManagedRun, EvalResult] = {}
+    """Held-out metrics of the runs that evaluate now, and of those that look for their best coders; each kind shares its forwards."""
+    results: dict[ManagedRun, EvalResult] = {}
 
-    def measure(due: Sequence[ManagedRun], *, whole: bool) -> None:
-        tokens = due[0].plan.tokens.heldout
+    def measure(runs: Sequence[ManagedRun], *, all_metrics: bool) -> None:
+        tokens = runs[0].plan.tokens.heldout
         try:
-            found.update(zip(due, heldout.measure(model, [subjects[m] for m in due], tokens, whole=whole), strict=True))
+            results.update(zip(runs, heldout.measure(model, [coders[run] for run in runs], tokens, whole=all_metrics), strict=True))
         except Exception as error:
-            if due[0].ranks.size > 1:
+            if runs[0].ranks.size > 1:
                 raise
-            if len(due) == 1:
-                failed[due[0]] = error
-            for member in due if len(due) > 1 else ():  # whose fault it is shows when each is measured alone
-                measure([member], whole=whole)
+            if len(runs) == 1:
+                errors[runs[0]] = error
+            for run in runs if len(runs) > 1 else ():  # each alone, which shows whose failure it is
+                measure([run], all_metrics=all_metrics)
 
-    if whole:
-        measure(whole, whole=True)
-    if best:
-        measure(best, whole=False)
-    return found
+    if evaluating := [run for run in coders if run.should_evaluate]:
+        measure(evaluating, all_metrics=True)
+    if comparing := [run for run in coders if not run.should_evaluate and run.should_save and run.cfg.save_best]:
+        measure(comparing, all_metrics=False)
+    return results

@@ -15,6 +15,7 @@ from gpu import plant, result_tables, rows
 from gpu.phases import Phase, Remembered, in_phases
 from gpu.tasks import Record, Running, Task, limit, next_task, pace
 from helpers.tiny_models import tiny_config
+from helpers.trainers import train_alone
 from ourselves import arithmetic
 from ourselves.op_cost import Cost, Counting
 from sae_transcoder.language_model import forward
@@ -164,7 +165,7 @@ def test_what_is_planted_never_fires_or_always_does() -> None:
     for number in range(4):
         values = torch.randn(4, 16, 32)
         plant.plant(row, [run], number, {"layers.1": Activations(values, values)})
-        run.train_on(torch.zeros(4, 16, dtype=torch.long), {"layers.1": Activations(values, values)})
+        train_alone(run, torch.zeros(4, 16, dtype=torch.long), {"layers.1": Activations(values, values)})
     (idle,), (coder,) = run.tokens_since_fired.values(), run.coders.values()
     assert (idle[:16] == 3 * 64).all()
     assert idle[16] == 2 * 64  # one more with each batch

@@ -1,8 +1,8 @@
-"""A GPU in name only: what the driver would be asked is answered and noted, and tensors that would lie there lie on the CPU.
+"""Simulated GPUs: calls of the driver are answered and recorded, and tensors for a GPU are made on the CPU.
 
-Nothing of this project is replaced: its own code runs as on a machine with so many GPUs as PRETEND_GPUS says. `python pretend_gpu.py
-ARGUMENTS` is `sae-train ARGUMENTS` there, in the workers that it starts too. PRETEND_NOTES names a file of lines of JSON, one for each call
-of the driver and for the first tensor: what was asked, of which device, and how the environment has memory handed out.
+None of this project's code is replaced: it runs as on a machine with PRETEND_GPUS GPUs. `python pretend_gpu.py ARGUMENTS` runs
+`sae-train ARGUMENTS` there, also in the workers that it starts. PRETEND_NOTES names a file of JSON lines, one for each call of the driver and
+for the first tensor: the call, its device, and the environment's settings of the allocator.
 """
 
 import json
@@ -20,12 +20,12 @@ from torch.overrides import TorchFunctionMode
 
 
 class OnCpu(TorchFunctionMode):
-    """While it is open, tensors that would be made on a GPU, or moved there, lie on the CPU; the first one is noted."""
+    """While it is open, tensors made on a GPU or moved there are on the CPU instead; the first one is recorded."""
 
     used = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        def here(value: Any) -> Any:
+        def on_cpu(value: Any) -> Any:
             if not (isinstance(value, torch.device | str) and str(value).startswith("cuda")):
                 return value
             if not self.used:
@@ -37,20 +37,20 @@ class OnCpu(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         if func is torch.Tensor.pin_memory:
             return args[0]
-        return func(*map(here, args), **{name: here(value) for name, value in (kwargs or {}).items()})
+        return func(*map(on_cpu, args), **{name: on_cpu(value) for name, value in (kwargs or {}).items()})
 
 
 def count() -> int:
-    """GPUs that the process sees."""
+    """The number of GPUs that the process sees."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return len(visible.split(",")) if visible else int(os.environ["PRETEND_GPUS"])
 
 
-def note(what: str, index: int) -> None:
-    said = {"asked": what, "index": index, "visible": os.environ.get("CUDA_VISIBLE_DEVICES")}
-    said |= {name: os.environ.get(name) for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")}
+def note(call: str, index: int) -> None:
+    entry = {"asked": call, "index": index, "visible": os.environ.get("CUDA_VISIBLE_DEVICES")}
+    entry |= {name: os.environ.get(name) for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")}
     with Path(os.environ["PRETEND_NOTES"]).open("a") as file:
-        file.write(json.dumps(said) + "\n")
+        file.write(json.dumps(entry) + "\n")
 
 
 def set_device(index: int) -> None:
@@ -64,8 +64,8 @@ def properties(device: Any = None) -> SimpleNamespace:
 
 
 class LikeNccl(dist.ProcessGroup):
-    """Ranks exchange tensors as over NCCL: one that waits for another does not notice that it is gone and waits until it is told to abort;
-    what is aborted ends as if it were done, with numbers that mean nothing."""
+    """Exchanges tensors as NCCL does: a rank does not notice that another is gone and waits until the group is aborted; an aborted exchange
+    ends as if it were done, with meaningless numbers."""
 
     def __init__(self, store: Any, rank: int, size: int, timeout: Any):
         super().__init__(rank, size)
@@ -75,15 +75,15 @@ class LikeNccl(dist.ProcessGroup):
     def allreduce(self, tensors: Any, options: Any = None) -> "Exchange":
         return Exchange(self, self.real.allreduce(tensors, options), tensors)
 
-    def allgather(self, found: Any, tensors: Any, options: Any = None) -> "Exchange":
-        return Exchange(self, self.real.allgather(found, tensors, options), found[0])
+    def allgather(self, outputs: Any, tensors: Any, options: Any = None) -> "Exchange":
+        return Exchange(self, self.real.allgather(outputs, tensors, options), outputs[0])
 
     def abort(self) -> None:
         self.aborted.set()
 
 
 class Exchange:
-    """One that is under way."""
+    """An exchange under way."""
 
     def __init__(self, group: LikeNccl, work: Any, results: Any):
         self.group, self.work, self.results = group, work, results
@@ -98,7 +98,7 @@ class Exchange:
 
 
 def replacements() -> list[tuple[Any, str, Any]]:
-    """What is replaced, where, and by what."""
+    """(object, name of the attribute, replacement)."""
     new_group = dist.new_group
     dist.Backend.register_backend("like_nccl", LikeNccl, devices=["cpu"])
     return [
@@ -113,7 +113,7 @@ def replacements() -> list[tuple[Any, str, Any]]:
 
 
 def install() -> None:
-    """Has this process see the GPUs from now on."""
+    """Simulates the GPUs in this process from now on."""
     for where, name, replacement in replacements():
         setattr(where, name, replacement)
     OnCpu().__enter__()

@@ -1,4 +1,4 @@
-"""Short runs on the bundled model: their configs, the command that trains them, what lies in their directories."""
+"""Short runs on the bundled model: their configs, the command that trains them, the files in their directories."""
 
 import json
 import sys
@@ -15,7 +15,7 @@ from sae_transcoder.training import checkpoint, engine
 
 def short(cache: Path, folder: Path, *overrides: str) -> Config:
     """A run of 16 steps on the bundled model."""
-    usual = [
+    settings = [
         "experiment=demo",
         "max_samples=64",
         "batch_size=4",
@@ -25,11 +25,11 @@ def short(cache: Path, folder: Path, *overrides: str) -> Config:
         "expansion_factor=2",
         *ON_DEVICE,
     ]
-    return composed(*usual, "threads=1", "log_every=5", f"save_dir={folder}", f"cache_dir={cache}", *overrides)
+    return composed(*settings, "threads=1", "log_every=5", f"save_dir={folder}", f"cache_dir={cache}", *overrides)
 
 
 def arguments(cfg: Config) -> list[str]:
-    """The command that runs `cfg` in a process of its own."""
+    """The command that trains `cfg` in another process."""
     values = [
         "experiment=demo",
         *(f"{name}={getattr(cfg, name)}" for name in ("max_samples", "batch_size", "max_seq_length", "eval_samples")),
@@ -62,7 +62,7 @@ def assert_same(one: Path, other: Path) -> None:
 
 
 def interrupted(cfg: Config) -> Path:
-    """Runs `cfg` until after its first save; the path of its training state."""
+    """Trains `cfg` until it has saved for the first time; returns the path of its training state."""
 
     def stop(self: engine.ManagedRun) -> None:
         real(self)

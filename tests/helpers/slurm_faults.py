@@ -15,9 +15,9 @@ class Finder:
         def exec_module(module):
             load(module)
             real = module.ManagedRun.after_step
-            def after_step(member, *arguments):
-                fault(member.cfg, member.run.step)
-                real(member, *arguments)
+            def after_step(run, *arguments):
+                fault(run.cfg, run.trainer.step)
+                real(run, *arguments)
             module.ManagedRun.after_step = after_step
         spec.loader.exec_module = exec_module
         return spec

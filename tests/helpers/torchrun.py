@@ -1,4 +1,4 @@
-"""Runs on two ranks, in processes that torchrun starts."""
+"""Runs on two ranks, which torchrun starts."""
 
 import json
 import os
@@ -16,13 +16,13 @@ SHAPE = [
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return found.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
 
 
 def torchrun(*arguments: str) -> list[str]:
-    """The command that starts a program on two ranks."""
+    """The command that starts a Python program on two ranks."""
     return [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}", *arguments]
 
 
@@ -31,13 +31,13 @@ def environment() -> dict[str, str]:
 
 
 def on_ranks(folder: Path, packs: list[dict], **variables: str) -> tuple[int, list[list[dict]], str]:
-    """Trains packs on two ranks: the exit code, what each rank says of each pack, and what was printed."""
+    """Trains packs on two ranks. Returns the exit code, the results that each rank wrote for each pack, and what was printed."""
     folder.mkdir()
     (folder / "packs.json").write_text(json.dumps(packs))
     command = torchrun(str(ON_RANKS), str(folder / "packs.json"))
-    done = subprocess.run(command, capture_output=True, text=True, env=environment() | variables, timeout=300)
-    said = [json.loads(p.read_text()) if (p := folder / f"rank{r}.json").exists() else [] for r in (0, 1)]
-    return done.returncode, said, done.stdout + done.stderr
+    process = subprocess.run(command, capture_output=True, text=True, env=environment() | variables, timeout=300)
+    results = [json.loads(p.read_text()) if (p := folder / f"rank{r}.json").exists() else [] for r in (0, 1)]
+    return process.returncode, results, process.stdout + process.stderr
 
 
 def state(directory: Path) -> dict:

@@ -21,7 +21,7 @@ from sae_transcoder.launch import packs, workers
 from sae_transcoder.preflight.plan import make_plan
 from sae_transcoder.preflight.shared import check_shared
 from sae_transcoder.run_store import status
-from sae_transcoder.training import engine, managed_run
+from sae_transcoder.training import engine, managed_run, pack_loop
 
 pytestmark = pytest.mark.device
 
@@ -55,14 +55,14 @@ def test_every_run_of_a_mixed_pack_ends_as_alone_and_the_forward_is_shared(
     cache: Path, tmp_path: Path, variants: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted = []
-    real = engine.forward.capture
+    real = pack_loop.forward.capture
 
     def counting(model: object, points: list[str], tokens: torch.Tensor, *size: int | None) -> object:
         if tokens.shape[1] == 32:  # not the outline's
             counted.append(len(tokens))
         return real(model, points, tokens, *size)
 
-    monkeypatch.setattr(engine.forward, "capture", counting)
+    monkeypatch.setattr(pack_loop.forward, "capture", counting)
     code, printed, _ = here(
         "-m", *variants, f"+variant={','.join(VARIANTS)}", f"save_dir={tmp_path}/together", f"cache_dir={cache}"
     )
@@ -132,7 +132,7 @@ def test_a_run_that_diverges_or_breaks_fails_alone_with_its_reason(
     real = managed_run.ManagedRun.after_step
 
     def breaks(self: managed_run.ManagedRun, *arguments: object) -> None:
-        if self.cfg.lr == 2e-2 and self.run.step == 7:
+        if self.cfg.lr == 2e-2 and self.trainer.step == 7:
             raise RuntimeError("a bug")
         real(self, *arguments)
 
@@ -218,12 +218,12 @@ def test_a_run_that_is_done_gives_back_its_memory_at_once(
     real = managed_run.ManagedRun.after_step
 
     def watching(self: managed_run.ManagedRun, *arguments: object) -> None:
-        if self.cfg.max_steps == 2 and self.run.step == 1:
-            for coder in self.run.coders.values():
+        if self.cfg.max_steps == 2 and self.trainer.step == 1:
+            for coder in self.trainer.coders.values():
                 held.extend(weakref.ref(p) for p in coder.parameters())
-            for own in self.run.optimizers:
+            for own in self.trainer.optimizers:
                 held.extend(weakref.ref(v) for s in own.state.values() for v in s.values() if isinstance(v, torch.Tensor))
-        elif self.cfg.max_steps is None and self.run.step == 3:
+        elif self.cfg.max_steps is None and self.trainer.step == 3:
             alive.append(sum(reference() is not None for reference in held))
         real(self, *arguments)
 
@@ -237,15 +237,15 @@ def test_a_look_at_whether_a_run_lives_does_not_keep_it_from_starting(cache: Pat
     cfg = short(cache, tmp_path, "max_steps=1")
     run_dir(cfg).mkdir(parents=True)
     descriptor = os.open(run_dir(cfg) / ".lock", os.O_CREAT | os.O_RDWR)
-    real = engine.begin
+    real = engine.claim
 
-    def looking(*arguments: object) -> None:
+    def looking(*arguments: object) -> object:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         threading.Timer(0.2, os.close, [descriptor]).start()
-        real(*arguments)
+        return real(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "begin", looking)
+        patch.setattr(engine, "claim", looking)
         engine.train([cfg])
 
 

@@ -126,7 +126,7 @@ from sae_transcoder import train
 from sae_transcoder.training import managed_run
 real = managed_run.ManagedRun.after_step
 def deadly(self, *arguments):
-    if self.cfg.k == 5 and self.run.step == 10:
+    if self.cfg.k == 5 and self.trainer.step == 10:
         os.kill(os.getpid(), signal.SIGKILL)
     real(self, *arguments)
 managed_run.ManagedRun.after_step = deadly

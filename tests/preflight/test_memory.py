@@ -168,6 +168,7 @@ torch.set_num_threads(1)
 from helpers.tiny_models import tiny_config
 from sae_transcoder.language_model.forward import Activations
 from sae_transcoder.training.coder_trainer import CoderTrainer
+from helpers.trainers import train_alone
 
 device = torch.device(sys.argv[2])
 
@@ -183,7 +184,7 @@ def peak(reset=False):
 
 def step(run, tokens):
     y = torch.randn(1, tokens, {WIDTH}, device=device)
-    run.train_on(torch.zeros(1, tokens, dtype=torch.long, device=device), {{"h": Activations(y, y)}})
+    train_alone(run, torch.zeros(1, tokens, dtype=torch.long, device=device), {{"h": Activations(y, y)}})
 
 run = CoderTrainer(tiny_config("sae", batch_size=1, k={K}, num_latents={LATENTS}, auxk_alpha=0.0, corrections=sys.argv[1] == "ours"),
           {{"h": {WIDTH}}}, 10, device)

@@ -18,7 +18,7 @@ from sae_transcoder.process.broken_device import DeviceBroken
 from sae_transcoder.process.memory_errors import is_out_of_memory
 from sae_transcoder.run_store import status
 from sae_transcoder.run_store.status import State
-from sae_transcoder.training import engine
+from sae_transcoder.training import engine, pack_loop
 
 SAID = "CUDA error: an illegal memory access was encountered"
 # As torch says it, of several lines.
@@ -77,7 +77,7 @@ def test_other_errors_are_the_runs_own(error: Exception) -> None:
 def test_a_pack_whose_gpu_says_out_of_memory_as_an_error_of_cuda_goes_on_in_halves(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    real, most = engine.forward.capture, []
+    real, most = pack_loop.forward.capture, []
 
     def tight(*arguments: object) -> object:
         if len(most) == 2:  # the third batch
@@ -87,7 +87,7 @@ def test_a_pack_whose_gpu_says_out_of_memory_as_an_error_of_cuda_goes_on_in_halv
         return real(*arguments)
 
     together, alone = ([short(cache, tmp_path / name, k) for k in ("k=4", "k=5")] for name in ("together", "alone"))
-    monkeypatch.setattr(engine.forward, "capture", tight)
+    monkeypatch.setattr(pack_loop.forward, "capture", tight)
     engine.train(together)
     monkeypatch.undo()
     for packed, cfg in zip(together, alone, strict=True):
@@ -114,7 +114,7 @@ def gpu(fails=False):
     if broken:
         raise torch.AcceleratorError({WHOLE!r})
 def step(self, *arguments, real=managed_run.ManagedRun.after_step):
-    gpu(self.cfg.k == 5 and self.run.step == 6 and len(tries.read_text()) < int(os.environ["TIMES"]))
+    gpu(self.cfg.k == 5 and self.trainer.step == 6 and len(tries.read_text()) < int(os.environ["TIMES"]))
     real(self, *arguments)
 def begin(self, *arguments, real=managed_run.ManagedRun.__init__):
     gpu()
@@ -136,7 +136,7 @@ def failing(folder: Path, times: int, *arguments: str) -> subprocess.CompletedPr
     return subprocess.run([sys.executable, str(script), *arguments], env=environment, capture_output=True, text=True)
 
 
-def found(folder: Path) -> dict[int, status.Status]:
+def statuses(folder: Path) -> dict[int, status.Status]:
     """{k: status} of the runs below a folder."""
     return {k: status.read(directory) for k, directory in by(folder, "k").items()}
 
@@ -161,8 +161,8 @@ def test_a_sweep_whose_worker_loses_its_gpu_twice_ends_done(cache: Path, tmp_pat
 def test_a_run_on_which_the_gpu_fails_three_times_without_coming_further_has_failed_alone(cache: Path, tmp_path: Path) -> None:
     done = failing(tmp_path, 9, *SWEEP, "workers=2", f"save_dir={tmp_path}/out", f"cache_dir={cache}")
     assert done.returncode == 1, done.stdout + done.stderr
-    assert {k: seen.state for k, seen in found(tmp_path / "out").items()} == {4: "done", 5: "failed", 6: "done", 7: "done"}
-    assert WHY in found(tmp_path / "out")[5].why
+    assert {k: seen.state for k, seen in statuses(tmp_path / "out").items()} == {4: "done", 5: "failed", 6: "done", 7: "done"}
+    assert WHY in statuses(tmp_path / "out")[5].why
     assert (tmp_path / "failing.tries").read_text() == "xxx"
 
 
@@ -174,7 +174,7 @@ def test_in_one_process_a_failed_gpu_ends_the_command_which_goes_on_when_it_is_r
     assert done.returncode == 1, done.stdout + done.stderr
     assert done.stderr.strip() == f"error: {WHY}; the same command goes on from the last save"
     assert "Traceback" not in done.stdout
-    seen = {k: (own.state, own.why) for k, own in found(tmp_path / "out").items()}
+    seen = {k: (own.state, own.why) for k, own in statuses(tmp_path / "out").items()}
     interrupted, waiting = (State.interrupted, WHY), (State.queued, None)
     assert seen == {4: interrupted, 5: interrupted, 6: waiting, 7: waiting}
     assert failing(tmp_path, 1, *sweep).returncode == 0

@@ -143,8 +143,8 @@ def test_what_one_pack_sets_for_the_process_does_not_reach_the_next_one(
         monkeypatch.setenv(devices.CUBLAS, workspace)
     for settings in (["deterministic=true", "threads=2"], ["threads=null"], ["deterministic=true", "threads=null"], ["threads=1"]):
         engine.train_pack([short(cache, tmp_path, *settings)])
-    ours = workspace or ":4096:8"
-    assert seen == [(2, True, ours), (1, False, workspace), (1, True, ours), (1, False, workspace)]
+    expected = workspace or ":4096:8"
+    assert seen == [(2, True, expected), (1, False, workspace), (1, True, expected), (1, False, workspace)]
     assert not torch.are_deterministic_algorithms_enabled()
     assert os.environ.get(devices.CUBLAS) == workspace
 

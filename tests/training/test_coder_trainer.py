@@ -6,10 +6,13 @@ from torch import Tensor
 
 from helpers.device import DEVICE
 from helpers.tiny_models import VOCABULARY, tiny_config, tiny_model
-from sae_transcoder.coder import positions
+from helpers.trainers import train_alone
+from sae_transcoder.coder.positions import PositionFilter
 from sae_transcoder.coder.sparsify_config import length
 from sae_transcoder.language_model.forward import Activations, capture
 from sae_transcoder.training.coder_trainer import CoderTrainer
+from sae_transcoder.training.publishable import publishable_coders
+from sae_transcoder.training.trainer_state import restore, training_state
 
 pytestmark = pytest.mark.device
 
@@ -32,7 +35,7 @@ def trained(cfg, ids: Tensor) -> CoderTrainer:
     run = new_run(cfg, len(ids))
     for batch, seen in batches(cfg, ids, tiny_model("llama")):
         if not run.done:
-            run.train_on(batch, seen)
+            train_alone(run, batch, seen)
     assert run.done
     return run
 
@@ -85,7 +88,7 @@ def test_logged_numbers_equal_an_independent_computation(model_type, grad_acc_st
         y = seen[point].output[:, 1:].flatten(0, 1).float()
         x = seen[point].input[:, 1:].flatten(0, 1).float() if model_type == "transcoder" else y
         if run.batch == 0:  # what the run will set before it trains
-            run._start(point, coder, x, y, len(y))
+            run.set_biases(point, x, y, len(y))
         if model_type == "sae":
             coder.set_decoder_norm_to_unit_norm()
         dead = idle > cfg.dead_feature_threshold
@@ -97,7 +100,7 @@ def test_logged_numbers_equal_an_independent_computation(model_type, grad_acc_st
         )
         kept = preacts.topk(k)
         fired[kept.indices[kept.values > 0]] = True
-        if not run.train_on(batch, seen):
+        if not train_alone(run, batch, seen):
             continue
         idle += 7 * grad_acc_steps
         idle[fired] = 0
@@ -141,7 +144,7 @@ def test_a_last_step_of_fewer_batches_is_made_and_weighted_by_what_it_has() -> N
     seen_divisors = []
     for batch, seen in batches(cfg, tokens(20), tiny_model("llama")):
         seen_divisors.append(run.batches_in_step)
-        run.train_on(batch, seen)
+        train_alone(run, batch, seen)
     assert seen_divisors == [4] * 8 + [2] * 2
     assert (run.step, run.done) == (3, True)
 
@@ -157,12 +160,12 @@ def test_excluded_tokens_reach_neither_coder_nor_counts() -> None:
     ids = tokens(4)
     ids[:, 3] = 5
     run = new_run(cfg, 4)
-    mask = positions.counted(run.cfg, ids).view(ids.shape)
+    mask = PositionFilter.of(run.cfg).by_token(ids).view(ids.shape)
     assert not mask[:, :2].any()
     assert not mask[:, 3].any()
     assert torch.equal(mask[:, 4:], ~torch.isin(ids[:, 4:], torch.tensor([5, 6])))
     seen = Activations(torch.randn(4, 16, 32, device=DEVICE), torch.randn(4, 16, 32, device=DEVICE))
-    x, y = positions.pair(run.cfg, seen, positions.kept(run.cfg, seen, mask.flatten()))
+    x, y = run.positions.inputs_and_targets(seen, run.positions.kept(seen, mask.flatten()))
     assert torch.equal(y, seen.output[mask])
     assert x is y
 
@@ -173,7 +176,7 @@ def test_tokens_of_outlying_norm_are_left_out_by_the_coders_input() -> None:
         given, output = (torch.randn(4, 16, 32, device=DEVICE) for _ in range(2))
         (given if kind == "transcoder" else output)[0, 0] *= 100
         seen = Activations(given, output)
-        x, y = positions.pair(run.cfg, seen, positions.kept(run.cfg, seen, None))
+        x, y = run.positions.inputs_and_targets(seen, run.positions.kept(seen, None))
         assert len(x) == len(y) == 63
         assert torch.equal(y, output.flatten(0, 1)[1:])
 
@@ -193,7 +196,7 @@ def test_k_falls_to_its_final_value_over_k_decay_steps() -> None:
     run, seen_k = new_run(cfg, 6), []
     for batch, seen in batches(cfg, tokens(6), tiny_model("llama")):
         seen_k.append(run.coders["layers.1"].cfg.k)
-        run.train_on(batch, seen)
+        train_alone(run, batch, seen)
     assert seen_k == [64, 49, 34, 19, 4, 4]
 
 
@@ -208,7 +211,7 @@ def test_exported_coders_have_unit_norm_decoders_and_leave_the_run_as_it_was(opt
     run = trained(tiny_config("sae", optimizer=optimizer, k_decay_steps=2, batch_size=1), tokens(4))
     run.coders["layers.1"].cfg.k = 9
     before = [p.clone() for p in run.coders["layers.1"].parameters()]
-    exported = run.exported()["layers.1"]
+    exported = publishable_coders(run)["layers.1"]
     torch.testing.assert_close(exported.W_dec.norm(dim=1), torch.ones(exported.num_latents, device=DEVICE))
     assert exported.cfg.k == 4
     assert all(torch.equal(a, b) for a, b in zip(before, run.coders["layers.1"].parameters(), strict=True))
@@ -240,13 +243,13 @@ def test_a_restored_run_ends_bit_identical_to_an_undisturbed_one(stop: int, opti
     ids, model = tokens(12), tiny_model("llama")
     undisturbed, first, second = (new_run(cfg, len(ids)) for _ in range(3))
     for batch, seen in batches(cfg, ids, model):
-        undisturbed.train_on(batch, seen)
+        train_alone(undisturbed, batch, seen)
     for batch, seen in batches(cfg, ids, model)[:stop]:
-        first.train_on(batch, seen)
-    torch.save(first.state(), tmp_path / "state.pt")
-    second.restore(torch.load(tmp_path / "state.pt", weights_only=True))
+        train_alone(first, batch, seen)
+    torch.save(training_state(first), tmp_path / "state.pt")
+    restore(second, torch.load(tmp_path / "state.pt", weights_only=True))
     for batch, seen in batches(cfg, ids, model)[stop:]:
-        second.train_on(batch, seen)
+        train_alone(second, batch, seen)
     for name, coder in undisturbed.coders.items():
         for key, value in coder.state_dict().items():
             assert torch.equal(second.coders[name].state_dict()[key], value), f"{name}.{key}"

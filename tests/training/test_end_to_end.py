@@ -14,7 +14,8 @@ from helpers.oracle import POINTS, assert_equal
 from helpers.oracle import tokens as tokens_on_the_host
 from helpers.short_runs import lines, short, weights
 from helpers.tiny_models import tiny_causal_model, tiny_config
-from sae_transcoder.coder import positions
+from helpers.trainers import train_end_to_end
+from sae_transcoder.coder.positions import PositionFilter
 from sae_transcoder.coder.sparsify_config import length, sparsify_configs
 from sae_transcoder.config import Config, ConfigError, run_dir
 from sae_transcoder.language_model.forward import end_to_end_loss
@@ -31,7 +32,7 @@ def tokens() -> Tensor:
 def trained(cfg: Config, model: nn.Module, points: list[str], ids: Tensor) -> CoderTrainer:
     run = CoderTrainer(cfg, dict.fromkeys(points, 32), len(ids), DEVICE)
     for batch in ids[: run.length.samples].split(cfg.batch_size):
-        run.train_end_to_end(model, batch.cpu(), batch)
+        train_end_to_end(run, model, batch.cpu(), batch)
     assert run.done
     return run
 
@@ -99,8 +100,8 @@ def test_losses_and_gradients_equal_a_model_with_its_modules_exchanged(model_typ
     )
     points, ids, model = PLACES[place], tokens(), tiny_causal_model("llama")
     run = trained(cfg, model, points, ids[:24])
-    run.sums.clear()
-    run.summed.clear()
+    run.loss_sums.clear()
+    run.batches_summed.clear()
     run.length = length(cfg, 100)  # one more batch, without its optimizer step
     run.before_optimizers = list  # type: ignore[method-assign]
     if model_type == "sae":
@@ -108,9 +109,9 @@ def test_losses_and_gradients_equal_a_model_with_its_modules_exchanged(model_typ
             coder.set_decoder_norm_to_unit_norm()
     coders = copy.deepcopy(run.coders)
     batch = ids[24:28]
-    run.train_end_to_end(model, batch.cpu(), batch)
+    train_end_to_end(run, model, batch.cpu(), batch)
 
-    real = ~positions.counted(run.cfg, batch).view(batch.shape)
+    real = ~PositionFilter.of(run.cfg).by_token(batch).view(batch.shape)
     assert real.any()
     exchanged = tiny_causal_model("llama")
     for point in points:
@@ -206,7 +207,7 @@ def test_logged_losses_are_the_mean_over_exactly_the_batches_since_the_line_befo
     run = CoderTrainer(cfg, {"layers.1": 32}, len(ids), DEVICE)
     logged, spans, begun = [], [], 0
     for number, batch in enumerate(ids.split(1), 1):
-        stepped = run.train_end_to_end(model, batch.cpu(), batch)
+        stepped = train_end_to_end(run, model, batch.cpu(), batch)
         if stepped and (run.step % log_every == 0 or run.done):
             logged.append(run.metrics()[loss_fn])
             spans.append((begun, number))

@@ -282,7 +282,7 @@ def test_the_others_of_a_pack_go_on_where_one_fails_or_cannot_go_on(
     real = engine.ManagedRun.after_step
 
     def fails(self: engine.ManagedRun, *args: object) -> None:
-        if self.cfg is second and self.run.step == 6:
+        if self.cfg is second and self.trainer.step == 6:
             raise RuntimeError("boom")
         real(self, *args)
 
@@ -298,7 +298,7 @@ def test_the_others_of_a_pack_go_on_where_one_fails_or_cannot_go_on(
     status.write(run_dir(broken), status.Status(status.State.interrupted, signature(broken)))
     whole = short(cache, tmp_path, "k=11")
     outcomes = engine.train_pack([whole, broken])
-    assert isinstance(outcomes[0], engine.Result)
+    assert isinstance(outcomes[0], engine.TrainedRun)
     assert isinstance(outcomes[1], ConfigError)
     assert "truncated" in str(outcomes[1])
     assert [status.read(run_dir(cfg)).state for cfg in (whole, broken)] == ["done", "interrupted"]

@@ -28,8 +28,8 @@ CONTEXT.set_forkserver_preload(["helpers.killed"])  # imports once; every attemp
 def wait_until_begun(cfg: Config, process: multiprocessing.process.BaseProcess) -> None:
     """Returns once the process has taken the run's directory, or has died."""
     while process.is_alive():
-        found = status.read(run_dir(cfg))
-        if found is not None and found.pid == process.pid:
+        current = status.read(run_dir(cfg))
+        if current is not None and current.pid == process.pid:
             return
         time.sleep(0.005)
 

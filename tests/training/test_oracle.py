@@ -11,6 +11,7 @@ from sparsify import Trainer
 from helpers.device import DEVICE
 from helpers.oracle import POINTS, assert_equal, tokens
 from helpers.tiny_models import tiny_config, tiny_model
+from helpers.trainers import train_alone
 from sae_transcoder.coder.sparsify_config import length, sparsify_configs
 from sae_transcoder.config import Config
 from sae_transcoder.language_model.forward import capture
@@ -45,7 +46,7 @@ def by_us(cfg: Config, model: torch.nn.Module, points: list[str], ids: torch.Ten
     seen = capture(model, points, ids[:1].to(DEVICE))
     run = CoderTrainer(cfg, {p: seen[p].output.shape[-1] for p in points}, len(ids), DEVICE)
     for batch in ids[: run.length.samples].split(cfg.batch_size):
-        run.train_on(batch, capture(model, points, batch.to(DEVICE)))
+        train_alone(run, batch, capture(model, points, batch.to(DEVICE)))
     assert run.done
     return run
 

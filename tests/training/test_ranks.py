@@ -45,7 +45,7 @@ SHARE = "distribute_modules=true"
 def test_the_parts_of_all_ranks_are_all_rows_once() -> None:
     for size in range(1, 9):
         for start, end in [(0, 0), (0, 1), (3, 8), (16, 17), (5, 105), *((8, 8 + n) for n in range(20))]:
-            parts = [distributed.part(start, end, rank, size) for rank in range(size)]
+            parts = [distributed.rank_rows(start, end, rank, size) for rank in range(size)]
             assert [row for part in parts for row in range(part.start, part.stop)] == list(range(start, end))
             lengths = [part.stop - part.start for part in parts]
             assert max(lengths) - min(lengths) <= 1
@@ -54,11 +54,11 @@ def test_the_parts_of_all_ranks_are_all_rows_once() -> None:
 def test_shares_are_all_hookpoints_once_balanced_and_the_first_rank_has_the_first() -> None:
     sizes = {f"layers.{i}": size for i, size in enumerate([3, 9, 2, 2, 9, 1, 4])}
     for count in range(1, 8):
-        found = distributed.shares(sizes, count)
-        assert sorted(name for share in found for name in share) == sorted(sizes)
-        assert found[0][0] == "layers.0"
-        assert all(found)
-    assert sorted(sum(sizes[name] for name in share) for share in distributed.shares(sizes, 3)) == [9, 10, 11]
+        by_rank = distributed.split_hookpoints(sizes, count)
+        assert sorted(name for hookpoints in by_rank for name in hookpoints) == sorted(sizes)
+        assert by_rank[0][0] == "layers.0"
+        assert all(by_rank)
+    assert sorted(sum(sizes[name] for name in share) for share in distributed.split_hookpoints(sizes, 3)) == [9, 10, 11]
 
 
 class Trained:
@@ -122,10 +122,10 @@ def test_ranks_that_share_batches_have_the_loss_curve_of_one_process_with_all_of
     both = trained.two(f"shared-{name}")
     one = trained.alone(f"shared-{name}", *SHARED[name])
     assert state(both)["state"] == "done", trained.printed
-    ours, alone = lines(both), lines(one)
-    assert len(ours) == len(alone) >= 3
+    both_rows, one_rows = lines(both), lines(one)
+    assert len(both_rows) == len(one_rows) >= 3
     worst = 0.0
-    for row, expected in zip(ours, alone, strict=True):
+    for row, expected in zip(both_rows, one_rows, strict=True):
         assert row.keys() == expected.keys()
         for key in expected:
             if key.split("/")[0] in ("fvu", "auxk", "multi_topk_fvu", "ce", "kl", "dead_fraction"):
@@ -154,8 +154,8 @@ def test_without_corrections_ranks_average_gradients_of_their_own_fvu(trained: T
     one = trained.alone("rankwise", *settings, size=4)
     for name, value in weights(one / "coders").items():
         torch.testing.assert_close(weights(both / "coders")[name], value, rtol=0, atol=1e-6)
-    ours, alone = ([row["fvu/layers.2"] for row in lines(directory)] for directory in (both, one))
-    assert ours == pytest.approx(alone, abs=1e-6)
+    both_rows, one_rows = ([row["fvu/layers.2"] for row in lines(directory)] for directory in (both, one))
+    assert both_rows == pytest.approx(one_rows, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -180,7 +180,7 @@ def test_runs_of_a_pack_on_ranks_are_identical_to_themselves_alone_there(trained
 @pytest.mark.parametrize(("how", "number"), [("", "SIGTERM"), (" modules", "SIGUSR2")])
 def test_a_signal_to_one_rank_saves_both_and_they_go_on_bit_for_bit(trained: Trained, how: str, number: str) -> None:
     assert [own["outcomes"] for own in trained.said[f"stopped{how}"]] == [[f"Stopped: stopped by {number}"]] * 2
-    assert [own["outcomes"] for own in trained.said[f"again{how}"]] == [["Result"]] * 2
+    assert [own["outcomes"] for own in trained.said[f"again{how}"]] == [["TrainedRun"]] * 2
     assert "continues after step 1" in trained.printed
     suffix = how.replace(" ", "-")
     assert_equal(trained.two(f"stopped{suffix}"), trained.two(f"undisturbed{suffix}"))
@@ -208,12 +208,12 @@ def test_more_ranks_than_hookpoints_are_refused_on_all(trained: Trained) -> None
 
 
 def test_an_exception_on_one_rank_ends_both_with_its_message(trained: Trained) -> None:
-    found = state(trained.two("raises"))
-    assert (found["state"], found["why"]) == ("failed", "rank 1: ValueError: broken on purpose")
-    assert found["step"] == 1
+    run_status = state(trained.two("raises"))
+    assert (run_status["state"], run_status["why"]) == ("failed", "rank 1: ValueError: broken on purpose")
+    assert run_status["step"] == 1
     assert trained.code == 1
     assert trained.said["raises"] == [], "no rank goes on"
-    assert 'getattr(torch, what))("broken on purpose")' in (trained.two("raises") / "train.log").read_text()
+    assert 'getattr(torch, kind))("broken on purpose")' in (trained.two("raises") / "train.log").read_text()
     assert "Connection closed" not in (trained.two("raises") / "train.log").read_text()
     # What the first rank alone prints is there once.
     assert trained.printed.count("done: ") == sum(
@@ -228,23 +228,23 @@ def test_a_killed_rank_ends_the_other_and_the_same_command_goes_on_bit_for_bit(t
     seconds = time.monotonic() - start
     assert (code, said) == (1, [[], []])
     assert seconds < 45
-    found = state(trained.two("killed"))
-    assert (found["state"], found["step"]) == ("interrupted", 2), "nothing is known to be wrong with it"
-    assert "another rank is gone without a word" in found["why"]
+    run_status = state(trained.two("killed"))
+    assert (run_status["state"], run_status["step"]) == ("interrupted", 2), "nothing is known to be wrong with it"
+    assert "another rank is gone without a word" in run_status["why"]
     assert {p.name for p in (trained.two("killed") / "resume").iterdir()} == {"state.pt", "rank1-8.pt"}
     # What a rank has written beside a state that does not name it is of no account.
     checkpoint.rank_path(trained.two("killed"), 1, 12).write_bytes(b"torn")
     first = [trained.on_two("first-raises", *STOPPED, SHARE, "layers=[1,3]")]
     code, said, printed = on_ranks(tmp_path / "again", [{"runs": runs}, {"runs": first, "fault": (0, 3, "OSError")}])
-    assert [own[0]["outcomes"] for own in said] == [["Result"]] * 2, printed
+    assert [own[0]["outcomes"] for own in said] == [["TrainedRun"]] * 2, printed
     assert_equal(trained.two("killed"), trained.two("undisturbed"))
     # Where the first rank itself fails, the other, which trains hookpoints of its own, ends as well.
     assert (code, [len(own) for own in said]) == (1, [1, 1])
-    found = state(trained.two("first-raises"))
-    assert (found["state"], found["why"]) == ("failed", "OSError: broken on purpose")
+    run_status = state(trained.two("first-raises"))
+    assert (run_status["state"], run_status["why"]) == ("failed", "OSError: broken on purpose")
 
 
-@pytest.mark.parametrize("where", ["_add_up", "metrics"])
+@pytest.mark.parametrize("where", ["_reduce_over_ranks", "metrics"])
 def test_a_rank_that_waits_for_another_on_its_gpu_ends_with_the_others_message_and_keeps_nothing(
     tmp_path: Path, where: str
 ) -> None:
@@ -262,8 +262,8 @@ def test_a_rank_that_waits_for_another_on_its_gpu_ends_with_the_others_message_a
     packs = [{"runs": [[*own, f"cache_dir={tmp_path}"]], "fault": [1, 6, "ValueError", where]}]
     code, said, printed = on_ranks(tmp_path / "launch", packs, **gpus)
     assert (code, said) == (1, [[], []]), printed
-    found = state(tmp_path / "out" / "r")
-    assert (found["state"], found["why"]) == ("failed", "rank 1: ValueError: broken on purpose"), printed
+    run_status = state(tmp_path / "out" / "r")
+    assert (run_status["state"], run_status["why"]) == ("failed", "rank 1: ValueError: broken on purpose"), printed
     assert [row["step"] for row in lines(tmp_path / "out" / "r")] == [1, 2, 3, 4, 5], "the sixth step's sums were broken off"
     assert len(list((tmp_path / "out" / "r" / "snapshots").iterdir())) == 5
     assert all(value.isfinite().all() for value in weights(tmp_path / "out" / "r" / "coders").values())
@@ -281,19 +281,19 @@ def test_the_first_rank_may_evaluate_for_longer_than_ranks_wait_for_a_sum(tmp_pa
     ]
     code, said, printed = on_ranks(tmp_path / "launch", [{"runs": [own], "slow": [20, 8]}])
     assert code == 0, printed
-    assert [rank[0]["outcomes"] for rank in said] == [["Result"]] * 2
+    assert [rank[0]["outcomes"] for rank in said] == [["TrainedRun"]] * 2
     assert state(tmp_path / "out" / "r")["state"] == "done"
 
 
 def test_ranks_wait_for_each_other_on_gpus_as_long_as_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(torch.distributed, "new_group", lambda **named: asked.append(named))
-    ours = distributed.Ranks(1, 2)
-    ours.store = torch.distributed.HashStore()
-    ours.connect(torch.device("cuda", 1))
-    ours.parted.set()
-    ours.watching.join()
-    assert asked == [{"backend": "nccl", "timeout": distributed.WAITING}]
+    ranks = distributed.Ranks(1, 2)
+    ranks.store = torch.distributed.HashStore()
+    ranks.connect(torch.device("cuda", 1))
+    ranks.closed.set()
+    ranks.watcher.join()
+    assert asked == [{"backend": "nccl", "timeout": distributed.connection.PEER_TIMEOUT}]
 
 
 def test_a_rank_whose_store_is_gone_takes_the_first_rank_for_lost_and_breaks_off_its_sums(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,13 +301,13 @@ def test_a_rank_whose_store_is_gone_takes_the_first_rank_for_lost_and_breaks_off
         def check(self, keys: list[str]) -> bool:
             raise RuntimeError("Connection reset by peer")
 
-    monkeypatch.setattr(distributed, "LOOKS", 0.001)
-    ours, group = distributed.Ranks(1, 2), Mock()
-    ours.store, ours.data = Gone(), group
-    ours.watch()
+    monkeypatch.setattr(distributed.connection, "WATCH_SECONDS", 0.001)
+    ranks, group = distributed.Ranks(1, 2), Mock()
+    ranks.store, ranks.data_group = Gone(), group
+    ranks.watch()
     group.abort.assert_called_once_with()
     with pytest.raises(distributed.PeerFailed, match="another rank is gone without a word") as failed:
-        ours.settle(torch.device("cpu"))
+        ranks.synchronize(torch.device("cpu"))
     assert failed.value.blameless
 
 
@@ -355,9 +355,9 @@ def command(trained: Trained, name: str, *own: str) -> list[str]:
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_sweep_on_ranks_is_refused_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
-    for name, value in zip(distributed.VARIABLES, (rank, 2, rank, "localhost", 1), strict=True):
+    for name, value in zip(distributed.environment.VARIABLES, (rank, 2, rank, "localhost", 1), strict=True):
         monkeypatch.setenv(name, str(value))
-    monkeypatch.setattr(distributed, "SPOKEN", 0.0)
+    monkeypatch.setattr(distributed.environment, "REFUSAL_SECONDS", 0.0)
     code, printed, complaint = here("-m", *SHAPE, f"save_dir={tmp_path / 'runs'}", "lr=0.1,0.2")
     assert (code, printed) == (1, "")
     fault = "error: -m on 2 ranks (torchrun): ranks train one run together; start each run of the sweep by its own command\n"
@@ -383,12 +383,12 @@ def test_the_command_line_trains_once_and_speaks_once(trained: Trained) -> None:
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0
     assert errors.count("stopped by SIGTERM; the same command goes on from here") == 1, errors
-    found = state(trained.two("cli"))
-    assert (found["state"], found["why"]) == ("interrupted", "stopped by SIGTERM")
+    run_status = state(trained.two("cli"))
+    assert (run_status["state"], run_status["why"]) == ("interrupted", "stopped by SIGTERM")
 
     done = subprocess.run(command(trained, "cli", *own), capture_output=True, text=True, env=environment(), timeout=100)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count(f"continues after step {found['step']}") == 1
+    assert done.stdout.count(f"continues after step {run_status['step']}") == 1
     assert done.stdout.count("ranks: 2: each reads 4 sequences of a batch") == 1
     assert status.read(trained.two("cli")).state == "done"
     assert (trained.two("cli") / ".hydra" / "overrides.yaml").read_text().count("output_subdir") == 0

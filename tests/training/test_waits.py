@@ -13,10 +13,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from helpers.tiny_models import VOCABULARY, tiny_causal_model, tiny_config, tiny_model
+from helpers.trainers import train_end_to_end
 from sae_transcoder.coder import pieces, positions, row_sums, selection
 from sae_transcoder.config import Config
 from sae_transcoder.language_model.forward import Activations, capture
 from sae_transcoder.training import read_ahead
+from sae_transcoder.training.batched_training import train_on_batch
 from sae_transcoder.training.coder_trainer import CoderTrainer
 from sae_transcoder.training.read_ahead import read_ahead as read
 
@@ -31,7 +33,7 @@ class Waits(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[str] = []
+        self.names: list[str] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
@@ -41,7 +43,7 @@ class Waits(TorchDispatchMode):
         made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         mixed = len({t.device.type for t in [*tensors, *made]}) > 1
         if name in WAITING or by_mask or mixed or (name == "repeat_interleave" and len(made) and tensors):
-            self.found.append(name)
+            self.names.append(name)
         return out
 
 
@@ -86,11 +88,11 @@ def test_a_batch_and_its_step_wait_once_for_a_whole_pack(model_type: str, many: 
         with Waits() as waits:
             seen = capture(model, [POINT[model_type]], ids)
             read(runs, ids, seen)
-            reads = len(waits.found)
+            reads = len(waits.names)
             for run in runs:
-                run.train_on(ids, seen)
+                train_on_batch([run], ids, seen)
         of_the_hosts_mask = ["nonzero"] * (many == 3)  # where no norm counts, the mask lies on the host
-        assert waits.found == ["_local_scalar_dense", *of_the_hosts_mask]
+        assert waits.names == ["_local_scalar_dense", *of_the_hosts_mask]
         assert reads == 1
         losses.append([run.metrics()[f"auxk/{POINT[model_type]}"] for run in runs])
     assert min(losses[1]) > 0, "AuxK acts"
@@ -106,16 +108,20 @@ def test_the_watch_sees_what_waits() -> None:
         torch.zeros(3, device="meta").add_(torch.ones(3))
         torch.tensor([1.0, 2.0]).to("meta")
         values[torch.tensor([0, 1])] = torch.zeros(2)
-    assert len(waits.found) == 6
+    assert len(waits.names) == 6
 
 
 @pytest.fixture
 def on_meta(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The device `meta` works as a GPU does; what is read ahead comes from elsewhere, and what `onto` copies does not wait."""
-    for table in (pieces.PIECE, row_sums.WAYS, selection.TWO_STAGES):
+    """The device `meta` works as a GPU does; what is read ahead comes from elsewhere, and what `copy_to_device` copies does not wait."""
+    for table in (pieces.PIECE, pieces.SMALL, row_sums.WAYS, selection.TWO_STAGES):
         monkeypatch.setitem(table, "meta", table["cuda"])
-    monkeypatch.setattr(read_ahead, "true_places", lambda masks: [torch.empty(9, dtype=torch.long, device=m.device) for m in masks])
-    monkeypatch.setattr(positions, "onto", lambda device, values: torch.empty(values.shape, dtype=values.dtype, device=device))
+    monkeypatch.setattr(
+        read_ahead, "true_indices", lambda masks: [torch.empty(9, dtype=torch.long, device=m.device) for m in masks]
+    )
+    monkeypatch.setattr(
+        positions, "copy_to_device", lambda device, values: torch.empty(values.shape, dtype=values.dtype, device=device)
+    )
 
 
 @pytest.mark.usefixtures("on_meta")
@@ -126,14 +132,14 @@ def test_a_batch_asks_no_value_of_its_device_and_takes_no_tensor_of_the_host(mod
     runs, ids, point = new_runs(cfgs, "meta"), tokens(), POINT[model_type]
     past_the_threshold(runs)
     for run in runs:
-        run._start(point, run.coders[point], torch.empty(9, WIDTH, device="meta"), torch.empty(9, WIDTH, device="meta"), 9)
+        run.set_biases(point, torch.empty(9, WIDTH, device="meta"), torch.empty(9, WIDTH, device="meta"), 9)
     given = torch.empty(SEQUENCES, LENGTH, WIDTH, device="meta")
     with Waits() as waits:
         seen = {point: Activations(given, given + 1)}
         read(runs, ids, seen)
         for run in runs:
-            run.train_on(ids, seen)
-    assert [name for name in waits.found if name != "nonzero"] == []
+            train_on_batch([run], ids, seen)
+    assert [name for name in waits.names if name != "nonzero"] == []
 
 
 def test_an_end_to_end_batch_waits_once() -> None:
@@ -145,5 +151,5 @@ def test_an_end_to_end_batch_waits_once() -> None:
     )
     past_the_threshold([run])
     with Waits() as waits:
-        run.train_end_to_end(model, ids, ids)
-    assert [name for name in waits.found if name != "nonzero"] == ["_local_scalar_dense"]
+        train_end_to_end(run, model, ids, ids)
+    assert [name for name in waits.names if name != "nonzero"] == ["_local_scalar_dense"]

@@ -11,13 +11,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers.device import DEVICE
 from helpers.tiny_models import VOCABULARY, tiny_config, tiny_model
+from helpers.trainers import train_alone, train_together
 from sae_transcoder.coder import row_sums, selection, stack
 from sae_transcoder.coder.corrected_coder import CorrectedCoder
 from sae_transcoder.coder.optimizers import step_together
 from sae_transcoder.coder.pieces import PIECE
 from sae_transcoder.config import Config
 from sae_transcoder.language_model.forward import Activations, capture
-from sae_transcoder.training import team
+from sae_transcoder.training import batched_training
 from sae_transcoder.training.coder_trainer import CoderTrainer
 
 TOKENS, WIDTH, LATENTS = 24, 8, 32
@@ -44,7 +45,7 @@ def ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.fixture
 def together(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small batches train together on this device too."""
-    monkeypatch.setitem(team.SMALL, DEVICE.type, team.SMALL["cuda"])
+    monkeypatch.setitem(batched_training.SMALL, DEVICE.type, batched_training.SMALL["cuda"])
 
 
 def some_coders(count: int, **settings: object) -> list[CorrectedCoder]:
@@ -108,16 +109,16 @@ def batches(model_type: str) -> list[tuple[Tensor, dict[str, Activations]]]:
 
 @pytest.mark.usefixtures("together", "ways")
 @pytest.mark.parametrize("model_type", ["sae", "transcoder"])
-def test_each_run_of_a_team_ends_as_it_would_alone(model_type: str) -> None:
+def test_each_run_of_a_group_ends_as_it_would_alone(model_type: str) -> None:
     """Within 1e-4 of each weight's largest: products of several matrices round otherwise than one's."""
-    alone, members = [[new_run(cfg) for cfg in configs(model_type)] for _ in range(2)]
+    alone, group = [[new_run(cfg) for cfg in configs(model_type)] for _ in range(2)]
     for ids, seen in batches(model_type):
         for run in alone:
-            run.train_on(ids, seen)
-        (whole,) = team.teams(members)
-        assert whole == members
-        assert team.train_on(members, ids, seen) == members
-    for own, run in zip(members, alone, strict=True):
+            train_alone(run, ids, seen)
+        (small,) = batched_training.grouped(group)
+        assert small == group
+        assert train_together(group, ids, seen) == group
+    for own, run in zip(group, alone, strict=True):
         assert own.step == run.step == 12
         mine, theirs = own.metrics(), run.metrics()
         assert mine.keys() == theirs.keys()
@@ -144,33 +145,33 @@ class Launches(TorchDispatchMode):
 @pytest.mark.usefixtures("together")
 def test_eight_runs_together_launch_less_than_half_of_what_they_launch_alone() -> None:
     cfgs = [tiny_config("sae", batch_size=4, init_seeds=[seed], auxk_alpha=0) for seed in range(8)]
-    alone, members = [[new_run(cfg) for cfg in cfgs] for _ in range(2)]
+    alone, group = [[new_run(cfg) for cfg in cfgs] for _ in range(2)]
     ids, seen = batches("sae")[0]
-    for run in (*alone, *members):
-        run.train_on(ids, seen)  # which sets biases
+    for run in (*alone, *group):
+        train_alone(run, ids, seen)  # which sets biases
     with Launches() as of_all:
-        team.train_on(members, ids, seen)
+        train_together(group, ids, seen)
     with Launches() as of_each:
         for run in alone:
-            run.train_on(ids, seen)
+            train_alone(run, ids, seen)
     assert of_all.count < of_each.count / 2
 
 
-def test_a_team_is_of_small_runs_only_and_large_ones_and_cpus_train_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_group_is_of_small_runs_only_and_large_ones_and_cpus_train_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [new_run(tiny_config("sae")), new_run(tiny_config("sae", num_latents=4096)), new_run(tiny_config("sae", k=2))]
-    monkeypatch.setitem(team.SMALL, DEVICE.type, 0)
-    assert team.teams(runs) == [[run] for run in runs]
-    monkeypatch.setitem(team.SMALL, DEVICE.type, 32 * 1024)  # a batch is of 2 x 16 tokens
-    assert team.teams(runs) == [[runs[0], runs[2]], [runs[1]]]
+    monkeypatch.setitem(batched_training.SMALL, DEVICE.type, 0)
+    assert batched_training.grouped(runs) == [[run] for run in runs]
+    monkeypatch.setitem(batched_training.SMALL, DEVICE.type, 32 * 1024)  # a batch is of 2 x 16 tokens
+    assert batched_training.grouped(runs) == [[runs[0], runs[2]], [runs[1]]]
 
 
-def test_ranks_agree_on_teams_whatever_share_of_the_batch_and_of_the_coders_each_has(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_agree_on_groups_whatever_share_of_the_batch_and_of_the_coders_each_has(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else each would wait for another sum over ranks than the others."""
-    monkeypatch.setitem(team.SMALL, DEVICE.type, 32 * 1024)
+    monkeypatch.setitem(batched_training.SMALL, DEVICE.type, 32 * 1024)
     widths = {"layers.1": 32, "layers.2": 512}
     cfgs = [tiny_config("sae", distribute_modules=True), tiny_config("sae", distribute_modules=True, k=2)]
-    shares = [[CoderTrainer(cfg, widths, 8, DEVICE, share=[point]) for cfg in cfgs] for point in widths]
-    assert [len(team.teams(runs)) for runs in shares] == [2, 2]
+    shares = [[CoderTrainer(cfg, widths, 8, DEVICE, local_hookpoints=[point]) for cfg in cfgs] for point in widths]
+    assert [len(batched_training.grouped(runs)) for runs in shares] == [2, 2]
 
 
 @pytest.mark.usefixtures("together")
@@ -184,8 +185,8 @@ def test_more_coders_than_a_piece_holds_are_computed_in_several_stacks(monkeypat
 
     monkeypatch.setattr(stack, "forward_together", noted)
     monkeypatch.setitem(PIECE, DEVICE.type, 3 * 64 * 128)
-    members = [new_run(tiny_config("sae", batch_size=4, init_seeds=[seed])) for seed in range(6)]
-    team.train_on(members, *batches("sae")[0])
+    group = [new_run(tiny_config("sae", batch_size=4, init_seeds=[seed])) for seed in range(6)]
+    train_together(group, *batches("sae")[0])
     assert counts == [3, 3]
 
 
@@ -193,18 +194,18 @@ def test_more_coders_than_a_piece_holds_are_computed_in_several_stacks(monkeypat
 @pytest.mark.filterwarnings("error")
 def test_adams_that_step_in_one_call_step_as_each_alone(weight_decay: float) -> None:
     cfgs = [tiny_config("sae", lr=lr, weight_decay=weight_decay, init_seeds=[i]) for i, lr in enumerate([1e-2, 1e-3, 1e-2, 1e-2])]
-    alone, members = [[new_run(cfg) for cfg in cfgs] for _ in range(2)]
+    alone, group = [[new_run(cfg) for cfg in cfgs] for _ in range(2)]
     for step in range(3):
-        for run in (*alone, *members):
+        for run in (*alone, *group):
             torch.manual_seed(step)
             for parameter in run.coders["layers.1"].parameters():
                 parameter.grad = torch.randn_like(parameter)
         for run in alone:
             run.optimizers[0].step()
-        step_together([run.optimizers[0] for run in members])
-        for run in (*alone, *members):
+        step_together([run.optimizers[0] for run in group])
+        for run in (*alone, *group):
             run.schedules[0].step()
-    for run, other in zip(alone, members, strict=True):
+    for run, other in zip(alone, group, strict=True):
         for mine, theirs in zip(run.coders["layers.1"].parameters(), other.coders["layers.1"].parameters(), strict=True):
             assert torch.equal(mine, theirs)
         mine, theirs = (copy.deepcopy(r.optimizers[0].state_dict()) for r in (run, other))

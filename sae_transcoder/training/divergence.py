@@ -1,0 +1,19 @@
+"""When training has diverged."""
+
+import math
+from collections.abc import Mapping
+
+LOSSES = ("fvu", "auxk", "multi_topk_fvu", "ce", "kl")
+HOPELESS_FVU = 1e4  # coders that learn are below 1, and start at most a few times above
+
+
+class Diverged(Exception):
+    """A run's loss is not finite, or so large that training will not recover."""
+
+
+def refuse_diverged(step: int, metrics: Mapping[str, float]) -> None:
+    """Raises Diverged for a training loss that is not finite, or an FVU beyond hope."""
+    for name, value in metrics.items():
+        kind = name.split("/")[0]
+        if kind in LOSSES and (not math.isfinite(value) or (kind == "fvu" and value > HOPELESS_FVU)):
+            raise Diverged(f"{name} is {value:.3g} at step {step}: training diverged; lower lr")
