@@ -56,14 +56,16 @@ SHAPES = {
 
 
 # Tables by which the step decides by the type of a device; what a version of the project does not have is passed over.
-BY_DEVICE = ("pieces.PIECE", "pieces.SMALL", "selection.TWO_STAGES", "row_sums.WAYS", "upstream.PIECE")
+BY_DEVICE = ("chunk_sizes.CHUNK_SIZE", "chunk_sizes.SMALL_BATCH", "latent_selection.TWO_STAGES", "sparse_products.PRODUCT_RULES")
 
 
 def path_of(kind: str) -> ExitStack:
     """While it is open, tensors on `meta` take the path of a step on cpu or cuda."""
     stack = ExitStack()
     for module, name in (table.split(".") for table in BY_DEVICE):
-        if find_spec(f"sae_transcoder.{module}") and (table := getattr(import_module(f"sae_transcoder.{module}"), name, None)):
+        if find_spec(f"sae_transcoder.coder.{module}") and (
+            table := getattr(import_module(f"sae_transcoder.coder.{module}"), name, None)
+        ):
             stack.enter_context(patch.dict(table, {"meta": table[kind]}))
     if kind == "cuda" and hasattr(corrected_coder, "PIECE"):  # a version whose top-k asks the tensor whether it lies on a GPU
         stack.enter_context(patch.object(corrected_coder, "largest", lambda preacts, k: preacts.topk(k, dim=-1, sorted=False)))

@@ -22,8 +22,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hydra_plugins.sae_transcoder_local import GridSweeper
-from sae_transcoder.coder import stored as stored_coders
 from sae_transcoder.coder.corrected_coder import SparseCoder
+from sae_transcoder.coder.stored_coders import find_coders
 from sae_transcoder.config import Config, ConfigError, Hardware, composition, run_dir, typed
 from sae_transcoder.launch import sweep as sweeps
 from sae_transcoder.preflight import plan as preflight
@@ -47,7 +47,7 @@ class TrainedRun:
         Each is sparsify's: called with x [token, d_in] it gives `sae_out` [token, d_in], `latent_acts` and `latent_indices` [token, k];
         `encoder.weight` and `W_dec` are [latent, d_in].
         """
-        folders = stored_coders.find(self.directory / "coders")
+        folders = find_coders(self.directory / "coders")
         return {name: SparseCoder.load_from_disk(folder, device="cpu") for name, folder in folders.items()}
 
 

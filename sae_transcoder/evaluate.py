@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sae_transcoder.coder import stored as stored_coders
+from sae_transcoder.coder.stored_coders import coders_dir, find_coders, run_dir_of
 from sae_transcoder.config import Config, ConfigError, evaluation_settings
 from sae_transcoder.config.composition import refuse
 from sae_transcoder.evaluation.settings import (
@@ -66,16 +66,16 @@ def evaluate(path: str, overrides: Sequence[str] = (), output: Path | None = Non
     that would measure what the coders were trained on.
     """
     refuse_unread(overrides)
-    root = stored_coders.folder(path, path)
+    root = coders_dir(path, path)
     if (root / "cfg.json").is_file():  # a single coder's folder
         root, places = root.parent, {root.name: root}
     else:
-        places = stored_coders.find(root)
+        places = find_coders(root)
     if not places:
         raise ConfigError(
             f"{path}: holds no coders (folders with cfg.json and sae.safetensors); give a run's directory or its coders/"
         )
-    run = stored_coders.run_of(root)
+    run = run_dir_of(root)
     base = run_settings(run) if run else sparsify_settings(root, places)
     selecting = any(o.split("=")[0] in SELECTION for o in overrides)
     if selecting or not run:
@@ -106,7 +106,7 @@ def measured(
     cfg: Config, places: dict[str, Path], path: str, step: int | None, tokens: int | None, *, selecting: bool
 ) -> Evaluation:
     """Loads the model and the coders and measures them; `selecting`: only those on the hookpoints that `cfg` names."""
-    from sae_transcoder.coder.names import hookpoint
+    from sae_transcoder.coder.names import hookpoint_of
     from sae_transcoder.data import token_sets
     from sae_transcoder.evaluation import heldout
     from sae_transcoder.language_model import hookpoints, layers, loading, model_checks
@@ -116,10 +116,10 @@ def measured(
     outline = loading.outline(cfg)
     if selecting:
         wanted = hookpoints.find(cfg, outline)
-        if lost := [point for point in wanted if point not in map(hookpoint, places)]:
+        if lost := [point for point in wanted if point not in map(hookpoint_of, places)]:
             raise ConfigError(f"{path}: no coders for {', '.join(lost)}; it holds {', '.join(places)}")
-        places = {name: place for name, place in places.items() if hookpoint(name) in wanted}
-    points = list(dict.fromkeys(map(hookpoint, places)))
+        places = {name: place for name, place in places.items() if hookpoint_of(name) in wanted}
+    points = list(dict.fromkeys(map(hookpoint_of, places)))
     modules = dict(outline.named_modules())
     if lost := [point for point in points if point not in modules]:
         raise ConfigError(
@@ -145,7 +145,7 @@ def loaded(
 ) -> tuple[dict[str, SparseCoder], list[str]]:
     """The coders {name: coder}, and what is wrong with those that cannot be read or do not fit a hookpoint's width."""
     from sae_transcoder.coder.corrected_coder import SparseCoder
-    from sae_transcoder.coder.names import hookpoint
+    from sae_transcoder.coder.names import hookpoint_of
 
     coders, faults = {}, []
     for name, place in places.items():
@@ -154,9 +154,9 @@ def loaded(
         except Exception as error:  # json, safetensors and torch raise what the damage happens to hit
             faults.append(f"{place}: cannot be read ({str(error).splitlines()[0]})")
             continue
-        if coders[name].d_in != (width := widths[hookpoint(name)]):
+        if coders[name].d_in != (width := widths[hookpoint_of(name)]):
             faults.append(
-                f"{place}: a coder of width {coders[name].d_in}, {hookpoint(name)} of model_name={cfg.model_name} has {width}; set model"
+                f"{place}: a coder of width {coders[name].d_in}, {hookpoint_of(name)} of model_name={cfg.model_name} has {width}; set model"
             )
     return coders, faults
 

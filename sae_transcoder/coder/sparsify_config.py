@@ -1,9 +1,7 @@
 """What reaches sparsify: its own configs, its optimizers and schedules, for a run of a given length."""
 
-import math
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,35 +10,7 @@ from transformers import get_linear_schedule_with_warmup
 
 from sae_transcoder.coder.sparsify_parts import Muon, SignSGD, SparseCoder, SparseCoderConfig, TrainConfig
 from sae_transcoder.config import Config, Optimizer, normalize_decoder, run_dir, run_name, warmup_steps
-
-
-@dataclass(frozen=True)
-class Length:
-    """How long a run is: batches read, optimizer steps made of them, samples in all, and in one batch over all ranks."""
-
-    batches: int
-    steps: int
-    samples: int
-    batch: int
-
-    def rows(self, index: int) -> tuple[int, int]:
-        """First sequence of a batch, and the one after its last; the last batch may be short."""
-        return index * self.batch, min((index + 1) * self.batch, self.samples)
-
-
-def length(cfg: Config, samples: int, ranks: int = 1) -> Length:
-    """The length of a run that has `samples` sequences to read, before `max_steps` ends it; ranks: how many share each batch.
-
-    A last batch that is not full, and a last step of fewer batches, count; sparsify drops the latter.
-    """
-    size = cfg.batch_size * ranks
-    if cfg.max_steps is not None:
-        samples = min(samples, cfg.max_steps * cfg.grad_acc_steps * size)
-    batches = math.ceil(samples / size)
-    if cfg.corrections:
-        return Length(batches, math.ceil(batches / cfg.grad_acc_steps), samples, size)
-    steps = batches // cfg.grad_acc_steps  # sparsify reads on, to no end
-    return Length(steps * cfg.grad_acc_steps, steps, samples, size)
+from sae_transcoder.data.run_length import RunLength
 
 
 def sparsify_configs(cfg: Config, hookpoints: list[str], steps: int) -> tuple[SparseCoderConfig, TrainConfig]:
@@ -89,7 +59,7 @@ def automatic_lr(optimizer: Optimizer, num_latents: int) -> float:
     return {Optimizer.adam: 2e-4, Optimizer.signum: 5e-3}[optimizer] / (num_latents / 2**14) ** 0.5
 
 
-def optimizers(cfg: Config, coders: Sequence[SparseCoder], length: Length) -> tuple[list[Any], list[Any]]:
+def optimizers(cfg: Config, coders: Sequence[SparseCoder], length: RunLength) -> tuple[list[Any], list[Any]]:
     """sparsify's optimizers and schedules (trainer.py:128) for these coders, parameters in a fixed order.
 
     Adam is torch's also where bitsandbytes is installed, which sparsify would take; with corrections its fused one, which rounds otherwise.

@@ -12,6 +12,7 @@ import numpy as np
 
 from sae_transcoder.config import Config, ConfigError, DatasetKind
 from sae_transcoder.data import sources
+from sae_transcoder.data.run_length import needed_samples
 from sae_transcoder.data.token_cache import WINDOW, Sequences, fill, mixed
 
 MEMMAP_BLOCK = 64  # consecutive sequences of a memmap that stay together when the whole file is mixed
@@ -23,12 +24,6 @@ class TokenSets:
 
     train: Sequences
     heldout: Sequences
-
-
-def needed_samples(cfg: Config, ranks: int = 1) -> int | None:
-    """Training sequences that the run reads at most, where so many ranks share each batch; None: all there are."""
-    by_steps = None if cfg.max_steps is None else cfg.max_steps * cfg.grad_acc_steps * cfg.batch_size * ranks
-    return min((n for n in (cfg.max_samples, by_steps) if n is not None), default=None)
 
 
 def prepare(cfg: Config, tokenizer: Callable[[], Any], vocabulary: int, ranks: int = 1) -> TokenSets:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sae_transcoder.coder import names as coder_names
 from sae_transcoder.coder import positions
 from sae_transcoder.coder.corrected_coder import SparseCoder
+from sae_transcoder.coder.names import coders_by_seed, hookpoint_of, seed_of
 from sae_transcoder.config import Config, LossFn, evaluation_batch, evaluation_settings
 from sae_transcoder.data.token_sets import Sequences
 from sae_transcoder.evaluation import splice
@@ -50,7 +50,7 @@ class EvalResult:
         """{coder: what `loss_fn` lowers}: its FVU, or the loss with all coders of its seed in place."""
         name = LOSS_METRIC[loss_fn]
         return {
-            coder: (own if loss_fn == LossFn.fvu else self.together.get(coder_names.seed(coder), own))[name]
+            coder: (own if loss_fn == LossFn.fvu else self.together.get(seed_of(coder), own))[name]
             for coder, own in self.coders.items()
         }
 
@@ -63,12 +63,10 @@ class EvalResult:
         """The same as eval.json has it; step, tokens: how far training was."""
         coders = []
         for name, own in self.coders.items():
-            coder, seed = subject.coders[name], coder_names.seed(name)
-            point, number = coder_names.hookpoint(name), int(seed.removeprefix("seed")) if seed else None
+            coder, seed = subject.coders[name], seed_of(name)
+            point, number = hookpoint_of(name), int(seed.removeprefix("seed")) if seed else None
             coders.append(CoderMetrics(name, point, number, coder.d_in, coder.num_latents, coder.cfg.k, own))
-        together = [
-            TogetherMetrics([n for n in self.coders if coder_names.seed(n) == seed], own) for seed, own in self.together.items()
-        ]
+        together = [TogetherMetrics([n for n in self.coders if seed_of(n) == seed], own) for seed, own in self.together.items()]
         return Evaluation(evaluation_settings(subject.cfg), coders, together, step, tokens, self.densities)
 
 
@@ -104,14 +102,14 @@ def batches(heldout: Sequences, size: int, device: torch.device) -> Iterator[Ten
 
 def own_metrics(model: PreTrainedModel, subjects: Sequence[CodersToEvaluate], heldout: Sequences, size: int) -> list[EvalResult]:
     """Reconstruction, shrinkage, sparsity and density of every coder; one forward to the last hookpoint serves all."""
-    points = list(dict.fromkeys(coder_names.hookpoint(name) for s in subjects for name in s.coders))
+    points = list(dict.fromkeys(hookpoint_of(name) for s in subjects for name in s.coders))
     tallies = [{name: ReconstructionStats(coder) for name, coder in s.coders.items()} for s in subjects]
     for tokens in batches(heldout, size, model.device):
         seen = capture(model, points, tokens, subjects[0].cfg.forward_batch_size)
         for subject, tally in zip(subjects, tallies, strict=True):
             counted = positions.counted(subject.cfg, tokens)
             for name in subject.coders:
-                here = seen[coder_names.hookpoint(name)]
+                here = seen[hookpoint_of(name)]
                 x, y = positions.pair(subject.cfg, here, positions.kept(subject.cfg, here, counted))
                 tally[name].add(x, y, tokens.numel())
     return [
@@ -122,9 +120,9 @@ def own_metrics(model: PreTrainedModel, subjects: Sequence[CodersToEvaluate], he
 
 def splices_of(result: EvalResult, whole: bool) -> Iterator[tuple[dict[str, str], dict[str, float]]]:
     """The splices of a run's coders and where their metrics belong: all hookpoints at once, and, if `whole` or there is one, each alone."""
-    for names in coder_names.by_seed(result.coders):
+    for names in coders_by_seed(result.coders):
         if len(names) > 1:
-            yield names, result.together.setdefault(coder_names.seed(next(iter(names.values()))), {})
+            yield names, result.together.setdefault(seed_of(next(iter(names.values()))), {})
         if whole or len(names) == 1:
             for point, name in names.items():
                 yield {point: name}, result.coders[name]

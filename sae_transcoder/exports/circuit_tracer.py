@@ -5,7 +5,7 @@ from pathlib import Path
 import yaml
 from safetensors.torch import save_file
 
-from sae_transcoder.coder import names as coder_names
+from sae_transcoder.coder.names import seed_of
 from sae_transcoder.config import ConfigError, ModelConfig, Site
 from sae_transcoder.exports.source import Source, Write
 from sae_transcoder.language_model import hookpoints, layers, loading
@@ -16,7 +16,7 @@ def writer(source: Source) -> Write:
 
     Raises ConfigError for SAEs, several seeds, groupmax, transcoders on other modules than MLPs, and layers that have none.
     """
-    if any(coder_names.seed(name) for name in source.coders):
+    if any(seed_of(name) for name in source.coders):
         raise ConfigError(f"{source.path}: several seeds; a set has one transcoder for each layer: train with one init_seed")
     faults = []
     for name, coder in source.coders.items():

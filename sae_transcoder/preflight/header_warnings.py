@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sae_transcoder.config import Config, LossFn, Optimizer
 
 if TYPE_CHECKING:
-    from sae_transcoder.coder.sparsify_config import Length
+    from sae_transcoder.data.run_length import RunLength
 
 # Numbers in the hidden states of a batch [token, width] below which a GPU waits for kernel launches more than a quarter of the time, and at
 # which it is busy. Arithmetic for SmolLM2-135M: 5 ms of launches a batch, 1 us of work a token. No GPU has been measured.
@@ -17,7 +17,7 @@ STEPS = 200  # optimizer steps that a larger batch must leave the run
 SHORT_RUN = 100_000_000  # tokens below which Adam's automatic rate is far too low (README, "Learning rate")
 
 
-def warnings(cfg: Config, planned: Length, device: str, width: int) -> list[str]:
+def warnings(cfg: Config, planned: RunLength, device: str, width: int) -> list[str]:
     """Warnings for a run of this length on a device of type cpu or cuda; width: of the language model's hidden states."""
     tokens = planned.samples * cfg.max_seq_length
     found = []
@@ -33,7 +33,7 @@ def warnings(cfg: Config, planned: Length, device: str, width: int) -> list[str]
     return found + (small_batches(cfg, planned, width) if device == "cuda" else [])
 
 
-def small_batches(cfg: Config, planned: Length, width: int) -> list[str]:
+def small_batches(cfg: Config, planned: RunLength, width: int) -> list[str]:
     """A batch that is over before a GPU's kernels are launched, where a larger one can be set; width: of the language model's hidden states."""
     each = cfg.max_seq_length * width  # numbers of a sequence
     if cfg.loss_fn != LossFn.fvu or cfg.batch_size * each >= FEW:

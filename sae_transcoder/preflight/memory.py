@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from sae_transcoder import distributed
-from sae_transcoder.coder.pieces import PIECE, SMALL
+from sae_transcoder.coder.chunk_sizes import CHUNK_SIZE, SMALL_BATCH
 from sae_transcoder.config import Config, LossFn, ModelType, Optimizer, evaluation_batch
 from sae_transcoder.preflight.peak import ALWAYS, BATCH, SAVE, Moment, Part
 
@@ -33,7 +33,7 @@ def coder_parameters(cfg: Config, width: int) -> int:
 OPTIMIZER_STATES = {Optimizer.adam: 2, Optimizer.muon: 1, Optimizer.signum: 1}
 CONTEXT = 10**9  # bytes that CUDA and its libraries take; not measured
 BFLOAT16, FLOAT32, FLOAT64, INT64 = 2, 4, 8, 8  # bytes
-CANDIDATES = {"cpu": 8, "cuda": 32}  # latents that are looked at for each that is chosen (selection.py)
+CANDIDATES = {"cpu": 8, "cuda": 32}  # latents that are looked at for each that is chosen (latent_selection.py)
 
 
 def memory_estimate(cfg: Config, widths: Mapping[str, int], model: ModelSizes, device: str, processes: int = 1) -> list[Part]:
@@ -68,7 +68,7 @@ def coders(cfg: Config, widths: Mapping[str, int], device: str) -> Iterator[Part
 def together(cfg: Config, widths: Mapping[str, int], device: str) -> bool:
     """Whether the run trains together with others (team.py)."""
     most = max(latents(cfg, d) for d in widths.values())
-    return cfg.loss_fn == LossFn.fvu and cfg.batch_size * cfg.max_seq_length * most <= SMALL[device]
+    return cfg.loss_fn == LossFn.fvu and cfg.batch_size * cfg.max_seq_length * most <= SMALL_BATCH[device]
 
 
 def batch(cfg: Config, widths: Mapping[str, int], model: ModelSizes, device: str) -> Iterator[Part]:
@@ -89,7 +89,7 @@ def steps(cfg: Config, widths: Mapping[str, int], tokens: int, device: str) -> P
     if not together(cfg, widths, device) or not cfg.corrections or cfg.multi_topk or cfg.skip_connection:
         return Part("coders' steps", largest, (Moment.coder,), "one by one")
     beside = max(coder_parameters(cfg, d) for d in widths.values()) * FLOAT32  # weights side by side
-    at_once = max(1, PIECE[device] // (tokens * max(latents(cfg, d) for d in widths.values())))
+    at_once = max(1, CHUNK_SIZE[device] // (tokens * max(latents(cfg, d) for d in widths.values())))
     own = min(at_once, len(cfg.init_seeds))
     return Part("coders' steps", own * (largest + beside), (Moment.coder,), "together", at_once // own)
 
@@ -164,7 +164,7 @@ def step(cfg: Config, d: int, tokens: int, device: str) -> int:
         return max(2 * whole + forward, whole + row * (shifted(cfg) + 4 + cfg.k))  # a row for each entry
     # The output and gradients; entries sorted by latent, with their tokens, places and gradients.
     backward = row * (shifted(cfg) + len(chosen) + 1) + tokens * (40 * sum(chosen) + 12 * max(chosen))
-    piece = min(tokens, max(1, PIECE[device] // size))  # tokens
+    piece = min(tokens, max(1, CHUNK_SIZE[device] // size))  # tokens
     # Pre-activations of a piece, of the one before and of dead latents, and those among which the largest are looked for.
     looked_at = max(CANDIDATES[device] * k if 2 * CANDIDATES[device] * k <= size else 0 for k in chosen)
     choosing = (

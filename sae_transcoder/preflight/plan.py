@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_transcoder import config, distributed, slurm_client
-from sae_transcoder.coder import names as coder_names
+from sae_transcoder.coder.names import coder_names
 from sae_transcoder.config import (
     Activation,
     Config,
@@ -33,7 +33,7 @@ from sae_transcoder.run_store import job_record, status
 if TYPE_CHECKING:
     import torch
 
-    from sae_transcoder.coder.sparsify_config import Length
+    from sae_transcoder.data.run_length import RunLength
     from sae_transcoder.data.token_sets import TokenSets
     from sae_transcoder.language_model.compilation import Obstacle
 
@@ -48,7 +48,7 @@ class Plan:
     device: torch.device
     widths: dict[str, int]  # {hookpoint: d}
     tokens: TokenSets
-    length: Length
+    length: RunLength
     model_parameters: int
     model_layers: int | None  # of the language model's first layers, so many are loaded; None: all
     memory: list[Part]  # what it holds on its device
@@ -97,8 +97,8 @@ def plan(cfg: Config, known: Known | None = None, *, on_slurm: bool = False, pro
             raise ConfigError(*faults)
 
     from sae_transcoder.coder import finetune
-    from sae_transcoder.coder.sparsify_config import length
     from sae_transcoder.data import token_sets
+    from sae_transcoder.data.run_length import needed_samples, run_length
     from sae_transcoder.language_model import hookpoints, layers, loading, model_checks
     from sae_transcoder.language_model.sizes import sizes as sizes_of
 
@@ -110,13 +110,15 @@ def plan(cfg: Config, known: Known | None = None, *, on_slurm: bool = False, pro
     needs = once(lambda: layers.needed(cfg, outline, points), "layers", model, cfg.loss_fn, cfg.eval_end_to_end, tuple(points))
     uncompiled = layers.uncompiled(cfg, outline, points, needs, device, here=not on_slurm)
     faults = model_checks.faults(cfg, outline, uncompiled) + width_faults(cfg, widths) + share_faults(cfg, widths, processes)
-    bound = token_sets.needed_samples(cfg, sharing)
+    bound = needed_samples(cfg, sharing)
     if bound is not None:
-        faults += length_faults(cfg, length(cfg, bound, sharing), bound)
+        faults += length_faults(cfg, run_length(cfg, bound, sharing), bound)
     if faults:
         raise ConfigError(*faults)
     sizes = {point: memory.latents(cfg, width) for point, width in widths.items()}
-    start_from = finetune.find(cfg, [name for point in widths for name in coder_names.names(point, cfg.init_seeds)], widths, sizes)
+    start_from = finetune.start_coders(
+        cfg, [name for point in widths for name in coder_names(point, cfg.init_seeds)], widths, sizes
+    )
     dtype = loading.resolve_dtype(cfg, device)
     loaded = outline if needs is None else once(lambda: loading.outline(cfg, needs), "outline", model, needs)
     parameters = sum(p.numel() for p in loaded.parameters())
@@ -130,7 +132,7 @@ def plan(cfg: Config, known: Known | None = None, *, on_slurm: bool = False, pro
         lambda: token_sets.prepare(cfg, lambda: loading.tokenizer(cfg), model_sizes.vocabulary, sharing),
         *("tokens", model, source, bound),
     )
-    planned = length(cfg, len(tokens.train), sharing)
+    planned = run_length(cfg, len(tokens.train), sharing)
     if faults := length_faults(cfg, planned, len(tokens.train)):
         raise ConfigError(*faults)
     notes = warnings(cfg, planned, device.type, model_sizes.width)
@@ -263,7 +265,7 @@ def share_faults(cfg: Config, widths: dict[str, int], processes: int) -> list[st
     ]
 
 
-def length_faults(cfg: Config, planned: Length, samples: int) -> list[str]:
+def length_faults(cfg: Config, planned: RunLength, samples: int) -> list[str]:
     """Batches, warmup and k decay that do not fit into a run on `samples` sequences."""
     size = f"batch_size={cfg.batch_size}" + (
         f" on {planned.batch // cfg.batch_size} ranks" if planned.batch > cfg.batch_size else ""

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from sae_transcoder.coder import names as coder_names
 from sae_transcoder.coder.corrected_coder import SparseCoder
+from sae_transcoder.coder.names import coder_dir
 from sae_transcoder.config import ConfigError
 from sae_transcoder.process.atomic_files import sync
 from sae_transcoder.run_store.status import state_path
@@ -37,9 +37,9 @@ def export(coders: Mapping[str, SparseCoder], folder: Path) -> None:
     try:
         shutil.rmtree(beside, ignore_errors=True)
         for name, coder in coders.items():
-            coder.save_to_disk(beside / coder_names.folder(name))
+            coder.save_to_disk(beside / coder_dir(name))
         for name in coders:
-            new, place = beside / coder_names.folder(name), folder / coder_names.folder(name)
+            new, place = beside / coder_dir(name), folder / coder_dir(name)
             for file in new.iterdir():
                 sync(file)
             shutil.rmtree(before, ignore_errors=True)

@@ -14,11 +14,12 @@ from schedulefree import ScheduleFreeWrapper
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sae_transcoder.coder import names as coder_names
 from sae_transcoder.coder import positions
 from sae_transcoder.coder.corrected_coder import CorrectedCoder, ForwardOutput, SparseCoder
-from sae_transcoder.coder.sparsify_config import length, optimizers, sparsify_configs, step_together
+from sae_transcoder.coder.names import coder_names, coders_by_seed, seed_of
+from sae_transcoder.coder.sparsify_config import optimizers, sparsify_configs, step_together
 from sae_transcoder.config import Config
+from sae_transcoder.data.run_length import run_length
 from sae_transcoder.distributed import ALONE, Ranks
 from sae_transcoder.language_model.forward import Activations, end_to_end_loss, spliced_output
 from sae_transcoder.training.read_ahead import read_ahead
@@ -67,14 +68,14 @@ class CoderTrainer:
         """widths: {hookpoint: d}; samples: sequences there are to train on; start_from: {coder: folder of its weights};
         ranks: those that share each batch; share: the hookpoints whose coders are trained here, None: all."""
         self.cfg, self.device, self.ranks = cfg, device, ranks
-        self.length = length(cfg, samples, ranks.size)
+        self.length = run_length(cfg, samples, ranks.size)
         self.coder_config, self.train_config = sparsify_configs(cfg, list(widths), self.length.steps)
         kind = CorrectedCoder if cfg.corrections else SparseCoder
-        self.names = [name for point in widths for name in coder_names.names(point, cfg.init_seeds)]  # on all ranks
+        self.names = [name for point in widths for name in coder_names(point, cfg.init_seeds)]  # on all ranks
         self.points = [point for point in widths if share is None or point in share]
         self.coders: dict[str, SparseCoder] = {}
         for point in self.points:
-            for seed, name in zip(cfg.init_seeds, coder_names.names(point, cfg.init_seeds), strict=True):
+            for seed, name in zip(cfg.init_seeds, coder_names(point, cfg.init_seeds), strict=True):
                 torch.manual_seed(seed)
                 # Each has a config of its own, since k changes in it.
                 self.coders[name] = kind(widths[point], copy.copy(self.coder_config), device, dtype=torch.float32)
@@ -150,7 +151,7 @@ class CoderTrainer:
         for (point, (x, y)), count in zip(pairs.items(), counts, strict=True):
             if count:
                 variance = seen[point].cached(("variance", cfg.corrections, alike), partial(self._variance, y, count))
-                for name in coder_names.names(point, cfg.init_seeds):
+                for name in coder_names(point, cfg.init_seeds):
                     tasks.append(Task(name, self.coders[name], x, y, variance, self._ready(name, x, y, count)))
         return tasks
 
@@ -192,7 +193,7 @@ class CoderTrainer:
             there, mask = there.new_zeros(1, tokens.shape[1]), tokens.new_zeros(tokens.shape[1], dtype=torch.bool)
         else:
             mask = positions.counted(self.cfg, tokens)  # type: ignore[assignment]
-        for names in coder_names.by_seed(self.coders):
+        for names in coders_by_seed(self.coders):
             own_losses: list[Tensor] = []  # losses of the coders themselves
 
             def replace(
@@ -221,7 +222,7 @@ class CoderTrainer:
             loss = end_to_end_loss(model, there, list(names), replace, cfg.loss_fn)
             if loss.requires_grad:  # else every token of the batch was excluded
                 (loss * share + sum(own_losses)).div(self.batches_in_step).backward()
-            seed = coder_names.seed(next(iter(names.values())))
+            seed = seed_of(next(iter(names.values())))
             self.sums["/".join([cfg.loss_fn, *filter(None, [seed])])] += loss.detach() * share
             self.summed[seed] += 1
         return self.end_batch(tokens.shape[1])

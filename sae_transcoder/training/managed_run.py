@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from filelock import Timeout
 
-from sae_transcoder.coder import names as coder_names
+from sae_transcoder.coder.names import hookpoint_of
 from sae_transcoder.config import ConfigError, run_dir, signature
 from sae_transcoder.distributed import ALONE, Ranks, shares
 from sae_transcoder.evaluation.heldout import CodersToEvaluate, EvalResult
@@ -204,7 +204,7 @@ class ManagedRun:
             return CodersToEvaluate(self.cfg, self.run.exported()) if self.ranks.leads else None
         own, found = self.run.exported(), {}
         for name in self.run.names:
-            rank = next(r for r, share in enumerate(self.shares) if coder_names.hookpoint(name) in share)
+            rank = next(r for r, share in enumerate(self.shares) if hookpoint_of(name) in share)
             coder = self.ranks.to_first(own[name].cpu() if rank == self.ranks.rank > 0 else own.get(name), rank)
             if coder is not None:
                 found[name] = coder.to(self.plan.device)

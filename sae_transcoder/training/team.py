@@ -7,16 +7,16 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from sae_transcoder.coder import stack
+from sae_transcoder.coder import batched_coders
+from sae_transcoder.coder.chunk_sizes import CHUNK_SIZE, SMALL_BATCH
 from sae_transcoder.coder.corrected_coder import CorrectedCoder
-from sae_transcoder.coder.pieces import PIECE, SMALL
 from sae_transcoder.language_model.forward import Activations
 from sae_transcoder.training.coder_trainer import CoderTrainer, Task, optimizer_step
 
 
 def small(run: CoderTrainer) -> bool:
     """Whether the run's coders are faster together with others: by the size of a whole batch, in which all ranks and all batches agree."""
-    return run.cfg.batch_size * run.cfg.max_seq_length * run.most_latents <= SMALL[run.device.type]
+    return run.cfg.batch_size * run.cfg.max_seq_length * run.most_latents <= SMALL_BATCH[run.device.type]
 
 
 def teams(runs: Sequence[CoderTrainer]) -> list[list[CoderTrainer]]:
@@ -32,11 +32,11 @@ def train_on(runs: Sequence[CoderTrainer], tokens: Tensor, seen: Mapping[str, Ac
     groups: dict[object, list[tuple[CoderTrainer, Task]]] = {}
     for run in runs:
         for task in run.tasks(tokens, seen):
-            shape = stack.shape(task.coder) if small(run) else None
+            shape = batched_coders.batch_key(task.coder) if small(run) else None
             alone = (run, task.name) if shape is None else None
             groups.setdefault((shape, alone, id(task.x), id(task.y), run.cfg.micro_acc_steps), []).append((run, task))
     for group in groups.values():
-        most = max(1, PIECE[group[0][0].device.type] // max(1, len(group[0][1].y) * group[0][1].coder.num_latents))
+        most = max(1, CHUNK_SIZE[group[0][0].device.type] // max(1, len(group[0][1].y) * group[0][1].coder.num_latents))
         for start in range(0, len(group), most):
             backward(group[start : start + most])
     due = [run for run in runs if run.end_batch(tokens.shape[1], steps=False)]
@@ -53,7 +53,7 @@ def backward(group: Sequence[tuple[CoderTrainer, Task]]) -> None:
     coders = [cast(CorrectedCoder, own.coder) for _, own in group]
     dead = [own.dead.get("dead") for _, own in group]
     for x, y in task.pieces(run.cfg.micro_acc_steps):
-        outs = stack.forward_together(coders, x, y, dead, task.variance)
+        outs = batched_coders.batched_forward(coders, x, y, dead, task.variance)
         torch.stack([own.loss(each, out) for (own, each), out in zip(group, outs, strict=True)]).sum().backward()
         for (own, each), out in zip(group, outs, strict=True):
             own.count(each.name, out, acts=bool(each.dead))

@@ -12,11 +12,11 @@ from sparsify import SparseCoder, SparseCoderConfig, sparse_coder
 from sparsify.fused_encoder import fused_encoder
 
 from helpers.device import DEVICE, ON_GPU, by_device
-from sae_transcoder.coder import row_sums, selection
+from sae_transcoder.coder import latent_selection, sparse_products
+from sae_transcoder.coder.autograd_functions import SelectedLatents, Selection, SparseDecode, SquaredError
+from sae_transcoder.coder.chunk_sizes import CHUNK_SIZE
 from sae_transcoder.coder.corrected_coder import CorrectedCoder
-from sae_transcoder.coder.gradients import SelectedLatents, Selection, SparseDecode, SquaredError
-from sae_transcoder.coder.pieces import PIECE
-from sae_transcoder.coder.row_sums import Bags, Every, LatentIndices, Products, Sums
+from sae_transcoder.coder.sparse_products import AllLatents, DenseProducts, EmbeddingBags, LatentIndices, SparseProducts
 
 pytestmark = [pytest.mark.device, pytest.mark.usefixtures("float32_coders")]
 
@@ -68,7 +68,7 @@ def dense_losses(coder: SparseCoder, x: torch.Tensor, dead: torch.Tensor | None)
 def ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The ways of working that a device of this kind takes, and those that a GPU takes."""
     if request.param == "as on a GPU":
-        for table in (row_sums.WAYS, selection.TWO_STAGES):
+        for table in (sparse_products.PRODUCT_RULES, latent_selection.TWO_STAGES):
             monkeypatch.setitem(table, DEVICE.type, table["cuda"])
 
 
@@ -100,15 +100,15 @@ def test_selecting_piece_by_piece_gives_what_the_whole_gives(monkeypatch: pytest
     coder, x = pair(CorrectedCoder, multi_topk=True)
     dead = torch.arange(0, LATENTS, 5, device=DEVICE)
     whole = coder(x=x, dead=dead)
-    monkeypatch.setitem(PIECE, DEVICE.type, 5 * LATENTS)  # 24 tokens in pieces of 4 and 5
+    monkeypatch.setitem(CHUNK_SIZE, DEVICE.type, 5 * LATENTS)  # 24 tokens in pieces of 4 and 5
     in_pieces = coder(x=x, dead=dead)
     torch.testing.assert_close(in_pieces, whole)
 
 
 KINDS = {
-    "bags": lambda chosen: Bags(chosen),
-    "cut bags": lambda chosen: Bags(chosen, 2),
-    "products": lambda chosen: Products(chosen, torch.float64),
+    "bags": lambda chosen: EmbeddingBags(chosen),
+    "cut bags": lambda chosen: EmbeddingBags(chosen, 2),
+    "products": lambda chosen: DenseProducts(chosen, torch.float64),
 }
 
 
@@ -122,7 +122,7 @@ def test_the_selection_passes_gradcheck(shifted: bool, kind: str) -> None:
     )
     rows = torch.tensor([1, 4, 7, 11], device=DEVICE)
     indices = F.linear(x - shift if shifted else x, weight, bias).topk(3).indices
-    by: list[Sums] = [KINDS[kind](LatentIndices.alike(indices, 12)), Every(torch.float64)]
+    by: list[SparseProducts] = [KINDS[kind](LatentIndices.from_top_k(indices, 12)), AllLatents(torch.float64)]
 
     def selected(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *shift: torch.Tensor) -> torch.Tensor:
         given = (x - shift[0] if shift else x).detach()
@@ -147,8 +147,8 @@ def test_the_decoder_and_the_squared_error_pass_gradcheck(kind: str) -> None:
     indices = torch.rand(6, 12, generator=generator).to(DEVICE).topk(3).indices
     rows = torch.tensor([1, 4, 7, 11], device=DEVICE)
     selections = (
-        Selection(acts, KINDS[kind](LatentIndices.alike(indices, 12))),
-        Selection(dead, Every(torch.float64), rows),
+        Selection(acts, KINDS[kind](LatentIndices.from_top_k(indices, 12))),
+        Selection(dead, AllLatents(torch.float64), rows),
     )
 
     def decoded(acts: torch.Tensor, dead: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,8 @@ from helpers import ROOT, TESTS
 from helpers.characters import EOS, HELD, LENGTH, SEED, VOCABULARY, Characters, characters, settings
 from sae_transcoder.config import Config, ConfigError, TokensDtype
 from sae_transcoder.data import sources
-from sae_transcoder.data.token_sets import TokenSets, needed_samples, prepare
+from sae_transcoder.data.run_length import needed_samples
+from sae_transcoder.data.token_sets import TokenSets, prepare
 from sae_transcoder.demo import text as demo_text
 
 WINDOW = 1024  # the promise of the README, not whatever the module says

@@ -11,9 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers.device import DEVICE
 from helpers.tiny_models import VOCABULARY, tiny_config, tiny_model
-from sae_transcoder.coder import row_sums, selection, stack
+from sae_transcoder.coder import batched_coders, latent_selection, sparse_products
+from sae_transcoder.coder.chunk_sizes import CHUNK_SIZE
 from sae_transcoder.coder.corrected_coder import CorrectedCoder
-from sae_transcoder.coder.pieces import PIECE
 from sae_transcoder.coder.sparsify_config import step_together
 from sae_transcoder.config import Config
 from sae_transcoder.language_model.forward import Activations, capture
@@ -37,14 +37,14 @@ def _on_the_device() -> Iterator[None]:
 @pytest.fixture(params=["as here", "as on a GPU"])
 def ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "as on a GPU":
-        for table in (row_sums.WAYS, selection.TWO_STAGES):
+        for table in (sparse_products.PRODUCT_RULES, latent_selection.TWO_STAGES):
             monkeypatch.setitem(table, DEVICE.type, table["cuda"])
 
 
 @pytest.fixture
 def together(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small batches train together on this device too."""
-    monkeypatch.setitem(team.SMALL, DEVICE.type, team.SMALL["cuda"])
+    monkeypatch.setitem(team.SMALL_BATCH, DEVICE.type, team.SMALL_BATCH["cuda"])
 
 
 def some_coders(count: int, **settings: object) -> list[CorrectedCoder]:
@@ -72,7 +72,7 @@ def test_coders_computed_as_one_give_what_each_gives(settings: dict, dead: str) 
     x, y = torch.randn(2, TOKENS, WIDTH, generator=torch.Generator(DEVICE).manual_seed(9))
     variance = (y - y.mean(0)).pow(2).sum()
     rows_of = [None if rows is None else rows.to(DEVICE) for rows in DEAD[dead]]
-    outs = stack.forward_together(many, x, y, rows_of, variance)
+    outs = batched_coders.batched_forward(many, x, y, rows_of, variance)
     torch.stack([out.fvu + out.auxk_loss / 4 for out in outs]).sum().backward()
     for coder, other, rows, out in zip(one, many, rows_of, outs, strict=True):
         alone = coder(x=x, y=y, dead=rows, total_variance=variance)
@@ -158,15 +158,15 @@ def test_eight_runs_together_launch_less_than_half_of_what_they_launch_alone() -
 
 def test_a_team_is_of_small_runs_only_and_large_ones_and_cpus_train_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [new_run(tiny_config("sae")), new_run(tiny_config("sae", num_latents=4096)), new_run(tiny_config("sae", k=2))]
-    monkeypatch.setitem(team.SMALL, DEVICE.type, 0)
+    monkeypatch.setitem(team.SMALL_BATCH, DEVICE.type, 0)
     assert team.teams(runs) == [[run] for run in runs]
-    monkeypatch.setitem(team.SMALL, DEVICE.type, 32 * 1024)  # a batch is of 2 x 16 tokens
+    monkeypatch.setitem(team.SMALL_BATCH, DEVICE.type, 32 * 1024)  # a batch is of 2 x 16 tokens
     assert team.teams(runs) == [[runs[0], runs[2]], [runs[1]]]
 
 
 def test_ranks_agree_on_teams_whatever_share_of_the_batch_and_of_the_coders_each_has(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else each would wait for another sum over ranks than the others."""
-    monkeypatch.setitem(team.SMALL, DEVICE.type, 32 * 1024)
+    monkeypatch.setitem(team.SMALL_BATCH, DEVICE.type, 32 * 1024)
     widths = {"layers.1": 32, "layers.2": 512}
     cfgs = [tiny_config("sae", distribute_modules=True), tiny_config("sae", distribute_modules=True, k=2)]
     shares = [[CoderTrainer(cfg, widths, 8, DEVICE, share=[point]) for cfg in cfgs] for point in widths]
@@ -176,14 +176,14 @@ def test_ranks_agree_on_teams_whatever_share_of_the_batch_and_of_the_coders_each
 @pytest.mark.usefixtures("together")
 def test_more_coders_than_a_piece_holds_are_computed_in_several_stacks(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = []
-    real = stack.forward_together
+    real = batched_coders.batched_forward
 
     def noted(coders: Sequence[CorrectedCoder], *arguments: object) -> list:
         counts.append(len(coders))
         return real(coders, *arguments)
 
-    monkeypatch.setattr(stack, "forward_together", noted)
-    monkeypatch.setitem(PIECE, DEVICE.type, 3 * 64 * 128)
+    monkeypatch.setattr(batched_coders, "batched_forward", noted)
+    monkeypatch.setitem(CHUNK_SIZE, DEVICE.type, 3 * 64 * 128)
     members = [new_run(tiny_config("sae", batch_size=4, init_seeds=[seed])) for seed in range(6)]
     team.train_on(members, *batches("sae")[0])
     assert counts == [3, 3]

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from helpers.tiny_models import VOCABULARY, tiny_causal_model, tiny_config, tiny_model
-from sae_transcoder.coder import pieces, positions, row_sums, selection
+from sae_transcoder.coder import chunk_sizes, latent_selection, positions, sparse_products
 from sae_transcoder.config import Config
 from sae_transcoder.language_model.forward import Activations, capture
 from sae_transcoder.training import read_ahead
@@ -112,7 +112,7 @@ def test_the_watch_sees_what_waits() -> None:
 @pytest.fixture
 def on_meta(monkeypatch: pytest.MonkeyPatch) -> None:
     """The device `meta` works as a GPU does; what is read ahead comes from elsewhere, and what `onto` copies does not wait."""
-    for table in (pieces.PIECE, row_sums.WAYS, selection.TWO_STAGES):
+    for table in (chunk_sizes.CHUNK_SIZE, sparse_products.PRODUCT_RULES, latent_selection.TWO_STAGES):
         monkeypatch.setitem(table, "meta", table["cuda"])
     monkeypatch.setattr(read_ahead, "true_places", lambda masks: [torch.empty(9, dtype=torch.long, device=m.device) for m in masks])
     monkeypatch.setattr(positions, "onto", lambda device, values: torch.empty(values.shape, dtype=values.dtype, device=device))
