@@ -16,10 +16,10 @@ from sae_transcoder.config import Config, ConfigError, evaluation_settings
 from sae_transcoder.config.composition import refuse
 from sae_transcoder.evaluation.settings import (
     SELECTION,
+    evaluation_config,
     refuse_trained_on,
     refuse_unread,
     run_settings,
-    settings,
     sparsify_settings,
 )
 from sae_transcoder.preflight import plan as preflight
@@ -80,9 +80,9 @@ def evaluate(path: str, overrides: Sequence[str] = (), output: Path | None = Non
     selecting = any(o.split("=")[0] in SELECTION for o in overrides)
     if selecting or not run:
         base = {name: value for name, value in base.items() if name not in SELECTION}
-    cfg = settings(base, overrides)
+    cfg = evaluation_config(base, overrides)
     if run:
-        refuse_trained_on(settings(base, ()), cfg)
+        refuse_trained_on(evaluation_config(base, ()), cfg)
     if output is None:
         key = hashlib.sha256(json.dumps([path, evaluation_settings(cfg), sorted(places)]).encode()).hexdigest()[:8]
         aside = Path(cfg.save_dir) / "evals" / f"{Path(path).name}-{key}"
@@ -115,7 +115,7 @@ def measured(
     device = preflight.find_device(cfg)
     outline = loading.outline(cfg)
     if selecting:
-        wanted = hookpoints.find(cfg, outline)
+        wanted = hookpoints.hookpoint_names(cfg, outline)
         if lost := [point for point in wanted if point not in map(hookpoint_of, places)]:
             raise ConfigError(f"{path}: no coders for {', '.join(lost)}; it holds {', '.join(places)}")
         places = {name: place for name, place in places.items() if hookpoint_of(name) in wanted}
@@ -124,19 +124,19 @@ def measured(
     if lost := [point for point in points if point not in modules]:
         raise ConfigError(
             f"{path}: coders on {', '.join(lost)}, which model_name={cfg.model_name} does not have "
-            f"(it has {hookpoints.shape_of_names(filter(None, modules))}); set model or model_name"
+            f"(it has {hookpoints.name_patterns(filter(None, modules))}); set model or model_name"
         )
     widths = hookpoints.widths(cfg, outline, points)
     with diagnosing(), devices.configured(cfg, device):
         coders, faults = loaded(cfg, places, widths, device)
-        count = layers.needed(cfg, outline, points)
-        faults += model_checks.faults(cfg, outline, layers.uncompiled(cfg, outline, points, count, device))
+        count = layers.num_layers_needed(cfg, outline, points)
+        faults += model_checks.faults(cfg, outline, layers.compile_obstacle(cfg, outline, points, count, device))
         if faults:
             raise ConfigError(*faults)
         sequences = token_sets.heldout(cfg, lambda: loading.tokenizer(cfg), loading.text_config(outline).vocab_size)
         subject = heldout.CodersToEvaluate(cfg, coders)
-        model = layers.load(cfg, device, count, points)
-        (found,) = heldout.measure(model, [subject], sequences, whole=True)
+        model = layers.load_for_hookpoints(cfg, device, count, points)
+        (found,) = heldout.measure(model, [subject], sequences, all_metrics=True)
         return found.evaluation(subject, step, tokens)
 
 

@@ -58,7 +58,7 @@ def writer(source: Source) -> Write:
 def placed(source: Source) -> dict[int, str]:
     """{layer: coder} for all layers of the language model. Raises ConfigError where one lacks, or a coder lies elsewhere."""
     model = ModelConfig(model_name=source.settings["model_name"], revision=source.settings["revision"])
-    stack, modules = layers.stack(loading.outline(model))
+    stack, modules = layers.layer_stack(loading.outline(model))
     found: dict[int, str] = {}
     elsewhere = []
     for name in source.coders:

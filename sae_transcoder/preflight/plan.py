@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from sae_transcoder.data.run_length import RunLength
     from sae_transcoder.data.token_sets import TokenSets
-    from sae_transcoder.language_model.compilation import Obstacle
+    from sae_transcoder.language_model.compilation import CompileObstacle
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Plan:
     available: int | None  # bytes of the device; None where it is a cluster's, and not known
     warnings: list[str]
     start_from: dict[str, Path]  # {coder: folder of the weights to start from}
-    uncompiled: Obstacle | None  # why the language model's layers are not compiled; None: they are
+    uncompiled: CompileObstacle | None  # why the language model's layers are not compiled; None: they are
     ranks: int = 1  # processes that train it together
 
     @property
@@ -100,15 +100,17 @@ def plan(cfg: Config, known: Known | None = None, *, on_slurm: bool = False, pro
     from sae_transcoder.data import token_sets
     from sae_transcoder.data.run_length import needed_samples, run_length
     from sae_transcoder.language_model import hookpoints, layers, loading, model_checks
-    from sae_transcoder.language_model.sizes import sizes as sizes_of
+    from sae_transcoder.language_model.sizes import sizes_of
 
     device = torch_device(cfg) if on_slurm else find_device(cfg)
     model = (cfg.model_name, cfg.revision)
     outline = once(lambda: loading.outline(cfg), "outline", model)
-    points = hookpoints.find(cfg, outline)
+    points = hookpoints.hookpoint_names(cfg, outline)
     widths = once(lambda: hookpoints.widths(cfg, outline, points), "widths", model, cfg.model_type, tuple(points))
-    needs = once(lambda: layers.needed(cfg, outline, points), "layers", model, cfg.loss_fn, cfg.eval_end_to_end, tuple(points))
-    uncompiled = layers.uncompiled(cfg, outline, points, needs, device, here=not on_slurm)
+    needs = once(
+        lambda: layers.num_layers_needed(cfg, outline, points), "layers", model, cfg.loss_fn, cfg.eval_end_to_end, tuple(points)
+    )
+    uncompiled = layers.compile_obstacle(cfg, outline, points, needs, device, here=not on_slurm)
     faults = model_checks.faults(cfg, outline, uncompiled) + width_faults(cfg, widths) + share_faults(cfg, widths, processes)
     bound = needed_samples(cfg, sharing)
     if bound is not None:

@@ -153,7 +153,7 @@ def loaded(plans: Sequence[Plan]) -> PreTrainedModel:
     lead = max(plans, key=lambda plan: plan.cfg.eval_end_to_end)  # which needs the head
     needs = [plan.model_layers for plan in plans]
     count = None if None in needs else max(filter(None, needs))
-    return layers.load(lead.cfg, lead.device, count, [point for plan in plans for point in plan.widths])
+    return layers.load_for_hookpoints(lead.cfg, lead.device, count, [point for plan in plans for point in plan.widths])
 
 
 def run_pack(

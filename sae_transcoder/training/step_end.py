@@ -83,7 +83,7 @@ def evaluated(
     def measure(due: Sequence[ManagedRun], *, whole: bool) -> None:
         tokens = due[0].plan.tokens.heldout
         try:
-            found.update(zip(due, heldout.measure(model, [subjects[m] for m in due], tokens, whole=whole), strict=True))
+            found.update(zip(due, heldout.measure(model, [subjects[m] for m in due], tokens, all_metrics=whole), strict=True))
         except Exception as error:
             if due[0].ranks.size > 1:
                 raise

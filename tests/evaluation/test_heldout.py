@@ -39,7 +39,7 @@ def tokens(model: PreTrainedModel, samples: int = 6, positions: int = 16) -> np.
     return ids.numpy()
 
 
-def subject(cfg: Config, points: list[str], width: int) -> CodersToEvaluate:
+def random_coders(cfg: Config, points: list[str], width: int) -> CodersToEvaluate:
     """Coders of random weights that fire often and reconstruct something."""
     run = CoderTrainer(cfg, dict.fromkeys(points, width), 100, DEVICE)
     generator = torch.Generator().manual_seed(3)
@@ -81,8 +81,8 @@ def dense(coder: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 class Independent:
     """Every metric computed by itself, one sequence and one token at a time, by exchanging modules of the model."""
 
-    def __init__(self, model: PreTrainedModel, subject: CodersToEvaluate, ids: np.ndarray):
-        self.model, self.cfg, self.coders = model, subject.cfg, subject.coders
+    def __init__(self, model: PreTrainedModel, run: CodersToEvaluate, ids: np.ndarray):
+        self.model, self.cfg, self.coders = model, run.cfg, run.coders
         self.ids = [torch.from_numpy(row)[None] for row in ids]
 
     def counts(self, row: Tensor, position: int) -> bool:
@@ -195,8 +195,8 @@ def test_every_metric_equals_an_independent_computation(model_type: str, family:
     model = causal_model(family)
     points = [LAYERS[family].format(i) + SITES[model_type][family] for i in (1, 2)]
     cfg = tiny_config(model_type, exclude_first_tokens=1, exclude_tokens=[7], skip_connection=model_type == "transcoder", k=3)
-    one, ids = subject(cfg, points, model.config.hidden_size), tokens(model, samples=3)
-    (found,) = measure(model, [one], ids, whole=True)
+    one, ids = random_coders(cfg, points, model.config.hidden_size), tokens(model, samples=3)
+    (found,) = measure(model, [one], ids, all_metrics=True)
     independent = Independent(model, one, ids)
     for point in points:
         own, density = independent.own(point, point)
@@ -208,7 +208,7 @@ def test_every_metric_equals_an_independent_computation(model_type: str, family:
 
 def perfect(cfg: Config, point: str, width: int) -> CodersToEvaluate:
     """An SAE whose latents are the directions of the space, forwards and backwards."""
-    one = subject(cfg, [point], width)
+    one = random_coders(cfg, [point], width)
     coder = one.coders[point]
     both = torch.cat([torch.eye(width), -torch.eye(width)]).to(DEVICE)
     for parameter, value in ((coder.encoder.weight, both), (coder.W_dec, both), (coder.encoder.bias, 0), (coder.b_dec, 0)):
@@ -219,7 +219,7 @@ def perfect(cfg: Config, point: str, width: int) -> CodersToEvaluate:
 def test_a_perfect_sae_loses_nothing() -> None:
     model = tiny_causal_model("llama")
     cfg = tiny_config("sae", num_latents=64, k=64)
-    (found,) = measure(model, [perfect(cfg, "layers.1", 32)], tokens(model), whole=True)
+    (found,) = measure(model, [perfect(cfg, "layers.1", 32)], tokens(model), all_metrics=True)
     metrics = found.coders["layers.1"]
     assert metrics["ce_loss_score"] == pytest.approx(1, abs=1e-5)
     assert metrics["kl_div_score"] == pytest.approx(1, abs=1e-5)
@@ -230,11 +230,11 @@ def test_a_perfect_sae_loses_nothing() -> None:
 def test_a_perfect_transcoder_of_a_linear_module_loses_nothing() -> None:
     model = tiny_causal_model("gpt2")
     cfg = tiny_config("transcoder", skip_connection=True)
-    one = subject(cfg, ["h.1.attn.c_proj"], 32)
+    one = random_coders(cfg, ["h.1.attn.c_proj"], 32)
     coder, module = one.coders["h.1.attn.c_proj"], model.base_model.get_submodule("h.1.attn.c_proj")
     coder.W_dec.data.zero_()
     coder.W_skip.data, coder.b_dec.data = module.weight.T.clone(), module.bias.clone()
-    (found,) = measure(model, [one], tokens(model), whole=True)
+    (found,) = measure(model, [one], tokens(model), all_metrics=True)
     assert found.coders["h.1.attn.c_proj"]["ce_loss_score"] == pytest.approx(1, abs=1e-5)
     assert found.coders["h.1.attn.c_proj"]["explained_variance"] == pytest.approx(1, abs=1e-6)
 
@@ -242,7 +242,7 @@ def test_a_perfect_transcoder_of_a_linear_module_loses_nothing() -> None:
 @pytest.mark.parametrize("model_type", ["sae", "transcoder"])
 def test_predicting_the_mean_explains_no_variance(model_type: str) -> None:
     model, point = tiny_causal_model("llama"), "layers.1.mlp"
-    one = subject(tiny_config(model_type), [point], 32)
+    one = random_coders(tiny_config(model_type), [point], 32)
     coder, ids = one.coders[point], tokens(model)
     coder.W_dec.data.zero_()
     seen: list[Tensor] = []
@@ -250,7 +250,7 @@ def test_predicting_the_mean_explains_no_variance(model_type: str) -> None:
     model(input_ids=torch.from_numpy(ids).to(DEVICE))
     handle.remove()
     coder.b_dec.data = seen[0].flatten(0, 1).double().mean(0).float()
-    (found,) = measure(model, [one], ids, whole=True)
+    (found,) = measure(model, [one], ids, all_metrics=True)
     assert found.coders[point]["explained_variance"] == pytest.approx(0, abs=1e-6)
 
 
@@ -258,15 +258,15 @@ def test_coders_measured_side_by_side_score_as_they_do_alone() -> None:
     model = tiny_causal_model("llama")
     ids = tokens(model)
     some = [
-        subject(tiny_config("sae", exclude_first_tokens=1), ["layers.1"], 32),
-        subject(tiny_config("sae", exclude_first_tokens=2, k=7), ["layers.1", "layers.3"], 32),
-        subject(tiny_config("transcoder", max_norm_multiple=1.1, init_seeds=[1, 2]), ["layers.1.mlp"], 32),
-        subject(tiny_config("sae", max_norm_multiple=1.1), ["layers.1.mlp"], 32),
-        subject(tiny_config("sae", eval_end_to_end=False), ["layers.2"], 32),
+        random_coders(tiny_config("sae", exclude_first_tokens=1), ["layers.1"], 32),
+        random_coders(tiny_config("sae", exclude_first_tokens=2, k=7), ["layers.1", "layers.3"], 32),
+        random_coders(tiny_config("transcoder", max_norm_multiple=1.1, init_seeds=[1, 2]), ["layers.1.mlp"], 32),
+        random_coders(tiny_config("sae", max_norm_multiple=1.1), ["layers.1.mlp"], 32),
+        random_coders(tiny_config("sae", eval_end_to_end=False), ["layers.2"], 32),
     ]
-    together = measure(model, some, ids, whole=True)
+    together = measure(model, some, ids, all_metrics=True)
     for one, found in zip(some, together, strict=True):
-        (alone,) = measure(model, [one], ids, whole=True)
+        (alone,) = measure(model, [one], ids, all_metrics=True)
         assert (found.coders, found.together) == (alone.coders, alone.together)
     assert "ce_loss_score" not in together[4].coders["layers.2"]
     transcoder, sae = (together[i].coders[name] for i, name in ((2, "layers.1.mlp/seed1"), (3, "layers.1.mlp")))
@@ -278,21 +278,21 @@ def test_coders_measured_side_by_side_score_as_they_do_alone() -> None:
 def test_what_best_goes_by_is_the_same_in_a_save_and_in_an_evaluation(loss_fn: str, metric: str) -> None:
     model = tiny_causal_model("llama")
     for points in (["layers.1"], ["layers.1", "layers.2"]):
-        one = subject(tiny_config("sae", loss_fn=loss_fn, init_seeds=[1, 2]), points, 32)
-        quick, whole = (measure(model, [one], tokens(model), whole=kind)[0].loss(loss_fn) for kind in (False, True))
-        assert quick == whole
-        result = measure(model, [one], tokens(model), whole=True)[0]
+        one = random_coders(tiny_config("sae", loss_fn=loss_fn, init_seeds=[1, 2]), points, 32)
+        quick, full = (measure(model, [one], tokens(model), all_metrics=kind)[0].loss(loss_fn) for kind in (False, True))
+        assert quick == full
+        result = measure(model, [one], tokens(model), all_metrics=True)[0]
         for name in one.coders:
             scope = result.coders[name]
             if loss_fn != "fvu" and len(points) > 1:
                 scope = result.together[name.partition("/")[2]]
-            assert whole[name] == scope[metric]
+            assert full[name] == scope[metric]
 
 
 def test_without_a_token_that_counts_metrics_are_nan_and_null_in_the_file(tmp_path) -> None:
     model = tiny_causal_model("llama")
-    one = subject(tiny_config("sae", exclude_tokens=list(range(VOCABULARY))), ["layers.1"], 32)
-    (found,) = measure(model, [one], tokens(model), whole=True)
+    one = random_coders(tiny_config("sae", exclude_tokens=list(range(VOCABULARY))), ["layers.1"], 32)
+    (found,) = measure(model, [one], tokens(model), all_metrics=True)
     assert math.isnan(found.coders["layers.1"]["fvu"])
     assert math.isnan(found.coders["layers.1"]["ce_loss_score"])
     eval_file.write(tmp_path, found.evaluation(one))
@@ -302,15 +302,15 @@ def test_without_a_token_that_counts_metrics_are_nan_and_null_in_the_file(tmp_pa
 
 def test_a_model_without_a_head_gets_the_coders_own_metrics() -> None:
     model = tiny_model("llama")
-    (found,) = measure(model, [subject(tiny_config("sae"), ["layers.1"], 32)], tokens(model), whole=True)
+    (found,) = measure(model, [random_coders(tiny_config("sae"), ["layers.1"], 32)], tokens(model), all_metrics=True)
     assert "fvu" in found.coders["layers.1"]
     assert "ce_loss_score" not in found.coders["layers.1"]
 
 
 def test_what_is_read_back_is_what_was_written(tmp_path) -> None:
     model = tiny_causal_model("llama")
-    one = subject(tiny_config("sae", init_seeds=[1, 2]), ["layers.1", "layers.2"], 32)
-    measured: EvalResult = measure(model, [one], tokens(model), whole=True)[0]
+    one = random_coders(tiny_config("sae", init_seeds=[1, 2]), ["layers.1", "layers.2"], 32)
+    measured: EvalResult = measure(model, [one], tokens(model), all_metrics=True)[0]
     evaluation = measured.evaluation(one, 12, 3456)
     eval_file.write(tmp_path, evaluation)
     assert eval_file.read(tmp_path) == evaluation

@@ -26,7 +26,7 @@ compiles = pytest.mark.skipif(compilation.machine_obstacle(DEVICE) is not None, 
 
 @pytest.fixture(autouse=True)
 def _nothing_compiled_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compilation, "FAILED", {})
+    monkeypatch.setattr(compilation, "FAILURES", {})
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
 
@@ -44,7 +44,7 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     """compile_model=null compiles here, as it does on a GPU."""
-    monkeypatch.setattr(layers, "unwanted", lambda *_: None)
+    monkeypatch.setattr(layers, "automatic_obstacle", lambda *_: None)
 
 
 @pytest.fixture
@@ -86,8 +86,8 @@ def test_a_compiled_model_gives_what_the_model_gives(cache: Path, tmp_path: Path
 @pytest.mark.parametrize(("family", "kinds"), [("llama", 1), ("gpt2", 1), ("neox", 1), ("gemma3", 2)])
 def test_each_kind_of_layer_is_compiled_once_and_once_more_for_a_batch_of_one(family: str, kinds: int) -> None:
     model = deep(family)
-    name, stack = layers.stack(model)
-    layers.compiled(model, [])
+    name, stack = layers.layer_stack(model)
+    layers.compile_layers(model, [])
     last = [f"{name}.{len(stack) - 1}"]
     forward.capture(model, last, ids(4))
     assert graphs() == kinds
@@ -102,7 +102,7 @@ def test_each_kind_of_layer_is_compiled_once_and_once_more_for_a_batch_of_one(fa
 @pytest.mark.usefixtures("traced")
 def test_kinds_of_layers_with_and_without_gradients_are_not_too_many_for_torch() -> None:
     model = deep("gemma3", AutoModelForCausalLM)
-    layers.compiled(model, points := ["layers.4", "layers.9"])
+    layers.compile_layers(model, points := ["layers.4", "layers.9"])
     scale = torch.ones((), device=DEVICE, requires_grad=True)
     for size in (3, 1):
         forward.end_to_end_loss(model, ids(size), points, lambda _, seen: seen.output * scale, "kl").backward()
@@ -113,7 +113,7 @@ def test_kinds_of_layers_with_and_without_gradients_are_not_too_many_for_torch()
 def test_layers_that_hold_a_hookpoint_are_not_compiled() -> None:
     model = tiny_model("llama")
     before = [layer.forward for layer in model.layers]
-    layers.compiled(model, ["layers.1.mlp", "layers.2"])
+    layers.compile_layers(model, ["layers.1.mlp", "layers.2"])
     assert [layer.forward == own for layer, own in zip(model.layers, before, strict=True)] == [False, True, False, False]
 
 
@@ -135,21 +135,21 @@ def test_a_gpu_compiles_by_itself_what_it_can(
 ) -> None:
     cfg, model = tiny_config("sae", **{"hookpoints": ["layers.1.mlp"], "deterministic": False} | settings), tiny_model("llama")
     monkeypatch.setattr(compilation, "machine_obstacle", lambda _: None)
-    why = layers.uncompiled(cfg, model, cfg.hookpoints, None, GPU)
+    why = layers.compile_obstacle(cfg, model, cfg.hookpoints, None, GPU)
     assert why is None if reason is None else str(why).startswith(reason)
 
 
 def test_a_gpu_compiles_nothing_where_the_layers_that_are_loaded_all_hold_hookpoints(monkeypatch: pytest.MonkeyPatch) -> None:
     cfg, model = tiny_config("sae", deterministic=False), tiny_model("llama")
     monkeypatch.setattr(compilation, "machine_obstacle", lambda _: None)
-    assert layers.uncompiled(cfg, model, ["layers.0.mlp", "layers.1.mlp"], 2, GPU) is not None
-    assert layers.uncompiled(cfg, model, ["layers.0.mlp", "layers.1.mlp"], 3, GPU) is None
+    assert layers.compile_obstacle(cfg, model, ["layers.0.mlp", "layers.1.mlp"], 2, GPU) is not None
+    assert layers.compile_obstacle(cfg, model, ["layers.0.mlp", "layers.1.mlp"], 3, GPU) is None
 
 
 def test_a_cpu_compiles_only_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compilation, "machine_obstacle", lambda _: None)
     for asked, compiled in [(None, False), (False, False), (True, True)]:
-        why = layers.uncompiled(tiny_config("sae", compile_model=asked), tiny_model("llama"), [], None, CPU)
+        why = layers.compile_obstacle(tiny_config("sae", compile_model=asked), tiny_model("llama"), [], None, CPU)
         assert (why is None) == compiled
 
 
@@ -222,7 +222,7 @@ def test_a_compilation_that_fails_is_told_once_and_the_run_goes_on_as_without(
 def test_after_a_failure_no_layer_of_the_model_is_compiled() -> None:
     model, plain = tiny_model("llama"), tiny_model("llama")
     told: list[Exception] = []
-    layers.compiled(model, [], told.append)
+    layers.compile_layers(model, [], told.append)
     for size in (2, 1):
         one, other = (forward.capture(m, ["layers.3"], ids(size))["layers.3"].output for m in (model, plain))
         assert torch.equal(one, other)
@@ -236,10 +236,10 @@ def test_a_python_that_torch_cannot_compile_is_a_failure_like_others(monkeypatch
 
     monkeypatch.setattr(torch, "compile", refuses)
     told: list[Exception] = []
-    layers.compiled(tiny_model("llama"), [], told.append)
+    layers.compile_layers(tiny_model("llama"), [], told.append)
     assert [str(error) for error in told] == ["torch.compile is not supported on Python 4"]
     with pytest.raises(RuntimeError, match="Python 4"):
-        layers.compiled(tiny_model("llama"), [])
+        layers.compile_layers(tiny_model("llama"), [])
 
 
 @compiles
@@ -254,8 +254,8 @@ def test_a_compilation_that_was_asked_for_and_fails_is_the_runs_failure(cache: P
 @pytest.mark.usefixtures("broken")
 def test_later_packs_of_the_process_do_not_try_again_and_say_why() -> None:
     cfg = tiny_config("sae", deterministic=False)
-    compilation.FAILED[cfg.model_name, cfg.revision] = "OSError: no such compiler"
-    why = layers.uncompiled(cfg, tiny_causal_model("llama"), [], None, GPU)
+    compilation.FAILURES[cfg.model_name, cfg.revision] = "OSError: no such compiler"
+    why = layers.compile_obstacle(cfg, tiny_causal_model("llama"), [], None, GPU)
     assert str(why) == "torch.compile failed before: OSError: no such compiler"
 
 
