@@ -133,7 +133,7 @@ def measured(
         faults += model_checks.faults(cfg, outline, layers.compile_obstacle(cfg, outline, points, count, device))
         if faults:
             raise ConfigError(*faults)
-        sequences = token_sets.heldout(cfg, lambda: loading.tokenizer(cfg), loading.text_config(outline).vocab_size)
+        sequences = token_sets.heldout_sequences(cfg, lambda: loading.tokenizer(cfg), loading.text_config(outline).vocab_size)
         subject = heldout.CodersToEvaluate(cfg, coders)
         model = layers.load_for_hookpoints(cfg, device, count, points)
         (found,) = heldout.measure(model, [subject], sequences, all_metrics=True)

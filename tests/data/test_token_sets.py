@@ -304,7 +304,7 @@ def test_a_saved_set_holds_out_a_split_and_its_folder_is_left_as_it_was(tmp_path
     cut = np.concatenate([packed([row]) for row in shuffled(parts["validation"])])
     np.testing.assert_array_equal(got.heldout[:], cut[:HELD])
     assert sorted(folder.rglob("*")) == before
-    monkeypatch.setattr(sources, "rows_of", untouched)
+    monkeypatch.setattr(sources, "open_rows", untouched)
     np.testing.assert_array_equal(sets(cfg).train[:], got.train[:])
 
 
@@ -357,7 +357,7 @@ def test_a_prepared_set_is_read_again_without_source_tokenizer_or_a_word(
     cfg = settings(tmp_path, dataset_name=corpus)
     first = sets(cfg)
     capfd.readouterr()
-    monkeypatch.setattr(sources, "rows_of", untouched)
+    monkeypatch.setattr(sources, "open_rows", untouched)
     again = prepare(cfg, untouched, VOCABULARY)
     np.testing.assert_array_equal(again.train[:], first.train[:])
     assert capfd.readouterr() == ("", "")
@@ -382,7 +382,7 @@ def test_a_preparation_that_fails_midway_goes_on_to_the_same_bytes(
 ) -> None:
     name = corpus if kind == "local_text" else hub_folder(tmp_path / "set")
     cfg, undisturbed = (settings(tmp_path / f, dataset_name=name, dataset_kind=kind, max_samples=None) for f in "ab")
-    read = sources.rows_of
+    read = sources.open_rows
 
     def broken(*given: Any) -> Iterator[dict[str, Any]]:
         for number, row in enumerate(read(*given)):
@@ -390,11 +390,11 @@ def test_a_preparation_that_fails_midway_goes_on_to_the_same_bytes(
                 raise KeyboardInterrupt
             yield row
 
-    monkeypatch.setattr(sources, "rows_of", broken)
+    monkeypatch.setattr(sources, "open_rows", broken)
     with pytest.raises(KeyboardInterrupt):
         sets(cfg)
     assert 0 < json.loads(written(cfg)["state.json"])["documents"] < 200
-    monkeypatch.setattr(sources, "rows_of", read)
+    monkeypatch.setattr(sources, "open_rows", read)
     sets(cfg)
     sets(undisturbed)
     assert written(cfg) == written(undisturbed)
@@ -523,9 +523,9 @@ def test_ids_above_sixteen_bits_survive(tmp_path: Path) -> None:
 def test_the_cache_lies_in_the_users_cache_folder_unless_told_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = settings(tmp_path, dataset_name="x", cache_dir=None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert sources.cache_folder(cfg) == tmp_path / "sae_transcoder"
+    assert sources.cache_dir(cfg) == tmp_path / "sae_transcoder"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert sources.cache_folder(cfg) == Path.home() / ".cache/sae_transcoder"
+    assert sources.cache_dir(cfg) == Path.home() / ".cache/sae_transcoder"
 
 
 MEMORY = """
@@ -613,7 +613,7 @@ def test_a_broken_file_is_refused_with_its_reason(tmp_path: Path, kind: str) -> 
 
 def test_a_stream_that_breaks_off_is_refused_with_its_reason_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = settings(tmp_path, dataset_kind="hub", dataset_name=hub_folder(tmp_path / "set"))
-    read = sources.rows_of
+    read = sources.open_rows
 
     def cut(*given: Any) -> Iterator[dict[str, Any]]:
         for number, row in enumerate(read(*given)):
@@ -621,12 +621,12 @@ def test_a_stream_that_breaks_off_is_refused_with_its_reason_and_goes_on(tmp_pat
                 raise ConnectionError("connection reset by peer")
             yield row
 
-    monkeypatch.setattr(sources, "rows_of", cut)
+    monkeypatch.setattr(sources, "open_rows", cut)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     message = refusal(cfg)
     assert "connection reset by peer" in message
     assert "goes on" in message
-    monkeypatch.setattr(sources, "rows_of", read)
+    monkeypatch.setattr(sources, "open_rows", read)
     assert len(sets(cfg).train) == 1100
 
 
