@@ -27,18 +27,18 @@ class Sequences:
     """Token sequences on disk in reading order: `s[a:b]` is an int64 array [sequence, position]."""
 
     rows: np.ndarray  # [sequence, position], as they lie on disk
-    row_numbers: Callable[[np.ndarray], np.ndarray]  # places in the reading order -> rows
+    row_numbers: Callable[[np.ndarray], np.ndarray]  # positions in the reading order -> rows
     length: int
 
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, places: slice) -> np.ndarray:
-        return self.rows[self.row_numbers(np.arange(*places.indices(self.length)))].astype(np.int64)
+    def __getitem__(self, positions: slice) -> np.ndarray:
+        return self.rows[self.row_numbers(np.arange(*positions.indices(self.length)))].astype(np.int64)
 
 
 def mixed_order(first: int, available: int, seed: int) -> Callable[[np.ndarray], np.ndarray]:
-    """A reading order of `available` rows from `first` on, mixed within each window: places in it -> rows.
+    """A reading order of `available` rows from `first` on, mixed within each window: positions in it -> rows.
 
     A window's order depends on the seed, the window and how many rows it has. So as long as windows are complete, a
     short run reads a prefix of what a long one reads.
@@ -47,11 +47,11 @@ def mixed_order(first: int, available: int, seed: int) -> Callable[[np.ndarray],
     def order(window: int) -> np.ndarray:
         return np.random.default_rng([seed, window]).permutation(min(WINDOW, available - window * WINDOW))
 
-    def row_numbers(places: np.ndarray) -> np.ndarray:
-        windows = places // WINDOW
+    def row_numbers(positions: np.ndarray) -> np.ndarray:
+        windows = positions // WINDOW
         orders = {w: order(w) for w in np.unique(windows).tolist()}
         return np.array(
-            [first + w * WINDOW + orders[w][p % WINDOW] for w, p in zip(windows.tolist(), places.tolist(), strict=True)],
+            [first + w * WINDOW + orders[w][p % WINDOW] for w, p in zip(windows.tolist(), positions.tolist(), strict=True)],
             np.int64,
         )
 
