@@ -1,4 +1,4 @@
-"""What reaches sparsify: its own configs, its optimizers and schedules, for a run of a given length."""
+"""sparsify's own configs, optimizers and schedules for a run."""
 
 from collections import defaultdict
 from collections.abc import Hashable, Sequence

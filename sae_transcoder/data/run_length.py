@@ -20,14 +20,14 @@ class RunLength:
         return index * self.batch, min((index + 1) * self.batch, self.samples)
 
 
-def samples_until_max_steps(cfg: Config, ranks: int = 1) -> int | None:
-    """Samples in `max_steps` optimizer steps, where so many ranks share each batch; None where max_steps is not set."""
+def samples_of_max_steps(cfg: Config, ranks: int = 1) -> int | None:
+    """Samples that `max_steps` optimizer steps read, where so many ranks share each batch; None where it is not set."""
     return None if cfg.max_steps is None else cfg.max_steps * cfg.grad_acc_steps * cfg.batch_size * ranks
 
 
 def needed_samples(cfg: Config, ranks: int = 1) -> int | None:
     """Training samples that the run reads at most, where so many ranks share each batch; None: all there are."""
-    limits = (cfg.max_samples, samples_until_max_steps(cfg, ranks))
+    limits = (cfg.max_samples, samples_of_max_steps(cfg, ranks))
     return min((limit for limit in limits if limit is not None), default=None)
 
 
@@ -37,7 +37,7 @@ def run_length(cfg: Config, samples: int, ranks: int = 1) -> RunLength:
     A last batch that is not full, and a last step of fewer batches, count; sparsify drops the latter.
     """
     size = cfg.batch_size * ranks
-    limit = samples_until_max_steps(cfg, ranks)
+    limit = samples_of_max_steps(cfg, ranks)
     if limit is not None:
         samples = min(samples, limit)
     batches = math.ceil(samples / size)

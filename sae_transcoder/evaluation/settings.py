@@ -26,7 +26,7 @@ from sae_transcoder.config.composition import composed
 SELECTION = ("layers", "layer_stride", "site", "hookpoints")
 GROUPS = ("model", "dataset", "hardware")
 # The fields that an evaluation reads; any other would be accepted and ignored.
-READ_FIELDS = {f.name for part in (ModelConfig, DatasetConfig, HardwareConfig) for f in fields(part)} - {
+READ_FIELDS = {f.name for group in (ModelConfig, DatasetConfig, HardwareConfig) for f in fields(group)} - {
     "max_samples",
     "distribute_modules",
 }

@@ -41,8 +41,8 @@ def pair(kind: type[SparseCoder], device: torch.device = DEVICE, **settings: obj
 
 def dense_losses(coder: SparseCoder, x: torch.Tensor, dead: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """FVU, AuxK loss and Multi-TopK FVU written with dense tensors and left to autograd."""
-    given = x if coder.cfg.transcode else x - coder.b_dec
-    preacts = F.linear(given, coder.encoder.weight, coder.encoder.bias)
+    centered_input = x if coder.cfg.transcode else x - coder.b_dec
+    preacts = F.linear(centered_input, coder.encoder.weight, coder.encoder.bias)
     variance = (x - x.mean(0)).pow(2).sum()
 
     def reconstruct(among: torch.Tensor, k: int) -> torch.Tensor:
@@ -89,28 +89,28 @@ def test_losses_and_gradients_equal_dense_autograd(transcode: bool, skip_connect
 def test_groupmax_chooses_one_latent_of_each_group() -> None:
     coder, x = pair(CorrectedCoder, activation="groupmax")
     plain, _ = pair(SparseCoder, activation="groupmax")
-    out, theirs = coder(x=x), plain(x=x)
+    out, plain_out = coder(x=x), plain(x=x)
     assert torch.equal(out.latent_indices // (LATENTS // K), torch.arange(K, device=DEVICE).expand(TOKENS, K))
-    torch.testing.assert_close(out.fvu, theirs.fvu)
+    torch.testing.assert_close(out.fvu, plain_out.fvu)
 
 
 def test_selecting_piece_by_piece_gives_what_the_whole_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     coder, x = pair(CorrectedCoder, multi_topk=True)
     dead = torch.arange(0, LATENTS, 5, device=DEVICE)
     whole = coder(x=x, dead=dead)
-    monkeypatch.setitem(CHUNK_SIZE, DEVICE.type, 5 * LATENTS)  # 24 tokens in pieces of 4 and 5
-    in_pieces = coder(x=x, dead=dead)
-    torch.testing.assert_close(in_pieces, whole)
+    monkeypatch.setitem(CHUNK_SIZE, DEVICE.type, 5 * LATENTS)  # 24 tokens in chunks of 4 and 5
+    in_chunks = coder(x=x, dead=dead)
+    torch.testing.assert_close(in_chunks, whole)
 
 
 def test_where_all_chosen_latents_are_positive_weights_equal_sparsifys() -> None:
-    ours, x = pair(CorrectedCoder)
-    theirs, _ = pair(SparseCoder)
-    for coder in (ours, theirs):
+    corrected, x = pair(CorrectedCoder)
+    plain, _ = pair(SparseCoder)
+    for coder in (corrected, plain):
         coder.encoder.bias.data += 3
         coder(x=x).fvu.backward()
-    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(mine.grad, other.grad, atol=SUMS, rtol=1e-4)
+    for ours, sparsifys in zip(corrected.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, sparsifys.grad, atol=SUMS, rtol=1e-4)
 
 
 def test_latents_at_or_below_zero_get_no_gradient() -> None:
