@@ -11,15 +11,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sae_transcoder.coder import stored as stored_coders
+from sae_transcoder.coder.stored_coders import coders_dir, find_coders, run_dir_of
 from sae_transcoder.config import Config, ConfigError, evaluation_settings
 from sae_transcoder.distributed import refuse
 from sae_transcoder.evaluation.settings import (
     SELECTION,
+    evaluation_config,
     refuse_trained_on,
     refuse_unread,
     run_settings,
-    settings,
     sparsify_settings,
 )
 from sae_transcoder.preflight.device import find_device
@@ -67,23 +67,23 @@ def evaluate(path: str, overrides: Sequence[str] = (), output: Path | None = Non
     that would measure what the coders were trained on.
     """
     refuse_unread(overrides)
-    root = stored_coders.folder(path, path)
+    root = coders_dir(path, path)
     if (root / "cfg.json").is_file():  # a single coder's folder
         root, places = root.parent, {root.name: root}
     else:
-        places = stored_coders.find(root)
+        places = find_coders(root)
     if not places:
         raise ConfigError(
             f"{path}: holds no coders (folders with cfg.json and sae.safetensors); give a run's directory or its coders/"
         )
-    run = stored_coders.run_of(root)
+    run = run_dir_of(root)
     base = run_settings(run) if run else sparsify_settings(root, places)
     selecting = any(o.split("=")[0] in SELECTION for o in overrides)
     if selecting or not run:
         base = {name: value for name, value in base.items() if name not in SELECTION}
-    cfg = settings(base, overrides)
+    cfg = evaluation_config(base, overrides)
     if run:
-        refuse_trained_on(settings(base, ()), cfg)
+        refuse_trained_on(evaluation_config(base, ()), cfg)
     if output is None:
         key = hashlib.sha256(json.dumps([path, evaluation_settings(cfg), sorted(places)]).encode()).hexdigest()[:8]
         aside = Path(cfg.save_dir) / "evals" / f"{Path(path).name}-{key}"
@@ -107,7 +107,7 @@ def measured(
     cfg: Config, places: dict[str, Path], path: str, step: int | None, tokens: int | None, *, selecting: bool
 ) -> Evaluation:
     """Loads the model and the coders and measures them; `selecting`: only those on the hookpoints that `cfg` names."""
-    from sae_transcoder.coder.names import hookpoint
+    from sae_transcoder.coder.names import hookpoint_of
     from sae_transcoder.data import token_sets
     from sae_transcoder.evaluation import heldout
     from sae_transcoder.language_model import hookpoints, layers, loading, model_checks
@@ -116,28 +116,28 @@ def measured(
     device = find_device(cfg)
     outline = loading.outline(cfg)
     if selecting:
-        wanted = hookpoints.find(cfg, outline)
-        if lost := [point for point in wanted if point not in map(hookpoint, places)]:
+        wanted = hookpoints.hookpoint_names(cfg, outline)
+        if lost := [point for point in wanted if point not in map(hookpoint_of, places)]:
             raise ConfigError(f"{path}: no coders for {', '.join(lost)}; it holds {', '.join(places)}")
-        places = {name: place for name, place in places.items() if hookpoint(name) in wanted}
-    points = list(dict.fromkeys(map(hookpoint, places)))
+        places = {name: place for name, place in places.items() if hookpoint_of(name) in wanted}
+    points = list(dict.fromkeys(map(hookpoint_of, places)))
     modules = dict(outline.named_modules())
     if lost := [point for point in points if point not in modules]:
         raise ConfigError(
             f"{path}: coders on {', '.join(lost)}, which model_name={cfg.model_name} does not have "
-            f"(it has {hookpoints.shape_of_names(filter(None, modules))}); set model or model_name"
+            f"(it has {hookpoints.name_patterns(filter(None, modules))}); set model or model_name"
         )
     widths = hookpoints.widths(cfg, outline, points)
     with diagnosing(), devices.configured(cfg, device):
         coders, faults = loaded(cfg, places, widths, device)
-        count = layers.needed(cfg, outline, points)
-        faults += model_checks.faults(cfg, outline, layers.uncompiled(cfg, outline, points, count, device))
+        count = layers.num_layers_needed(cfg, outline, points)
+        faults += model_checks.faults(cfg, outline, layers.compile_obstacle(cfg, outline, points, count, device))
         if faults:
             raise ConfigError(*faults)
-        sequences = token_sets.heldout(cfg, lambda: loading.tokenizer(cfg), loading.text_config(outline).vocab_size)
+        sequences = token_sets.heldout_sequences(cfg, lambda: loading.tokenizer(cfg), loading.text_config(outline).vocab_size)
         subject = heldout.CodersToEvaluate(cfg, coders)
-        model = layers.load(cfg, device, count, points)
-        (found,) = heldout.measure(model, [subject], sequences, whole=True)
+        model = layers.load_for_hookpoints(cfg, device, count, points)
+        (found,) = heldout.measure(model, [subject], sequences, all_metrics=True)
         return found.evaluation(subject, step, tokens)
 
 
@@ -146,7 +146,7 @@ def loaded(
 ) -> tuple[dict[str, SparseCoder], list[str]]:
     """The coders {name: coder}, and what is wrong with those that cannot be read or do not fit a hookpoint's width."""
     from sae_transcoder.coder.corrected_coder import SparseCoder
-    from sae_transcoder.coder.names import hookpoint
+    from sae_transcoder.coder.names import hookpoint_of
 
     coders, faults = {}, []
     for name, place in places.items():
@@ -155,9 +155,9 @@ def loaded(
         except Exception as error:  # json, safetensors and torch raise what the damage happens to hit
             faults.append(f"{place}: cannot be read ({str(error).splitlines()[0]})")
             continue
-        if coders[name].d_in != (width := widths[hookpoint(name)]):
+        if coders[name].d_in != (width := widths[hookpoint_of(name)]):
             faults.append(
-                f"{place}: a coder of width {coders[name].d_in}, {hookpoint(name)} of model_name={cfg.model_name} has {width}; set model"
+                f"{place}: a coder of width {coders[name].d_in}, {hookpoint_of(name)} of model_name={cfg.model_name} has {width}; set model"
             )
     return coders, faults
 

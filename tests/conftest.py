@@ -74,9 +74,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def float32_coders(monkeypatch: pytest.MonkeyPatch) -> None:
     """Coders' products in float32: on a GPU they are in bfloat16, as sparsify's are, and its rounding would hide what is compared with an
     independent computation."""
-    from sae_transcoder.coder import corrected_coder, stack
+    from sae_transcoder.coder import batched_coders, corrected_coder
 
-    for module in (corrected_coder, stack) if ON_GPU else ():
+    for module in (batched_coders, corrected_coder) if ON_GPU else ():
         monkeypatch.setattr(module, "product_dtype", lambda device: torch.float32)
 
 

@@ -21,7 +21,7 @@ from transformers import AutoModel
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from contenders.meter import ARRAYS, Job, job
-from sae_transcoder.coder.selection import largest, select
+from sae_transcoder.coder.latent_selection import select_preacts, top_k
 from sae_transcoder.process import host_memory
 
 REPEATS = 9
@@ -116,7 +116,7 @@ def coder_parts(x: Tensor, weights: dict[str, Tensor], k: int) -> dict[str, dict
         "encoder product, top-k": {
             "whole": lambda: F.linear(given, encoder, bias).topk(k, dim=-1, sorted=False),
             f"in pieces of {PIECE} tokens": in_pieces,
-            "in pieces, top-k in two stages": lambda: select(given, encoder, bias, [lambda preacts: largest(preacts, k)]),
+            "in pieces, top-k in two stages": lambda: select_preacts(given, encoder, bias, [lambda preacts: top_k(preacts, k)]),
         },
         "decode": {
             "embedding_bag": lambda: F.embedding_bag(indices, decoder, per_sample_weights=acts, mode="sum"),

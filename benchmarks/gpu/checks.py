@@ -39,7 +39,9 @@ def checks(device: str) -> list[Task]:
         Task("check", "nvidia-smi", 2, lambda _: ["nvidia-smi"], limit=20),
         trained("a run", 20, 800),
         tests(
-            *("coder/test_corrected_coder", "training/test_oracle", "training/test_run", "language_model/test_forward"), processes=4
+            *("coder/test_corrected_coder", "coder/test_autograd_functions", "training/test_oracle"),
+            *("training/test_coder_trainer", "language_model/test_forward"),
+            processes=4,
         ),
         oom,
         trained("a sweep of 8", 30, 800, "-m", "k=8,16,32,64", "expansion_factor=4,8"),

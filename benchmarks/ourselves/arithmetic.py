@@ -61,7 +61,7 @@ SHAPES = {
 
 
 # Tables by which the step decides by the type of a device; what a version of the project does not have is passed over.
-BY_DEVICE = ("pieces.PIECE", "pieces.SMALL", "selection.TWO_STAGES", "row_sums.WAYS")
+BY_DEVICE = ("chunk_sizes.CHUNK_SIZE", "chunk_sizes.SMALL_BATCH", "latent_selection.TWO_STAGES", "sparse_products.PRODUCT_RULES")
 
 
 def path_of(kind: str) -> ExitStack:

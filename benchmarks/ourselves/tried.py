@@ -22,20 +22,20 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from common import show
 from contenders.bare import seconds
-from sae_transcoder.coder.selection import largest, select
+from sae_transcoder.coder.latent_selection import select_preacts, top_k
 from sae_transcoder.language_model import loading
 from sae_transcoder.process import host_memory
 
 TOKENS, WIDTH, LAYERS = 4096, 256, 3
 
 
-def top_k(latents: int, k: int) -> dict[str, Callable[[], Any]]:
+def ways_to_top_k(latents: int, k: int) -> dict[str, Callable[[], Any]]:
     """Ways to the k largest of each row."""
     preacts = torch.randn(TOKENS, latents)
     array = preacts.numpy()
     return {
         "torch.topk": lambda: preacts.topk(k, dim=-1, sorted=False),
-        "in two stages (kept)": lambda: largest(preacts, k),
+        "in two stages (kept)": lambda: top_k(preacts, k),
         "numpy.argpartition": lambda: np.argpartition(array, latents - k, axis=1)[:, latents - k :],
     }
 
@@ -46,11 +46,11 @@ def encoder(latents: int, k: int) -> dict[str, Callable[[], Any]]:
 
     def pieces(size: int) -> None:
         for piece in given.split(size):
-            largest(F.linear(piece, weight, bias), k)
+            top_k(F.linear(piece, weight, bias), k)
 
     return {
-        "whole": lambda: largest(F.linear(given, weight, bias), k),
-        "in pieces of 2**21 (kept)": lambda: select(given, weight, bias, [lambda preacts: largest(preacts, k)]),
+        "whole": lambda: top_k(F.linear(given, weight, bias), k),
+        "in pieces of 2**21 (kept)": lambda: select_preacts(given, weight, bias, [lambda preacts: top_k(preacts, k)]),
         "in pieces of 128 tokens": lambda: pieces(128),
     }
 
@@ -95,7 +95,7 @@ def main() -> None:
     torch.set_float32_matmul_precision("high")  # as in training
     host_memory.keep_freed()
     shapes = [(1024, 8), (1024, 32), (2048, 32), (2048, 64), (16384, 64)]
-    tried = {f"top {k} of {latents:,}": top_k(latents, k) for latents, k in shapes}
+    tried = {f"top {k} of {latents:,}": ways_to_top_k(latents, k) for latents, k in shapes}
     tried |= {f"encoder and top {k} of {latents:,}": encoder(latents, k) for latents, k in [(2048, 32), (8192, 32)]}
     tried |= {"product with 1,024 latents": products(), f"forward of {LAYERS} layers": forwards()}
     rows = [[what, way, f"{1000 * seconds(call, 'cpu'):.1f} ms"] for what, ways in tried.items() for way, call in ways.items()]

@@ -1,38 +1,38 @@
-"""What a run calls its coders: by their hookpoint, `layers.2`, or with several seeds `layers.2/seed7`."""
+"""The names of a run's coders: their hookpoint, `layers.2`, or with several seeds `layers.2/seed7`."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 
-def names(hookpoint: str, seeds: Sequence[int]) -> list[str]:
+def coder_names(hookpoint: str, seeds: Sequence[int]) -> list[str]:
     """The names of a hookpoint's coders, one for each seed."""
     return [f"{hookpoint}/seed{seed}" for seed in seeds] if len(seeds) > 1 else [hookpoint]
 
 
-def hookpoint(name: str) -> str:
-    """Where a coder of that name belongs."""
+def hookpoint_of(name: str) -> str:
+    """The hookpoint of the coder of that name."""
     return name.partition("/")[0]
 
 
-def seed(name: str) -> str:
-    """`seed7`, or nothing where there is only one."""
+def seed_of(name: str) -> str:
+    """`seed7`, or an empty string where the run has one seed."""
     return name.partition("/")[2]
 
 
-def by_seed(names: Iterable[str]) -> list[dict[str, str]]:
+def coders_by_seed(names: Iterable[str]) -> list[dict[str, str]]:
     """{hookpoint: coder} for each seed."""
-    seeds: dict[str, dict[str, str]] = {}
+    by_seed: dict[str, dict[str, str]] = {}
     for name in names:
-        seeds.setdefault(seed(name), {})[hookpoint(name)] = name
-    return list(seeds.values())
+        by_seed.setdefault(seed_of(name), {})[hookpoint_of(name)] = name
+    return list(by_seed.values())
 
 
-def folder(name: str) -> Path:
-    """Where a coder lies below coders/: its hookpoint, or seed<N>/hookpoint."""
-    return Path(seed(name)) / hookpoint(name)
+def coder_dir(name: str) -> Path:
+    """The folder of a coder below coders/: its hookpoint, or seed<N>/hookpoint."""
+    return Path(seed_of(name)) / hookpoint_of(name)
 
 
-def name_of(folder: Path) -> str:
-    """The name of the coder that lies there; the inverse of `folder`."""
-    *seeds, point = folder.parts
-    return "/".join([point, *seeds])
+def coder_name(folder: Path) -> str:
+    """The name of the coder in that folder; the inverse of `coder_dir`."""
+    *seeds, hookpoint = folder.parts
+    return "/".join([hookpoint, *seeds])

@@ -10,9 +10,9 @@ from schedulefree import ScheduleFreeWrapper
 from torch import Tensor
 from transformers import get_linear_schedule_with_warmup
 
-from sae_transcoder.coder.sparsify_config import Length
 from sae_transcoder.coder.sparsify_parts import Muon, SignSGD, SparseCoder
 from sae_transcoder.config import OPTIMIZERS, Config, Optimizer, warmup_steps
+from sae_transcoder.data.run_length import RunLength
 
 
 class Group(NamedTuple):
@@ -29,7 +29,7 @@ class Built(NamedTuple):
     warms_up: bool = True
 
 
-def optimizers(cfg: Config, coders: Sequence[SparseCoder], length: Length) -> tuple[list[Any], list[Any]]:
+def optimizers(cfg: Config, coders: Sequence[SparseCoder], length: RunLength) -> tuple[list[Any], list[Any]]:
     """sparsify's optimizers and schedules (trainer.py:128) for these coders, parameters in a fixed order."""
     facts = OPTIMIZERS[cfg.optimizer]
     groups = [Group(list(c.parameters()), cfg.lr or facts.automatic_lr(c.num_latents)) for c in coders]

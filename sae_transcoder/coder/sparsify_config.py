@@ -1,38 +1,7 @@
-"""A run's length, and sparsify's own configs for it."""
-
-import math
-from dataclasses import dataclass
+"""sparsify's own configs for a run."""
 
 from sae_transcoder.coder.sparsify_parts import SparseCoderConfig, TrainConfig
-from sae_transcoder.config import Config, normalize_decoder, run_dir, run_name, samples_of_max_steps, warmup_steps
-
-
-@dataclass(frozen=True)
-class Length:
-    """How long a run is: batches read, optimizer steps made of them, samples in all, and in one batch over all ranks."""
-
-    batches: int
-    steps: int
-    samples: int
-    batch: int
-
-    def rows(self, index: int) -> tuple[int, int]:
-        """First sequence of a batch, and the one after its last; the last batch may be short."""
-        return index * self.batch, min((index + 1) * self.batch, self.samples)
-
-
-def length(cfg: Config, samples: int, ranks: int = 1) -> Length:
-    """The length of a run that has `samples` sequences to read, before `max_steps` ends it; ranks: how many share each batch.
-
-    A last batch that is not full, and a last step of fewer batches, count; sparsify drops the latter.
-    """
-    size = cfg.batch_size * ranks
-    samples = min(n for n in (samples, samples_of_max_steps(cfg, ranks)) if n is not None)
-    batches = math.ceil(samples / size)
-    if cfg.corrections:
-        return Length(batches, math.ceil(batches / cfg.grad_acc_steps), samples, size)
-    steps = batches // cfg.grad_acc_steps  # sparsify reads on, to no end
-    return Length(steps * cfg.grad_acc_steps, steps, samples, size)
+from sae_transcoder.config import Config, normalize_decoder, run_dir, run_name, warmup_steps
 
 
 def sparsify_configs(cfg: Config, hookpoints: list[str], steps: int) -> tuple[SparseCoderConfig, TrainConfig]:

@@ -1,5 +1,5 @@
-"""The parts of sparsify that this project uses, imported without what their import does beside: it prints that Triton is missing, on every
-machine without a GPU, and asks the driver whether the GPU has bfloat16, in processes that only plan."""
+"""The parts of sparsify that this project uses, imported without the side effects of importing sparsify: it prints that Triton is missing
+on every machine without a GPU, and asks the driver whether the GPU has bfloat16, also in processes that only plan."""
 
 from contextlib import redirect_stdout
 from io import StringIO

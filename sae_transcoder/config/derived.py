@@ -21,11 +21,6 @@ def warmup_steps(cfg: Config, steps: int) -> int:
     return min(1000, steps // 20) if cfg.lr_warmup_steps is None else cfg.lr_warmup_steps
 
 
-def samples_of_max_steps(cfg: Config, batch_ranks: int) -> int | None:
-    """Sequences that `max_steps` optimizer steps read, where `batch_ranks` ranks share each batch; None without `max_steps`."""
-    return None if cfg.max_steps is None else cfg.max_steps * cfg.grad_acc_steps * cfg.batch_size * batch_ranks
-
-
 def evaluation_batch(cfg: Config, vocabulary: int) -> int:
     """Sequences per forward of an evaluation: the run's batch, or fewer where their logits would need too much memory."""
     return max(1, min(cfg.batch_size, MAX_LOGITS // (cfg.max_seq_length * vocabulary)))

@@ -1,4 +1,4 @@
-"""Token sequences on disk: written once as documents are read, continued where a longer run needs more, read in a mixed order."""
+"""Token sequences on disk: written once as documents are read, extended when a longer run needs more, read in a mixed order."""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,27 +27,27 @@ class Sequences:
     """Token sequences on disk in reading order: `s[a:b]` is an int64 array [sequence, position]."""
 
     rows: np.ndarray  # [sequence, position], as they lie on disk
-    places: Callable[[np.ndarray], np.ndarray]  # positions in reading order -> rows
+    row_numbers: Callable[[np.ndarray], np.ndarray]  # positions in the reading order -> rows
     length: int
 
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, part: slice) -> np.ndarray:
-        return self.rows[self.places(np.arange(*part.indices(self.length)))].astype(np.int64)
+    def __getitem__(self, positions: slice) -> np.ndarray:
+        return self.rows[self.row_numbers(np.arange(*positions.indices(self.length)))].astype(np.int64)
 
 
-def mixed(first: int, available: int, seed: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Reading order of the rows from `first` on: mixed within each window of the `available` ones.
+def mixed_order(first: int, available: int, seed: int) -> Callable[[np.ndarray], np.ndarray]:
+    """A reading order of `available` rows from `first` on, mixed within each window: positions in it -> rows.
 
-    A window's order depends on the seed, the window and how many rows it has, so that as long as windows are complete a
+    A window's order depends on the seed, the window and how many rows it has. So as long as windows are complete, a
     short run reads a prefix of what a long one reads.
     """
 
     def order(window: int) -> np.ndarray:
         return np.random.default_rng([seed, window]).permutation(min(WINDOW, available - window * WINDOW))
 
-    def places(positions: np.ndarray) -> np.ndarray:
+    def row_numbers(positions: np.ndarray) -> np.ndarray:
         windows = positions // WINDOW
         orders = {w: order(w) for w in np.unique(windows).tolist()}
         return np.array(
@@ -55,20 +55,94 @@ def mixed(first: int, available: int, seed: int) -> Callable[[np.ndarray], np.nd
             np.int64,
         )
 
-    return places
+    return row_numbers
 
 
 @dataclass
-class State:
+class CacheState:
     """How far a source has been written: sequences, the documents they came from, and ids that do not fill a sequence yet."""
 
-    sequences: int
-    documents: int
-    carry: list[int]
-    exhausted: bool
+    sequences: int = 0
+    documents: int = 0
+    carry: list[int] = field(default_factory=list)
+    exhausted: bool = False
 
 
-def fill(
+@dataclass(frozen=True)
+class TokenFile:
+    """One source's sequences in a folder of the cache: tokens.bin, and state.json beside it."""
+
+    folder: Path
+    made_from: Mapping[str, Any]  # everything that the tokens depend on
+    length: int  # tokens in a sequence
+    dtype: np.dtype
+
+    @property
+    def path(self) -> Path:
+        """The file of tokens."""
+        return self.folder / "tokens.bin"
+
+    def num_bytes(self, sequences: int) -> int:
+        """The size of so many sequences."""
+        return sequences * self.length * self.dtype.itemsize
+
+    def read_state(self) -> CacheState:
+        """The state in the folder, or an empty one where nothing has been written or tokens are missing."""
+        try:
+            values = json.loads((self.folder / "state.json").read_text())
+        except FileNotFoundError:
+            return CacheState()
+        state = CacheState(values["sequences"], values["documents"], values["carry"], values["exhausted"])
+        if state.sequences and (not self.path.exists() or self.path.stat().st_size < self.num_bytes(state.sequences)):
+            return CacheState()
+        return state
+
+    def write_state(self, state: CacheState) -> None:
+        """Replaces state.json."""
+        replace_text(self.folder / "state.json", json.dumps({**vars(state), "made_from": self.made_from}, default=str))
+
+    def append(
+        self, state: CacheState, needed: int | None, documents: Iterable[np.ndarray], join: bool, show: Callable[[int], None]
+    ) -> None:
+        """Appends the documents' sequences until there are `needed` (None: all); advances `state` and writes it with them.
+
+        join: as in cached_sequences. show: called with the number of sequences that have been written.
+        """
+        pending: list[np.ndarray] = []
+        num_pending = 0  # sequences
+        carry = np.array(state.carry, self.dtype)
+        with self.path.open("ab") as file:
+            file.truncate(self.num_bytes(state.sequences))
+
+            def flush() -> None:
+                nonlocal num_pending
+                for rows in pending:
+                    file.write(rows.tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+                pending.clear()
+                num_pending, state.carry = 0, carry.tolist()
+                self.write_state(state)
+                show(state.sequences)
+
+            for document in documents:
+                ids = np.concatenate([carry, document.astype(self.dtype)]) if join else document.astype(self.dtype)
+                full = len(ids) // self.length * self.length
+                carry = ids[full:] if join else carry
+                pending.append(ids[:full])
+                state.documents += 1
+                state.sequences += full // self.length
+                num_pending += full // self.length
+                if num_pending >= WRITE_EVERY or len(pending) >= 4096:
+                    flush()
+                if needed is not None and state.sequences >= needed:
+                    break
+            else:
+                state.exhausted = True
+            flush()
+
+
+def cached_sequences(
     cache: Path,
     made_from: Mapping[str, Any],
     length: int,
@@ -77,9 +151,8 @@ def fill(
     documents: Callable[[int], Iterable[np.ndarray]],
     join: bool,
     label: str,
-) -> tuple[np.ndarray, bool]:
-    """The sequences of a source as a memory map [sequence, position], at least `needed` (None: all) where the source has so many,
-    and whether the source has no more.
+) -> np.ndarray:
+    """The sequences of a source as a memory map [sequence, position], at least `needed` (None: all) where the source has so many.
 
     made_from: everything that the tokens depend on; names the folder. documents: (number to skip) -> the following documents' ids.
     join: documents are packed one after the other; otherwise each is cut by itself and its remainder dropped.
@@ -88,75 +161,20 @@ def fill(
     key = hashlib.sha256(json.dumps(made_from, sort_keys=True, default=str).encode()).hexdigest()[:16]
     folder = cache / key
     folder.mkdir(parents=True, exist_ok=True)
-    dtype = np.dtype(np.uint16 if vocabulary <= 2**16 else np.uint32)
-    tokens = folder / "tokens.bin"
+    tokens = TokenFile(folder, made_from, length, np.dtype(np.uint16 if vocabulary <= 2**16 else np.uint32))
     with FileLock(folder / "lock"):
-        state = read_state(folder)
-        if state.sequences and (not tokens.exists() or tokens.stat().st_size < state.sequences * length * dtype.itemsize):
-            state = State(0, 0, [], False)
+        state = tokens.read_state()
         if not state.exhausted and (needed is None or state.sequences < needed):
-            with tokens.open("ab") as file, progress(label, needed) as show:
-                file.truncate(state.sequences * length * dtype.itemsize)
-                write(file, folder, made_from, state, dtype, length, needed, documents(state.documents), join, show)
+            with progress(label, needed) as show:
+                tokens.append(state, needed, documents(state.documents), join, show)
     if not state.sequences:
-        return np.zeros((0, length), dtype), state.exhausted
-    return np.memmap(tokens, dtype, "r", shape=(state.sequences, length)), state.exhausted
-
-
-def write(
-    file: Any, folder: Path, made_from: Mapping[str, Any], state: State, dtype: np.dtype, length: int, needed: int | None,
-    documents: Iterable[np.ndarray], join: bool, show: Callable[[int], None],
-) -> None:  # fmt: skip
-    """Appends the documents' sequences to the open file until there are `needed`; advances `state` and keeps it beside the file."""
-    pending: list[np.ndarray] = []
-    carry = np.array(state.carry, dtype)
-    held = 0
-
-    def flush() -> None:
-        nonlocal held
-        for rows in pending:
-            file.write(rows.tobytes())
-        file.flush()
-        os.fsync(file.fileno())
-        pending.clear()
-        held, state.carry = 0, carry.tolist()
-        write_state(folder, made_from, state)
-        show(state.sequences)
-
-    for document in documents:
-        ids = np.concatenate([carry, document.astype(dtype)]) if join else document.astype(dtype)
-        full = len(ids) // length * length
-        carry = ids[full:] if join else carry
-        pending.append(ids[:full])
-        state.documents += 1
-        state.sequences += full // length
-        held += full // length
-        if held >= WRITE_EVERY or len(pending) >= 4096:
-            flush()
-        if needed is not None and state.sequences >= needed:
-            break
-    else:
-        state.exhausted = True
-    flush()
-
-
-def read_state(folder: Path) -> State:
-    """The state kept in the folder, that of nothing written where there is none."""
-    try:
-        values = json.loads((folder / "state.json").read_text())
-    except FileNotFoundError:
-        return State(0, 0, [], False)
-    return State(values["sequences"], values["documents"], values["carry"], values["exhausted"])
-
-
-def write_state(folder: Path, made_from: Mapping[str, Any], state: State) -> None:
-    """Replaces state.json."""
-    replace_text(folder / "state.json", json.dumps({**vars(state), "made_from": made_from}, default=str))
+        return np.zeros((0, length), tokens.dtype)
+    return np.memmap(tokens.path, tokens.dtype, "r", shape=(state.sequences, length))
 
 
 @contextmanager
 def progress(label: str, needed: int | None) -> Iterator[Callable[[int], None]]:
-    """Shows how many sequences there are: a line that moves on a terminal, now and then a line elsewhere."""
+    """Shows how many sequences there are: a progress bar on a terminal, a line every few seconds elsewhere."""
     console = Console(stderr=True)
     if console.is_terminal:
         columns = (SpinnerColumn(), TextColumn(label), MofNCompleteColumn(), TextColumn("sequences"), TimeElapsedColumn())

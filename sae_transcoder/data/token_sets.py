@@ -1,4 +1,4 @@
-"""The tokens to train on and those held out."""
+"""The sequences to train on and those held out."""
 
 import itertools
 import json
@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from sae_transcoder.config import Config, ConfigError, DatasetKind, samples_of_max_steps
-from sae_transcoder.data import sources
-from sae_transcoder.data.token_cache import WINDOW, Sequences, fill, mixed
+from sae_transcoder.config import Config, ConfigError, DatasetKind
+from sae_transcoder.data import sources, token_ids
+from sae_transcoder.data.cache_key import cache_key_parts
+from sae_transcoder.data.run_length import needed_samples
+from sae_transcoder.data.token_cache import WINDOW, Sequences, cached_sequences, mixed_order
 
-MEMMAP_BLOCK = 64  # consecutive sequences of a memmap that stay together when the whole file is mixed
+MEMMAP_BLOCK = 64  # consecutive sequences of a memmap that stay together when the file is shuffled
 
 
 @dataclass(frozen=True)
@@ -25,16 +27,11 @@ class TokenSets:
     heldout: Sequences
 
 
-def needed_samples(cfg: Config, ranks: int = 1) -> int | None:
-    """Training sequences that the run reads at most, where so many ranks share each batch; None: all there are."""
-    return min((n for n in (cfg.max_samples, samples_of_max_steps(cfg, ranks)) if n is not None), default=None)
-
-
 def prepare(cfg: Config, tokenizer: Callable[[], Any], vocabulary: int, ranks: int = 1) -> TokenSets:
-    """The run's sequences, tokenised or read as far as it needs them, kept for the next run.
+    """The run's sequences, tokenised or read as far as the run needs them, and cached for the next run.
 
-    ranks: how many share each batch.
-    tokenizer: loads the model's tokenizer, called only where text has to be tokenised. vocabulary: how many ids the model has.
+    tokenizer: loads the model's tokenizer, called only where text has to be tokenised; vocabulary: how many ids the model has; ranks: how many
+    share each batch.
     Raises ConfigError for data that cannot be read, lacks its column, has ids beyond the vocabulary or fills no sequence.
     """
     needed = needed_samples(cfg, ranks)
@@ -42,40 +39,42 @@ def prepare(cfg: Config, tokenizer: Callable[[], Any], vocabulary: int, ranks: i
         return from_memmap(cfg, needed, vocabulary)
     if cfg.eval_split is not None:
         refuse_eval_split(cfg)
-    separate = cfg.dataset_kind == DatasetKind.demo or cfg.eval_split is not None
-    ahead = 0 if separate else cfg.eval_samples
+    has_eval_split = cfg.dataset_kind == DatasetKind.demo or cfg.eval_split is not None
+    num_heldout = 0 if has_eval_split else cfg.eval_samples  # the first sequences of the training split
     # Whole windows, so that the order of what is read does not depend on how much is read.
-    total = None if needed is None else ahead + math.ceil(needed / WINDOW) * WINDOW
-    rows = sequences_of(cfg, sources.train_split(cfg), tokenizer, vocabulary, total)
-    available = len(rows) - ahead
+    total = None if needed is None else num_heldout + math.ceil(needed / WINDOW) * WINDOW
+    rows = split_sequences(cfg, sources.train_split(cfg), tokenizer, vocabulary, total)
+    available = len(rows) - num_heldout
     if total is not None:
-        available = min(available, total - ahead)
+        available = min(available, total - num_heldout)
     if available < 1:
         raise ConfigError(
             f"dataset_name={cfg.dataset_name}: {len(rows)} sequences of max_seq_length={cfg.max_seq_length} tokens in all"
-            + (f", of which eval_samples={ahead} are held out" if ahead else "")
+            + (f", of which eval_samples={num_heldout} are held out" if num_heldout else "")
             + ": none is left to train on; give more text, or lower max_seq_length or eval_samples"
         )
-    train = Sequences(rows, mixed(ahead, available, cfg.shuffle_seed), available if needed is None else min(available, needed))
-    return TokenSets(train, heldout(cfg, tokenizer, vocabulary))
+    train = Sequences(
+        rows, mixed_order(num_heldout, available, cfg.shuffle_seed), available if needed is None else min(available, needed)
+    )
+    return TokenSets(train, heldout_sequences(cfg, tokenizer, vocabulary))
 
 
-def heldout(cfg: Config, tokenizer: Callable[[], Any], vocabulary: int) -> Sequences:
-    """The sequences that are held out, without those to train on; arguments and errors as `prepare` has them."""
+def heldout_sequences(cfg: Config, tokenizer: Callable[[], Any], vocabulary: int) -> Sequences:
+    """The held-out sequences alone, without preparing those to train on; arguments and errors as in `prepare`."""
     if cfg.eval_split is not None:
         refuse_eval_split(cfg)
     if cfg.dataset_kind == DatasetKind.memmap:
         return from_memmap(cfg, 1, vocabulary).heldout
     split = cfg.eval_split or ("heldout" if cfg.dataset_kind == DatasetKind.demo else sources.train_split(cfg))
-    rows = sequences_of(cfg, split, tokenizer, vocabulary, cfg.eval_samples)
+    rows = split_sequences(cfg, split, tokenizer, vocabulary, cfg.eval_samples)
     if not len(rows):
-        which = f"eval_split={cfg.eval_split}" if cfg.eval_split else f"dataset_name={cfg.dataset_name}"
-        raise ConfigError(f"{which}: fills no sequence of max_seq_length={cfg.max_seq_length} tokens; choose another")
+        setting = f"eval_split={cfg.eval_split}" if cfg.eval_split else f"dataset_name={cfg.dataset_name}"
+        raise ConfigError(f"{setting}: fills no sequence of max_seq_length={cfg.max_seq_length} tokens; choose another")
     return Sequences(rows, lambda positions: positions, min(cfg.eval_samples, len(rows)))
 
 
 def refuse_eval_split(cfg: Config) -> None:
-    """Raises ConfigError where `eval_split` would hold out the very sequences that are trained on."""
+    """Raises ConfigError where `eval_split` would hold out the sequences that are trained on, or the data has no splits."""
     if cfg.eval_split == cfg.dataset_split:
         raise ConfigError(
             f"eval_split={cfg.eval_split} and dataset_split={cfg.dataset_split}: held out is what is trained on; "
@@ -88,20 +87,21 @@ def refuse_eval_split(cfg: Config) -> None:
         )
 
 
-def sequences_of(cfg: Config, split: str, tokenizer: Callable[[], Any], vocabulary: int, total: int | None) -> np.ndarray:
-    """One split's sequences [sequence, position] from the cache, which is extended as far as needed."""
-    tokens_given = cfg.dataset_kind == DatasetKind.pretokenized
+def split_sequences(cfg: Config, split: str, tokenizer: Callable[[], Any], vocabulary: int, total: int | None) -> np.ndarray:
+    """A split's sequences [sequence, position] from the cache, to which it adds what is missing; total: how many are needed, None: all."""
+    has_ids = cfg.dataset_kind == DatasetKind.pretokenized
 
     def documents(skip: int) -> Iterator[np.ndarray]:
-        source = itertools.islice(sources.readable(cfg, split), skip, None)
-        if tokens_given:
-            return sources.ids_of(cfg, source, skip, vocabulary)
-        return sources.within(cfg, sources.tokenized(cfg, source, tokenizer()), vocabulary)
+        rows = itertools.islice(sources.read_rows(cfg, split), skip, None)
+        if has_ids:
+            return token_ids.row_ids(cfg, rows, skip, vocabulary)
+        return token_ids.check_ids(cfg, token_ids.tokenize(cfg, rows, tokenizer()), vocabulary)
 
-    parts = sources.made_from(cfg, split, vocabulary)
-    label = f"{'reading' if tokens_given else 'tokenising'} {cfg.dataset_name} ({split})"
-    join = not tokens_given
-    return fill(sources.cache_folder(cfg), parts, cfg.max_seq_length, vocabulary, total, documents, join=join, label=label)[0]
+    key_parts = cache_key_parts(cfg, split, vocabulary)
+    label = f"{'reading' if has_ids else 'tokenising'} {cfg.dataset_name} ({split})"
+    return cached_sequences(
+        sources.cache_dir(cfg), key_parts, cfg.max_seq_length, vocabulary, total, documents, join=not has_ids, label=label
+    )
 
 
 def from_memmap(cfg: Config, needed: int | None, vocabulary: int) -> TokenSets:
@@ -123,37 +123,39 @@ def from_memmap(cfg: Config, needed: int | None, vocabulary: int) -> TokenSets:
         )
     rows = np.memmap(path, dtype, "r", shape=(count, length))
     blocks = np.random.default_rng(cfg.shuffle_seed).permutation(count // MEMMAP_BLOCK)
-    mix = mixed(cfg.eval_samples, available, cfg.shuffle_seed)
+    within_windows = mixed_order(cfg.eval_samples, available, cfg.shuffle_seed)
 
-    def spread(positions: np.ndarray) -> np.ndarray:
-        """Positions in an order of shuffled blocks; the tail that fills no block stays last."""
+    def in_blocks(positions: np.ndarray) -> np.ndarray:
+        """Rows in the order of shuffled blocks; the rows at the end that fill no block stay last."""
         block = positions // MEMMAP_BLOCK
-        inside = block < len(blocks)
-        moved = positions.copy()
-        moved[inside] = blocks[block[inside]] * MEMMAP_BLOCK + positions[inside] % MEMMAP_BLOCK
-        return moved
+        in_block = block < len(blocks)
+        rows = positions.copy()
+        rows[in_block] = blocks[block[in_block]] * MEMMAP_BLOCK + positions[in_block] % MEMMAP_BLOCK
+        return rows
 
-    train = Sequences(rows, lambda positions: spread(mix(positions)), available if needed is None else min(available, needed))
-    sets = TokenSets(train, Sequences(rows, spread, cfg.eval_samples))
-    for part in (sets.heldout, sets.train):
-        for start in range(0, len(part), WINDOW):
-            worst = int(part[start : start + WINDOW].max())
-            if worst >= vocabulary:
-                raise ConfigError(sources.beyond(cfg, worst, vocabulary))
+    train = Sequences(
+        rows, lambda positions: in_blocks(within_windows(positions)), available if needed is None else min(available, needed)
+    )
+    sets = TokenSets(train, Sequences(rows, in_blocks, cfg.eval_samples))
+    for sequences in (sets.heldout, sets.train):
+        for start in range(0, len(sequences), WINDOW):
+            largest = int(sequences[start : start + WINDOW].max())
+            if largest >= vocabulary:
+                raise ConfigError(token_ids.unknown_id(cfg, largest, vocabulary))
     return sets
 
 
 def memmap_dtype(cfg: Config, path: Path) -> np.dtype:
-    """The number format as set, else as FILE.json beside the file says. Raises ConfigError where neither does."""
+    """The number format: tokens_dtype, or what FILE.json beside the file says. Raises ConfigError where neither tells."""
     if cfg.tokens_dtype is not None:
         return np.dtype(cfg.tokens_dtype.value)
-    side = path.with_name(path.name + ".json")
+    info = path.with_name(path.name + ".json")
     try:
-        named = json.loads(side.read_text())["dtype"]
+        dtype = json.loads(info.read_text())["dtype"]
     except (OSError, ValueError, KeyError, TypeError):
         raise ConfigError(
-            f"tokens_dtype=null: {side} does not say the dtype of {path.name}; set tokens_dtype=uint16 or uint32"
+            f"tokens_dtype=null: {info} does not say the dtype of {path.name}; set tokens_dtype=uint16 or uint32"
         ) from None
-    if named not in ("uint16", "uint32"):
-        raise ConfigError(f"{side}: dtype {named} is not uint16 or uint32; set tokens_dtype")
-    return np.dtype(named)
+    if dtype not in ("uint16", "uint32"):
+        raise ConfigError(f"{info}: dtype {dtype} is not uint16 or uint32; set tokens_dtype")
+    return np.dtype(dtype)

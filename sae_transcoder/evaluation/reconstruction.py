@@ -1,4 +1,4 @@
-"""A coder's own held-out metrics: reconstruction, shrinkage, sparsity, density. What each means stands in metric_names.py."""
+"""A coder's own held-out metrics: reconstruction, shrinkage, sparsity, density. metric_names.py says what each means."""
 
 import math
 
@@ -10,29 +10,29 @@ from sae_transcoder.coder.corrected_coder import SparseCoder
 
 
 class ReconstructionStats:
-    """Sums over tokens from which a coder's own metrics follow."""
+    """Sums over tokens, from which a coder's own metrics are computed."""
 
     def __init__(self, coder: SparseCoder):
         self.coder = coder
         zero = coder.b_dec.new_zeros((), dtype=torch.float64)
-        names = ("error", "y2", "out2", "y_out", "y_norm", "out_norm", "ratio", "cosine", "active", "acts")
+        names = ("error", "y_squared", "out_squared", "y_out", "y_norm", "out_norm", "ratio", "cosine", "active", "acts")
         self.sums = dict.fromkeys(names, zero)
-        self.y = torch.zeros_like(coder.b_dec, dtype=torch.float64)
+        self.y_sum = torch.zeros_like(coder.b_dec, dtype=torch.float64)
         self.fired = coder.b_dec.new_zeros(coder.num_latents, dtype=torch.float64)
         self.tokens = self.positions = 0
 
     def add(self, x: Tensor, y: Tensor, positions: int) -> None:
-        """Adds inputs x and targets y, each [token, d], out of so many positions."""
+        """Adds inputs x and targets y, each [token, d], which were kept of so many positions."""
         self.positions += positions
         self.tokens += len(y)
-        out, acts, indices = encoded(self.coder, x)
+        out, acts, indices = reconstruct(self.coder, x)
         y, out, acts = y.double(), out.double(), acts.double()
         y_norm, out_norm, y_out = y.norm(dim=1), out.norm(dim=1), (y * out).sum(1)
         tiny = torch.finfo(torch.float64).tiny
         terms = {
             "error": (y - out).pow(2),
-            "y2": y.pow(2),
-            "out2": out.pow(2),
+            "y_squared": y.pow(2),
+            "out_squared": out.pow(2),
             "y_out": y_out,
             "y_norm": y_norm,
             "out_norm": out_norm,
@@ -42,7 +42,7 @@ class ReconstructionStats:
             "acts": acts,
         }
         self.sums = {name: total + terms[name].sum() for name, total in self.sums.items()}
-        self.y += y.sum(0)
+        self.y_sum += y.sum(0)
         self.fired.index_add_(0, indices[acts > 0], torch.ones_like(acts[acts > 0]))
 
     def density(self) -> Tensor:
@@ -51,11 +51,12 @@ class ReconstructionStats:
 
     def metrics(self) -> dict[str, float]:
         """The coder's own metrics {name: value}."""
-        total, tokens = {name: value.item() for name, value in self.sums.items()}, self.tokens
-        variance = total["y2"] - ratio(self.y.pow(2).sum().item(), tokens)
+        total = {name: value.item() for name, value in self.sums.items()}
+        tokens = self.tokens
+        variance = total["y_squared"] - ratio(self.y_sum.pow(2).sum().item(), tokens)
         density = self.density()
         fvu = ratio(total["error"], variance) if variance > 0 else math.nan
-        found = {
+        metrics = {
             "fvu": fvu,
             "explained_variance": 1 - fvu,
             "mse": ratio(total["error"], tokens),
@@ -63,7 +64,7 @@ class ReconstructionStats:
             "l2_norm_in": ratio(total["y_norm"], tokens),
             "l2_norm_out": ratio(total["out_norm"], tokens),
             "l2_ratio": ratio(total["ratio"], tokens),
-            "relative_reconstruction_bias": ratio(total["out2"], total["y_out"]),
+            "relative_reconstruction_bias": ratio(total["out_squared"], total["y_out"]),
             "l0": ratio(total["active"], tokens),
             "l1": ratio(total["acts"], tokens),
             "frac_alive": (self.fired > 0).double().mean().item(),
@@ -71,19 +72,19 @@ class ReconstructionStats:
             "frac_tokens_excluded": 1 - tokens / self.positions,
         }
         for percent in (1, 10):
-            often = density > percent / 100
-            found[f"freq_over_{percent}_percent"] = often.double().mean().item()
-            found[f"normalized_freq_over_{percent}_percent"] = ratio(density[often].sum().item(), density.sum().item())
-        return found
+            frequent = density > percent / 100
+            metrics[f"freq_over_{percent}_percent"] = frequent.double().mean().item()
+            metrics[f"normalized_freq_over_{percent}_percent"] = ratio(density[frequent].sum().item(), density.sum().item())
+        return metrics
 
 
-def ratio(part: float, whole: float) -> float:
-    """part / whole, NaN where there is no whole."""
-    return part / whole if whole else math.nan
+def ratio(numerator: float, denominator: float) -> float:
+    """The quotient, NaN where the denominator is zero."""
+    return numerator / denominator if denominator else math.nan
 
 
-def encoded(coder: SparseCoder, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The coder's output for inputs x [token, d]: [token, d]; and the latents that fire: activations and indices, [token, k]."""
+def reconstruct(coder: SparseCoder, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The coder's output [token, d] for inputs x [token, d], and the activations and indices of the selected latents, [token, k]."""
     latents = coder.encode(x)
     out = coder.decode(latents.top_acts, latents.top_indices)
     return (out if coder.W_skip is None else out + x.to(out.dtype) @ coder.W_skip.mT), latents.top_acts, latents.top_indices
@@ -95,7 +96,7 @@ def average_max_cosine(rows: Tensor) -> float:
         return math.nan
     unit = F.normalize(rows.float(), dim=1)
     total = 0.0
-    for start in range(0, len(unit), 1024):  # not latents x latents at once
+    for start in range(0, len(unit), 1024):  # latents x latents cosines at once may not fit
         cosines = unit[start : start + 1024] @ unit.T
         cosines.diagonal(start).fill_(-torch.inf)
         total += cosines.amax(1).double().sum().item()

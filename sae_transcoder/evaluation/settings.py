@@ -1,4 +1,4 @@
-"""The config of an evaluation: what the coders' files tell, and the overrides that an evaluation reads."""
+"""The config of an evaluation: the settings in the coders' files, and overrides of them."""
 
 import json
 from collections.abc import Sequence
@@ -25,65 +25,70 @@ from sae_transcoder.config.composition import composed
 
 SELECTION = ("layers", "layer_stride", "site", "hookpoints")
 GROUPS = ("model", "dataset", "hardware")
-# What an evaluation reads; any other field would be accepted and ignored.
-READ = {f.name for part in (ModelConfig, DatasetConfig, HardwareConfig) for f in fields(part)} - {
+# The fields that an evaluation reads; any other would be accepted and ignored.
+READ_FIELDS = {f.name for group in (ModelConfig, DatasetConfig, HardwareConfig) for f in fields(group)} - {
     "max_samples",
     "distribute_modules",
 }
-READ |= {*SELECTION, "batch_size", "eval_end_to_end", "save_dir"}
+READ_FIELDS |= {*SELECTION, "batch_size", "eval_end_to_end", "save_dir"}
 
 
 def refuse_unread(overrides: Sequence[str]) -> None:
     """Raises ConfigError for overrides that change nothing in an evaluation."""
-    found = []
+    faults = []
     for override in overrides:
         name = override.split("=")[0].lstrip("+~")
-        if name in READ or name in GROUPS:
+        if name in READ_FIELDS or name in GROUPS:
             continue
         if name in FIELDS:
-            found.append(f"{override}: an evaluation does not read {name}, the coders are as they were trained; leave it out")
+            faults.append(f"{override}: an evaluation does not read {name}, the coders are as they were trained; leave it out")
         else:
-            near = get_close_matches(name, sorted(READ) + list(GROUPS), n=3, cutoff=0.5)
-            found.append(f"{override}: there is no field {name} here" + (f"; did you mean {' or '.join(near)}?" if near else ""))
-    if found:
-        raise ConfigError(*found)
+            near = get_close_matches(name, sorted(READ_FIELDS) + list(GROUPS), n=3, cutoff=0.5)
+            faults.append(f"{override}: there is no field {name} here" + (f"; did you mean {' or '.join(near)}?" if near else ""))
+    if faults:
+        raise ConfigError(*faults)
 
 
 def run_settings(run: Path) -> dict[str, Any]:
     """The settings that a run was trained with; fields that this version does not have are left out."""
     try:
-        kept = yaml.safe_load((run / ".hydra" / "config.yaml").read_text())
-        return {name: value for name, value in kept.items() if name in FIELDS}
+        stored = yaml.safe_load((run / ".hydra" / "config.yaml").read_text())
+        return {name: value for name, value in stored.items() if name in FIELDS}
     except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"{run}/.hydra/config.yaml: cannot be read ({error}); evaluate {run}/coders from a copy elsewhere"
         ) from error
 
 
-UNKNOWN = "???"  # OmegaConf's mark of a value to be given
+UNKNOWN = "???"  # OmegaConf's mark of a value that is missing
 
-# sparsify's own config.json, where its command line wrote it: its names, and ours.
+# {name in the config.json that sparsify's command line writes: name in Config}
 SPARSIFY_NAMES = {
     "model": "model_name", "revision": "revision", "dataset": "dataset_name", "split": "dataset_split", "ctx_len": "max_seq_length",
     "text_column": "text_column", "shuffle_seed": "shuffle_seed", "exclude_tokens": "exclude_tokens",
 }  # fmt: skip
 
 
-def sparsify_settings(root: Path, places: dict[str, Path]) -> dict[str, Any]:
-    """The settings that sparsify's files tell: model_type by the coders, model and data by its command line's config.json."""
-    kinds = {name: json.loads((place / "cfg.json").read_text()).get("transcode", False) for name, place in places.items()}
-    if len(set(kinds.values())) > 1:
-        raise ConfigError(f"{root}: holds SAEs and transcoders ({kinds}); evaluate their folders apart")
-    model_type = ModelType.transcoder if next(iter(kinds.values())) else ModelType.sae
-    found: dict[str, Any] = {"model_type": str(model_type), "model_name": UNKNOWN, "dataset_kind": "hub", "dataset_name": UNKNOWN}
+def sparsify_settings(root: Path, coder_dirs: dict[str, Path]) -> dict[str, Any]:
+    """The settings in sparsify's files: model_type from the coders, model and data from its command line's config.json."""
+    transcodes = {name: json.loads((path / "cfg.json").read_text()).get("transcode", False) for name, path in coder_dirs.items()}
+    if len(set(transcodes.values())) > 1:
+        raise ConfigError(f"{root}: holds SAEs and transcoders ({transcodes}); evaluate their folders apart")
+    model_type = ModelType.transcoder if next(iter(transcodes.values())) else ModelType.sae
+    settings: dict[str, Any] = {
+        "model_type": str(model_type),
+        "model_name": UNKNOWN,
+        "dataset_kind": "hub",
+        "dataset_name": UNKNOWN,
+    }
     if (root / "config.json").is_file():
-        kept = json.loads((root / "config.json").read_text())
-        found |= {ours: kept[theirs] for theirs, ours in SPARSIFY_NAMES.items() if theirs in kept}
-    return found
+        written = json.loads((root / "config.json").read_text())
+        settings |= {name: written[theirs] for theirs, name in SPARSIFY_NAMES.items() if theirs in written}
+    return settings
 
 
-def settings(base: dict[str, Any], overrides: Sequence[str]) -> Config:
-    """`base` with overrides: groups first, then fields. Raises ConfigError for what is missing or wrong by itself."""
+def evaluation_config(base: dict[str, Any], overrides: Sequence[str]) -> Config:
+    """`base` with overrides: groups first, then fields. Raises ConfigError for settings that are missing or wrong by themselves."""
     ConfigStore.instance().store(name="evaluation", node={"defaults": ["schema", "_self_"], **base})
     added = [f"+{o}" if o.split("=")[0] in GROUPS else o for o in overrides]
     faults = [
@@ -100,12 +105,12 @@ def settings(base: dict[str, Any], overrides: Sequence[str]) -> Config:
 
 
 def refuse_trained_on(trained: Config, cfg: Config) -> None:
-    """Raises ConfigError where the sequences to measure may be among those that the coders were trained on."""
+    """Raises ConfigError where the coders may have been trained on the sequences to measure."""
     split = cfg.eval_split or cfg.dataset_split
     same_text = all(getattr(cfg, n) == getattr(trained, n) for n in ("dataset_kind", "dataset_name", "dataset_config"))
     if cfg.dataset_kind == DatasetKind.demo or not same_text or split != trained.dataset_split:
         return
-    order = (
+    order_fields = (  # that decide which sequences come first
         "eval_split",
         "text_column",
         "tokens_column",
@@ -115,12 +120,12 @@ def refuse_trained_on(trained: Config, cfg: Config) -> None:
         "model_name",
         "revision",
     )
-    changed = [name for name in order if getattr(cfg, name) != getattr(trained, name)]
+    changed = [name for name in order_fields if getattr(cfg, name) != getattr(trained, name)]
     if cfg.eval_samples > trained.eval_samples:
         changed.append("eval_samples")
     if changed:
-        what = ", ".join(f"{name}={getattr(cfg, name)} (in training {getattr(trained, name)})" for name in changed)
+        changes = ", ".join(f"{name}={getattr(cfg, name)} (in training {getattr(trained, name)})" for name in changed)
         raise ConfigError(
-            f"{what}: held out were the first {trained.eval_samples} sequences of {cfg.dataset_name} in the order of training, with these "
+            f"{changes}: held out were the first {trained.eval_samples} sequences of {cfg.dataset_name} in the order of training, with these "
             "settings others would be measured, on which the coders may have been trained; leave it as it was, or set eval_split or another dataset"
         )

@@ -5,7 +5,7 @@ from pathlib import Path
 import yaml
 from safetensors.torch import save_file
 
-from sae_transcoder.coder import names as coder_names
+from sae_transcoder.coder.names import seed_of
 from sae_transcoder.config import ConfigError, ModelConfig, Site
 from sae_transcoder.exports.source import Source, Write
 from sae_transcoder.language_model import hookpoints, layers, loading
@@ -16,7 +16,7 @@ def writer(source: Source) -> Write:
 
     Raises ConfigError for SAEs, several seeds, groupmax, transcoders on other modules than MLPs, and layers that have none.
     """
-    if any(coder_names.seed(name) for name in source.coders):
+    if any(seed_of(name) for name in source.coders):
         raise ConfigError(f"{source.path}: several seeds; a set has one transcoder for each layer: train with one init_seed")
     faults = []
     for name, coder in source.coders.items():
@@ -58,7 +58,7 @@ def writer(source: Source) -> Write:
 def placed(source: Source) -> dict[int, str]:
     """{layer: coder} for all layers of the language model. Raises ConfigError where one lacks, or a coder lies elsewhere."""
     model = ModelConfig(model_name=source.settings["model_name"], revision=source.settings["revision"])
-    stack, modules = layers.stack(loading.outline(model))
+    stack, modules = layers.layer_stack(loading.outline(model))
     found: dict[int, str] = {}
     elsewhere = []
     for name in source.coders:

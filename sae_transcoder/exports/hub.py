@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from huggingface_hub import HfApi
 
-from sae_transcoder.coder import names as coder_names
+from sae_transcoder.coder.names import coder_dir
 from sae_transcoder.config import (
     ArchitectureConfig,
     ConfigError,
@@ -31,7 +31,7 @@ def writer(source: Source) -> Write:
 
     def write(folder: Path) -> None:
         for name, coder in source.coders.items():
-            shutil.copytree(coder.place, folder / coder_names.folder(name))
+            shutil.copytree(coder.place, folder / coder_dir(name))
         names = [field.name for part in TOLD for field in fields(part) if field.name not in ("cache_dir", "finetune")]
         told = {name: source.settings[name] for name in names}
         (folder / "training_config.yaml").write_text(yaml.safe_dump(told, sort_keys=False))
@@ -54,7 +54,7 @@ def card(source: Source) -> str:
         head["base_model"] = settings["model_name"]
     if settings["dataset_kind"] == "hub":
         head["datasets"] = [settings["dataset_name"]]
-    first, cfg = next((coder_names.folder(name), coder.cfg) for name, coder in source.coders.items())
+    first, cfg = next((coder_dir(name), coder.cfg) for name, coder in source.coders.items())
     when = "" if source.path.name == "coders" else f", {source.path.name} of its run"
     lines = [
         *("---", yaml.safe_dump(head, sort_keys=False).strip(), "---", ""),

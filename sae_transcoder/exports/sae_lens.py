@@ -6,7 +6,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from sae_transcoder.coder import names as coder_names
+from sae_transcoder.coder.names import coder_dir, hookpoint_of
 from sae_transcoder.config import ConfigError
 from sae_transcoder.exports.source import Coder, Source, Write
 
@@ -28,7 +28,7 @@ def writer(source: Source) -> Write:
 
     def write(folder: Path) -> None:
         for name, coder in source.coders.items():
-            out = folder / coder_names.folder(name)
+            out = folder / coder_dir(name)
             out.mkdir(parents=True)
             renamed = {
                 "W_enc": coder.weights["encoder.weight"].T,
@@ -62,6 +62,6 @@ def config(source: Source, name: str, coder: Coder) -> dict[str, Any]:
             "dataset_path": settings["dataset_name"],
             "context_size": settings["max_seq_length"],
             "sae_transcoder_model_type": settings["model_type"],
-            "sae_transcoder_module": coder_names.hookpoint(name),
+            "sae_transcoder_module": hookpoint_of(name),
         },
     }

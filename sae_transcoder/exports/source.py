@@ -9,7 +9,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sae_transcoder.coder import stored as stored_coders
+from sae_transcoder.coder.stored_coders import find_coders, run_dir_of
 from sae_transcoder.config import FIELDS, ConfigError
 from sae_transcoder.run_store import eval_file, run_files, status
 from sae_transcoder.run_store.eval_file import Evaluation
@@ -44,8 +44,8 @@ def source(path: str) -> Source:
     """
     root = Path(path).expanduser()
     root = root / "coders" if (root / "coders").is_dir() else root
-    run = stored_coders.run_of(root)
-    places = stored_coders.find(root)
+    run = run_dir_of(root)
+    places = find_coders(root)
     if run is None or not places:
         lacks = "no coders" if run else "no run" if root.is_dir() else "there is no such folder"
         raise ConfigError(f"{path}: {lacks}; give the directory of a run, its best/ or one of its snapshots/")

@@ -1,4 +1,4 @@
-"""The language model's forward: up to the last hookpoint, and with modules' outputs replaced."""
+"""The language model's forward: up to the last hookpoint, or with the outputs of modules replaced."""
 
 import contextlib
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -18,19 +18,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Activations:
-    """A module's input and output at the positions of a batch, each [batch, position, d].
+    """A module's input and output for a batch, each [batch, position, d].
 
-    `derived`: what runs of a pack have worked out of them, for the next one that needs the same.
+    `derived`: values that a run has computed from them, kept for other runs of the pack that need the same.
     """
 
     input: Tensor
     output: Tensor
     derived: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
 
-    def cached(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What `make` returns, called once for each key."""
+    def cached(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """The result of `compute`, which is called once for each key."""
         if key not in self.derived:
-            self.derived[key] = make()
+            self.derived[key] = compute()
         return self.derived[key]
 
 
@@ -39,7 +39,7 @@ class _Reached(Exception):
 
 
 def _first_tensor(values: Any) -> Tensor | None:
-    """The hidden states among a module's arguments or results, which may be a tensor, a tuple or named."""
+    """The first tensor among a module's arguments or results, which may be a tensor, a tuple or a dict."""
     if isinstance(values, Tensor):
         return values
     candidates = values.values() if isinstance(values, dict) else values if isinstance(values, list | tuple) else ()
@@ -47,27 +47,27 @@ def _first_tensor(values: Any) -> Tensor | None:
 
 
 def _activations(args: tuple, kwargs: dict[str, Any], result: Any) -> Activations | None:
-    """What a forward hook is given, as hidden states in and out; None where there are none."""
-    given, output = _first_tensor(args), _first_tensor(result)
-    if given is None:
-        given = kwargs.get("hidden_states", _first_tensor(kwargs))
-    return None if given is None or output is None else Activations(given, output)
+    """The hidden states in and out among a forward hook's arguments; None where there are none."""
+    hidden_states, output = _first_tensor(args), _first_tensor(result)
+    if hidden_states is None:
+        hidden_states = kwargs.get("hidden_states", _first_tensor(kwargs))
+    return None if hidden_states is None or output is None else Activations(hidden_states, output)
 
 
 @contextmanager
-def _hooked(model: PreTrainedModel, points: Sequence[str], hook: Callable[[str, Activations, Any], Any]) -> Iterator[None]:
-    """While it is open, `hook(point, its input and output, what it returned)` is called after each of the modules; a result other than
-    None takes the place of what the module returned."""
+def _hooked(model: PreTrainedModel, hookpoints: Sequence[str], hook: Callable[[str, Activations, Any], Any]) -> Iterator[None]:
+    """While open, calls `hook(hookpoint, activations, result)` after each of the modules; what it returns, unless None, replaces the
+    module's result."""
 
     def hook_of(name: str) -> Any:
-        def called(module: nn.Module, args: tuple, kwargs: dict[str, Any], result: Any) -> Any:
-            seen = _activations(args, kwargs, result)
-            return None if seen is None else hook(name, seen, result)
+        def forward_hook(module: nn.Module, args: tuple, kwargs: dict[str, Any], result: Any) -> Any:
+            activations = _activations(args, kwargs, result)
+            return None if activations is None else hook(name, activations, result)
 
-        return called
+        return forward_hook
 
     base = model.base_model
-    handles = [base.get_submodule(name).register_forward_hook(hook_of(name), with_kwargs=True) for name in points]
+    handles = [base.get_submodule(name).register_forward_hook(hook_of(name), with_kwargs=True) for name in hookpoints]
     try:
         yield
     finally:
@@ -75,55 +75,57 @@ def _hooked(model: PreTrainedModel, points: Sequence[str], hook: Callable[[str, 
             handle.remove()
 
 
-# Models whose modules write into what an earlier module returned (Falcon's layers do): their activations are copied.
+# Models in which a module writes into an earlier module's output (Falcon's layers do): their activations are copied.
 _OVERWRITING: WeakSet[PreTrainedModel] = WeakSet()
 
 
 @torch.no_grad()
-def capture(model: PreTrainedModel, points: Sequence[str], tokens: Tensor, size: int | None = None) -> dict[str, Activations]:
-    """Inputs and outputs of the modules `points` for `tokens` [batch, position], in the model's dtype, as they were when each was called.
+def capture(
+    model: PreTrainedModel, hookpoints: Sequence[str], tokens: Tensor, batch_size: int | None = None
+) -> dict[str, Activations]:
+    """The inputs and outputs of the modules at `hookpoints` for `tokens` [batch, position], in the model's dtype, as they were at the call.
 
-    size: sequences per forward, None: all. The forward stops once each has been seen; a module that the forward does not call is missing
-    from the result.
+    batch_size: sequences per forward, None for all. The forward stops after the last of the modules; a module that the forward does not call
+    is missing from the result.
     """
-    if size is not None and size < len(tokens):
-        parts = [capture(model, points, part) for part in tokens.split(size)]
+    if batch_size is not None and batch_size < len(tokens):
+        parts = [capture(model, hookpoints, part) for part in tokens.split(batch_size)]
         return {
             name: Activations(torch.cat([p[name].input for p in parts]), torch.cat([p[name].output for p in parts]))
             for name in parts[0]
         }
-    seen: dict[str, Activations] = {}
+    captured: dict[str, Activations] = {}
     versions: dict[str, tuple[int, int]] = {}
     copying = model in _OVERWRITING
 
     def keep(name: str, activations: Activations, result: Any) -> None:
-        seen[name] = Activations(activations.input.clone(), activations.output.clone()) if copying else activations
-        versions[name] = (seen[name].input._version, seen[name].output._version)
-        if len(seen) == len(points):
+        captured[name] = Activations(activations.input.clone(), activations.output.clone()) if copying else activations
+        versions[name] = (captured[name].input._version, captured[name].output._version)
+        if len(captured) == len(hookpoints):
             raise _Reached
 
-    with contextlib.suppress(_Reached), _hooked(model, points, keep):
+    with contextlib.suppress(_Reached), _hooked(model, hookpoints, keep):
         model.base_model(input_ids=tokens, use_cache=False)
-    if any(versions[name] != (a.input._version, a.output._version) for name, a in seen.items()):
+    if any(versions[name] != (a.input._version, a.output._version) for name, a in captured.items()):
         _OVERWRITING.add(model)
-        return capture(model, points, tokens)
-    return seen
+        return capture(model, hookpoints, tokens)
+    return captured
 
 
 Replace = Callable[[str, Activations], Tensor]
 
 
-def spliced(model: PreTrainedModel, points: Sequence[str], replace: Replace) -> AbstractContextManager[None]:
-    """While it is open, the module at each of `points` gives what `replace(point, its input and output)` returns, [batch, position, d].
+def spliced(model: PreTrainedModel, hookpoints: Sequence[str], replace: Replace) -> AbstractContextManager[None]:
+    """While open, the output of the module at each hookpoint is what `replace(hookpoint, activations)` returns, [batch, position, d].
 
-    Whatever else the module returns (attention weights, a cache) stays as it is. A module further on sees the replaced values.
+    Whatever else the module returns (attention weights, a cache) stays as it is. Later modules see the replaced output.
     """
 
-    def instead(name: str, activations: Activations, result: Any) -> Any:
-        new = replace(name, activations)
-        return new if isinstance(result, Tensor) else (new, *result[1:])
+    def replaced_result(name: str, activations: Activations, result: Any) -> Any:
+        output = replace(name, activations)
+        return output if isinstance(result, Tensor) else (output, *result[1:])
 
-    return _hooked(model, points, instead)
+    return _hooked(model, hookpoints, replaced_result)
 
 
 def spliced_output(output: Tensor, kept: Tensor | None, reconstruction: Tensor) -> Tensor:
@@ -135,16 +137,16 @@ def spliced_output(output: Tensor, kept: Tensor | None, reconstruction: Tensor) 
     return flat.view(output.shape)
 
 
-def end_to_end_loss(model: PreTrainedModel, tokens: Tensor, points: Sequence[str], replace: Replace, loss_fn: LossFn) -> Tensor:
-    """The loss of `tokens` [batch, position] with the modules at `points` replaced, in nats, differentiable in what `replace` returns.
+def end_to_end_loss(model: PreTrainedModel, tokens: Tensor, hookpoints: Sequence[str], replace: Replace, loss_fn: LossFn) -> Tensor:
+    """The loss in nats of `tokens` [batch, position] with the modules at `hookpoints` replaced, differentiable in what `replace` returns.
 
     ce: mean cross-entropy of the next token; kl: mean KL(original || spliced) of the next-token distributions over all positions.
     """
     if loss_fn == LossFn.ce:
-        with spliced(model, points, replace):
+        with spliced(model, hookpoints, replace):
             return model(input_ids=tokens, labels=tokens, use_cache=False).loss
     with torch.no_grad():
         clean = model(input_ids=tokens, use_cache=False).logits.float()
-    with spliced(model, points, replace):
-        dirty = model(input_ids=tokens, use_cache=False).logits.float().log_softmax(dim=-1)
-    return (clean.softmax(dim=-1) * (clean.log_softmax(dim=-1) - dirty)).sum(dim=-1).mean()
+    with spliced(model, hookpoints, replace):
+        spliced_log_probs = model(input_ids=tokens, use_cache=False).logits.float().log_softmax(dim=-1)
+    return (clean.softmax(dim=-1) * (clean.log_softmax(dim=-1) - spliced_log_probs)).sum(dim=-1).mean()

@@ -1,4 +1,4 @@
-"""The modules of a language model that a config means, and how wide they are."""
+"""The hookpoints that a config names, which are modules of the language model, and their widths."""
 
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
@@ -11,90 +11,97 @@ from sae_transcoder.config import Config, ConfigError, ModelType, Site, site
 from sae_transcoder.language_model import layers
 from sae_transcoder.language_model.forward import capture
 
-# Names that model families give to the parts of a layer, in the order of preference.
+# The names of a layer's modules in different model families, in the order of preference.
 SITE_NAMES = {
     Site.mlp: ("mlp", "ffn", "feed_forward", "block_sparse_moe"),
     Site.attention: ("self_attn", "attn", "attention", "self_attention"),
 }
 
 
-def matches(pattern: Sequence[str], name: Sequence[str]) -> bool:
-    """Whether the parts of a dotted name fit the parts of a pattern; `**` stands for any number of parts, also none."""
+def is_match(pattern: Sequence[str], name: Sequence[str]) -> bool:
+    """Whether the parts of a dotted name match the parts of a pattern, in which `**` stands for any number of parts, also none."""
     if not pattern:
         return not name
     if pattern[0] == "**":
-        return any(matches(pattern[1:], name[i:]) for i in range(len(name) + 1))
-    return bool(name) and fnmatchcase(name[0], pattern[0]) and matches(pattern[1:], name[1:])
+        return any(is_match(pattern[1:], name[i:]) for i in range(len(name) + 1))
+    return bool(name) and fnmatchcase(name[0], pattern[0]) and is_match(pattern[1:], name[1:])
 
 
-def find(cfg: Config, model: PreTrainedModel) -> list[str]:
-    """The names of the modules that `layers`, `layer_stride`, `site` or `hookpoints` mean, in natural order.
+def hookpoint_names(cfg: Config, model: PreTrainedModel) -> list[str]:
+    """The names of the modules that `layers`, `layer_stride`, `site` or `hookpoints` choose, in natural order.
 
     Raises ConfigError for layers out of range, a site that the layers lack, and patterns that match nothing.
     """
     if cfg.hookpoints is not None:
-        names = [name for name, _ in model.named_modules() if name]
-        split = {name: name.split(".") for name in names}
-        lost, found = [], set()
-        for pattern in cfg.hookpoints:
-            hits = {name for name, parts in split.items() if matches(pattern.split("."), parts)}
-            found |= hits
-            if not hits:
-                lost.append(
-                    f"hookpoints={cfg.hookpoints}: {pattern} matches no module; {type(model).__name__} has {shape_of_names(names)}"
-                )
-        if lost:
-            raise ConfigError(*lost)
-        return natsorted(found)[:: cfg.layer_stride]
-    stack, modules = layers.stack(model)
+        return matching_modules(cfg, model)
+    stack, modules = layers.layer_stack(model)
     chosen = cfg.layers if cfg.layers is not None else list(range(0, len(modules), cfg.layer_stride))
     beyond = [i for i in chosen if i >= len(modules)]
     if beyond:
         raise ConfigError(f"layers={cfg.layers}: {cfg.model_name} has layers 0 to {len(modules) - 1}; leave out {beyond}")
-    wanted = site(cfg)
-    if wanted == Site.residual:
+    layer_site = site(cfg)
+    if layer_site == Site.residual:
         return [f"{stack}.{i}" for i in sorted(chosen)]
-    points = []
+    names = []
     for i in sorted(chosen):
-        part = next((n for n in SITE_NAMES[wanted] if hasattr(modules[i], n)), None)
-        if part is None:
-            asked = f"site={cfg.site}" if cfg.site else f"site=null, which is {wanted} for model_type={cfg.model_type}"
+        child = next((n for n in SITE_NAMES[layer_site] if hasattr(modules[i], n)), None)
+        if child is None:
+            setting = f"site={cfg.site}" if cfg.site else f"site=null, which is {layer_site} for model_type={cfg.model_type}"
             raise ConfigError(
-                f"{asked}: layer {i} of {cfg.model_name} has no such module (it has {layers.children(modules[i])}); set site or hookpoints"
+                f"{setting}: layer {i} of {cfg.model_name} has no such module (it has {layers.child_names(modules[i])}); "
+                "set site or hookpoints"
             )
-        points.append(f"{stack}.{i}.{part}")
-    return points
+        names.append(f"{stack}.{i}.{child}")
+    return names
 
 
-def shape_of_names(names: Iterable[str]) -> str:
-    """The module names with every number written as `*`, each once, so that a deep model's names fit a message."""
-    shapes = dict.fromkeys(".".join("*" if part.isdigit() else part for part in name.split(".")) for name in names)
-    return ", ".join(shapes)
+def matching_modules(cfg: Config, model: PreTrainedModel) -> list[str]:
+    """Every `layer_stride`-th of the modules that match a pattern of `hookpoints`, in natural order."""
+    names = [name for name, _ in model.named_modules() if name]
+    faults, matching = [], set()
+    for pattern in cfg.hookpoints or ():
+        matches = {name for name in names if is_match(pattern.split("."), name.split("."))}
+        matching |= matches
+        if not matches:
+            faults.append(
+                f"hookpoints={cfg.hookpoints}: {pattern} matches no module; {type(model).__name__} has {name_patterns(names)}"
+            )
+    if faults:
+        raise ConfigError(*faults)
+    return natsorted(matching)[:: cfg.layer_stride]
 
 
-def widths(cfg: Config, model: PreTrainedModel, points: Sequence[str]) -> dict[str, int]:
-    """The width d of each hookpoint, from a forward of the outline: no weights, no arithmetic.
+def name_patterns(names: Iterable[str]) -> str:
+    """The different module names once each number is replaced by `*`, so that a deep model's names fit a message."""
+    patterns = dict.fromkeys(".".join("*" if part.isdigit() else part for part in name.split(".")) for name in names)
+    return ", ".join(patterns)
+
+
+def widths(cfg: Config, model: PreTrainedModel, hookpoints: Sequence[str]) -> dict[str, int]:
+    """The width d of each hookpoint, from a forward of the model's outline, without weights and arithmetic.
 
     Raises ConfigError for modules that the forward does not call, whose output is not [batch, position, d], and
     for a transcoder on a module whose input is not as wide as its output.
     """
     with next(model.parameters()).fake_mode:  # type: ignore[attr-defined]
-        seen = capture(model, points, torch.ones(2, 8, dtype=torch.long))
-    faults, found = [], {}
-    for name in points:
-        chosen = f"hookpoints={cfg.hookpoints}" if cfg.hookpoints is not None else f"layers={cfg.layers}, site={site(cfg)}"
-        if name not in seen:
-            faults.append(f"{chosen}: the module {name} is not called with hidden states in a forward; choose another")
+        activations = capture(model, hookpoints, torch.ones(2, 8, dtype=torch.long))
+    faults, width_of = [], {}
+    setting = f"hookpoints={cfg.hookpoints}" if cfg.hookpoints is not None else f"layers={cfg.layers}, site={site(cfg)}"
+    for name in hookpoints:
+        if name not in activations:
+            faults.append(f"{setting}: the module {name} is not called with hidden states in a forward; choose another")
             continue
-        given, output = seen[name].input.shape, seen[name].output.shape
-        if output[:2] != (2, 8) or len(output) != 3:
-            faults.append(f"{chosen}: the output of {name} has the shape {list(output)} for 2 sequences of 8 tokens, not [2, 8, d]")
-        elif cfg.model_type == ModelType.transcoder and given[-1] != output[-1]:
+        input_shape, output_shape = activations[name].input.shape, activations[name].output.shape
+        if output_shape[:2] != (2, 8) or len(output_shape) != 3:
             faults.append(
-                f"{chosen} with model_type=transcoder: {name} maps width {given[-1]} to {output[-1]}, and a transcoder needs equal ones; "
-                "choose a module such as the whole MLP, or model_type=sae"
+                f"{setting}: the output of {name} has the shape {list(output_shape)} for 2 sequences of 8 tokens, not [2, 8, d]"
             )
-        found[name] = output[-1]
+        elif cfg.model_type == ModelType.transcoder and input_shape[-1] != output_shape[-1]:
+            faults.append(
+                f"{setting} with model_type=transcoder: {name} maps width {input_shape[-1]} to {output_shape[-1]}, and a transcoder needs "
+                "equal ones; choose a module such as the whole MLP, or model_type=sae"
+            )
+        width_of[name] = output_shape[-1]
     if faults:
         raise ConfigError(*faults)
-    return found
+    return width_of

@@ -1,4 +1,4 @@
-"""The language model's stack of layers: where it is, how many of them a run needs, their compilation."""
+"""The language model's stack of layers: which module it is, how many layers a run needs, which are compiled."""
 
 import logging
 from collections.abc import Callable, Collection
@@ -10,142 +10,145 @@ from transformers import PreTrainedModel
 
 from sae_transcoder.config import Config, ConfigError, LossFn
 from sae_transcoder.language_model import compilation, loading
-from sae_transcoder.language_model.compilation import Obstacle
+from sae_transcoder.language_model.compilation import CompileObstacle
 
 log = logging.getLogger(__name__)
 
+SHOWN = 300  # characters of an error of torch.compile, which can be pages
+COMPILE_FIX = "compile_model=true compiles it"
 
-def stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+
+def layer_stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """The name and the modules of the model's stack of layers.
 
     Raises ConfigError where no list of modules has as many members as the model has layers.
     """
     text = loading.text_config(model)
-    count = getattr(text, "num_hidden_layers", None)
-    parts = ((name, part) for name, part in model.named_modules() if isinstance(part, PreTrainedModel))
-    inside, part = next(((n, p) for n, p in parts if type(p.config) is type(text)), ("", model))  # not a part that sees images
-    for name, module in part.named_modules(prefix=inside):
-        if isinstance(module, nn.ModuleList) and len(module) == count:
+    num_layers = getattr(text, "num_hidden_layers", None)
+    models = ((name, module) for name, module in model.named_modules() if isinstance(module, PreTrainedModel))
+    # A model of text and images has a part for each.
+    prefix, text_model = next(((name, m) for name, m in models if type(m.config) is type(text)), ("", model))
+    for name, module in text_model.named_modules(prefix=prefix):
+        if isinstance(module, nn.ModuleList) and len(module) == num_layers:
             return name, module
     raise ConfigError(
-        f"model {type(model).__name__}: its layers were not found; name modules with hookpoints (it has {children(model)})"
+        f"model {type(model).__name__}: its layers were not found; name modules with hookpoints (it has {child_names(model)})"
     )
 
 
-def children(module: nn.Module) -> str:
-    """The names of a module's direct parts, for messages."""
+def child_names(module: nn.Module) -> str:
+    """The names of a module's direct children, for messages."""
     return ", ".join(name for name, _ in module.named_children())
 
 
-def needed(cfg: Config, outline: PreTrainedModel, points: Collection[str]) -> int | None:
-    """How many of the first layers lead to all of the hookpoints, where nothing else of the model is ever computed; None: the whole model.
+def num_layers_needed(cfg: Config, outline: PreTrainedModel, hookpoints: Collection[str]) -> int | None:
+    """How many of the first layers have to be loaded to reach all of the hookpoints; None: the whole model.
 
-    None also where a model of so many layers would differ in them from the whole one.
+    None where the run also computes logits, where a hookpoint lies outside the layers, and where a model of so many layers would not consist
+    of the whole model's first layers.
     """
     if cfg.loss_fn != LossFn.fvu or cfg.eval_end_to_end:
         return None
     try:
-        name, layers = stack(outline)
+        name, layers = layer_stack(outline)
     except ConfigError:
         return None
-    inside = [point.removeprefix(f"{name}.") for point in points if point.startswith(f"{name}.")]
-    count = max((int(place.split(".")[0]) + 1 for place in inside), default=0)
-    if len(inside) < len(points) or count in (0, len(layers)):
+    inside = [hookpoint.removeprefix(f"{name}.") for hookpoint in hookpoints if hookpoint.startswith(f"{name}.")]
+    count = max((int(path.split(".")[0]) + 1 for path in inside), default=0)
+    if len(inside) < len(hookpoints) or count in (0, len(layers)):
         return None
     try:
         shorter = loading.outline(cfg, count)
-    except Exception:  # whatever a model says to a number of layers that it was not made for
+    except Exception:  # any error of a model that was not made for so few layers
         return None
-    return count if is_part(shorter, outline) else None
+    return count if is_part_of(shorter, outline) else None
 
 
-def is_part(shorter: nn.Module, whole: nn.Module) -> bool:
-    """Whether every part of a model without weights is in another one under the same name, with equal settings and shapes."""
+def is_part_of(shorter: nn.Module, whole: nn.Module) -> bool:
+    """Whether every module of the shorter model is in the whole one under the same name, with equal settings and shapes."""
 
     def settings(module: nn.Module) -> dict[str, Any]:
-        plain = {name: value for name, value in vars(module).items() if isinstance(value, bool | int | float | str | tuple | None)}
-        return plain | {name: parameter.shape for name, parameter in module.named_parameters(recurse=False)}
+        values = {name: value for name, value in vars(module).items() if isinstance(value, bool | int | float | str | tuple | None)}
+        return values | {name: parameter.shape for name, parameter in module.named_parameters(recurse=False)}
 
-    every = dict(whole.named_modules())
+    modules = dict(whole.named_modules())
     return all(
-        name in every and type(part) is type(every[name]) and settings(part) == settings(every[name])
-        for name, part in shorter.named_modules()
+        name in modules and type(module) is type(modules[name]) and settings(module) == settings(modules[name])
+        for name, module in shorter.named_modules()
     )
 
 
-def uncompiled(
-    cfg: Config, model: PreTrainedModel, points: Collection[str], count: int | None, device: torch.device, *, here: bool = True
-) -> Obstacle | None:
-    """Why the model's layers, of which the first `count` are loaded (None: all), are not compiled; None: they are.
+def compile_obstacle(
+    cfg: Config, model: PreTrainedModel, hookpoints: Collection[str], count: int | None, device: torch.device, *, here: bool = True
+) -> CompileObstacle | None:
+    """Why the model's layers are not compiled; None: they are.
 
-    model: with or without weights; points: the hookpoints; device: where it computes, `here` or on another machine.
+    model: with or without weights; count: how many of its first layers are loaded, None for all; device: where it computes, on this machine
+    (`here`) or another.
     """
     if cfg.compile_model is False:
-        return Obstacle("compile_model=false")
-    if cfg.compile_model is None and (reason := unwanted(cfg, model, device)):
-        return reason
+        return CompileObstacle("compile_model=false")
+    if cfg.compile_model is None and (obstacle := automatic_obstacle(cfg, model, device)):
+        return obstacle
     try:
-        free = outside(model, points, count)
+        compilable = layers_without_hookpoints(model, hookpoints, count)
     except ConfigError:
-        return Obstacle(f"the layers of {cfg.model_name} were not found")
-    if not free:
-        return Obstacle("a hookpoint lies inside each of its layers")
+        return CompileObstacle(f"the layers of {cfg.model_name} were not found")
+    if not compilable:
+        return CompileObstacle("a hookpoint lies inside each of its layers")
     return compilation.machine_obstacle(device) if here else None
 
 
-def unwanted(cfg: Config, model: PreTrainedModel, device: torch.device) -> Obstacle | None:
-    """Why compile_model=null does not compile what could be; None: it does."""
+def automatic_obstacle(cfg: Config, model: PreTrainedModel, device: torch.device) -> CompileObstacle | None:
+    """Why compile_model=null does not compile layers that could be; None: it does."""
     if device.type != "cuda":
-        return Obstacle("the model is on a CPU", ASKED)
-    if cfg.deterministic:  # which layers are compiled, and so round otherwise, depends on the hookpoints of all runs of a pack
-        return Obstacle("deterministic=true: a compiled layer rounds otherwise", ASKED)
+        return CompileObstacle("the model is on a CPU", COMPILE_FIX)
+    if cfg.deterministic:  # compiled layers round otherwise, and the hookpoints of a whole pack decide which are compiled
+        return CompileObstacle("deterministic=true: a compiled layer rounds otherwise", COMPILE_FIX)
     if cfg.quantization is not None or getattr(model.config, "quantization_config", None) is not None:
-        return Obstacle("its weights are quantized", ASKED)
+        return CompileObstacle("its weights are quantized", COMPILE_FIX)
     if error := compilation.failure(cfg):
-        return Obstacle(f"torch.compile failed before: {error}")
+        return CompileObstacle(f"torch.compile failed before: {error}")
     return None
 
 
-ASKED = "compile_model=true compiles it"
+def layers_without_hookpoints(model: PreTrainedModel, hookpoints: Collection[str], count: int | None = None) -> list[nn.Module]:
+    """Those of the first `count` layers (None: all) that contain no hookpoint. Raises ConfigError where the layers are not found."""
+    name, layers = layer_stack(model.base_model)  # type: ignore[arg-type]
+    return [layer for i, layer in enumerate(list(layers)[:count]) if not any(h.startswith(f"{name}.{i}.") for h in hookpoints)]
 
 
-def outside(model: PreTrainedModel, points: Collection[str], count: int | None = None) -> list[nn.Module]:
-    """The first `count` layers (None: all) inside which none of the hookpoints lies. Raises ConfigError where layers are not found."""
-    name, layers = stack(model.base_model)  # type: ignore[arg-type]
-    return [layer for i, layer in enumerate(list(layers)[:count]) if not any(point.startswith(f"{name}.{i}.") for point in points)]
+def compile_layers(
+    model: PreTrainedModel, hookpoints: Collection[str], on_failure: Callable[[Exception], None] | None = None
+) -> None:
+    """Compiles the forward of every layer that contains no hookpoint (torch.compile).
 
-
-def compiled(model: PreTrainedModel, points: Collection[str], excuse: Callable[[Exception], None] | None = None) -> PreTrainedModel:
-    """The model, with every layer's forward compiled (torch.compile) in which none of the hookpoints lies; those are as they were.
-
-    The layers are compiled and not the model, since the forward stops at the last hookpoint. excuse: as in compile_forwards.
+    The layers are compiled and not the model, since the forward stops at the last hookpoint. on_failure: as in compile_forwards.
     """
-    compilation.compile_forwards(outside(model, points), excuse)
-    return model
+    compilation.compile_forwards(layers_without_hookpoints(model, hookpoints), on_failure)
 
 
-def load(cfg: Config, device: torch.device, count: int | None, points: Collection[str]) -> PreTrainedModel:
-    """The language model as coders on these hookpoints need it: of its layers the first `count`, None: all; compiled where `uncompiled` finds
-    nothing against it, with compile_model=null until that fails.
+def load_for_hookpoints(cfg: Config, device: torch.device, count: int | None, hookpoints: Collection[str]) -> PreTrainedModel:
+    """Loads the language model for coders on these hookpoints: its first `count` layers, None for all, compiled where possible.
 
-    Raises ConfigError as language_model.load does.
+    Where compiling fails, compile_model=null goes on without. Raises ConfigError as `loading.load` does.
     """
     model = loading.load(cfg, device, count)
-    if why := uncompiled(cfg, model, points, None, device):
+    if obstacle := compile_obstacle(cfg, model, hookpoints, None, device):
         # The hookpoints of a pack may lie inside more layers than those of any of its runs.
-        log.log(logging.WARNING if cfg.compile_model else logging.INFO, "%s: its layers are not compiled: %s", cfg.model_name, why)
+        log.log(
+            logging.WARNING if cfg.compile_model else logging.INFO, "%s: its layers are not compiled: %s", cfg.model_name, obstacle
+        )
         return model
 
-    def excuse(error: Exception) -> None:
-        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        compilation.FAILED[cfg.model_name, cfg.revision] = said[:SHOWN]
+    def go_on_uncompiled(error: Exception) -> None:
+        message = f"{type(error).__name__}: {' '.join(str(error).split())}"[:SHOWN]
+        compilation.FAILURES[cfg.model_name, cfg.revision] = message
         log.info("torch.compile failed", exc_info=error)
         log.warning(
-            "%s goes on uncompiled, torch.compile failed (compile_model=false does not try it): %s", cfg.model_name, said[:SHOWN]
+            "%s goes on uncompiled, torch.compile failed (compile_model=false does not try it): %s", cfg.model_name, message
         )
 
-    log.info("%s: %d of its layers are compiled", cfg.model_name, len(outside(model, points)))
-    return compiled(model, points, excuse if cfg.compile_model is None else None)
-
-
-SHOWN = 300  # characters of an error that torch.compile gives, which can be pages
+    log.info("%s: %d of its layers are compiled", cfg.model_name, len(layers_without_hookpoints(model, hookpoints)))
+    compile_layers(model, hookpoints, go_on_uncompiled if cfg.compile_model is None else None)
+    return model

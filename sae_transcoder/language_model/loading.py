@@ -1,4 +1,4 @@
-"""The language model: its config, its outline without weights, its weights in the wanted number format."""
+"""Loads the language model: its config, its outline without weights, or the model with weights in the wanted number format."""
 
 import contextlib
 import logging
@@ -37,22 +37,23 @@ DEMO = Path(__file__).parents[1] / "demo" / "model"
 
 
 def model_path(cfg: ModelConfig) -> str:
-    """What transformers is asked for: the bundled model's folder for `demo`, else the name as it is."""
+    """The name that transformers gets: the bundled model's folder for `demo`, else model_name."""
     return str(DEMO) if cfg.model_name == "demo" else cfg.model_name
 
 
-def _cannot_load(cfg: ModelConfig, what: str, error: Exception) -> ConfigError:
+def _cannot_load(cfg: ModelConfig, part: str, error: Exception) -> ConfigError:
+    """The message for a part of the model that cannot be loaded, with a fix for each cause that is known."""
     reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    where = f"model_name={cfg.model_name}" + (f", revision={cfg.revision}" if cfg.revision else "")
-    page, known = f"{constants.ENDPOINT}/{cfg.model_name}", get_token() is not None
+    setting = f"model_name={cfg.model_name}" + (f", revision={cfg.revision}" if cfg.revision else "")
+    page, logged_in = f"{constants.ENDPOINT}/{cfg.model_name}", get_token() is not None
     folder = Path(cfg.model_name).expanduser()
     causes = [error, error.__cause__, error.__context__]
     if any(isinstance(cause, GatedRepoError) for cause in causes):
-        who = "with the account that is logged in" if known else "and run `hf auth login`, or set HF_TOKEN"
-        fix = f"accept its conditions on {page} {who}"
+        login = "with the account that is logged in" if logged_in else "and run `hf auth login`, or set HF_TOKEN"
+        fix = f"accept its conditions on {page} {login}"
     elif any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
-        who = "the login may not read it" if known else "run `hf auth login`, or set HF_TOKEN"
-        fix = f"there is no such model on {page}, or it is private: check the name, {who}"
+        login = "the login may not read it" if logged_in else "run `hf auth login`, or set HF_TOKEN"
+        fix = f"there is no such model on {page}, or it is private: check the name, {login}"
     elif any(isinstance(cause, HfHubHTTPError) and cause.response.status_code == 401 for cause in causes):
         fix = "the hub does not know the token; run `hf auth login`, or correct HF_TOKEN"
     elif any(isinstance(cause, RevisionNotFoundError) for cause in causes):
@@ -61,7 +62,7 @@ def _cannot_load(cfg: ModelConfig, what: str, error: Exception) -> ConfigError:
         fix = "the folder holds an adapter alone; merge it into its model (peft's merge_and_unload) and save that"
     else:
         fix = "check the name, the network (or that it is cached, with HF_HUB_OFFLINE=1), or give a local path; model=demo needs neither"
-    return ConfigError(f"{where}: its {what} cannot be loaded ({reason}); {fix}")
+    return ConfigError(f"{setting}: its {part} cannot be loaded ({reason}); {fix}")
 
 
 def _config(cfg: ModelConfig, layers: int | None = None) -> Any:
@@ -73,18 +74,18 @@ def _config(cfg: ModelConfig, layers: int | None = None) -> Any:
 
 
 def text_config(model: PreTrainedModel) -> Any:
-    """What the model's config says of its language part; for a model of text alone all of it."""
+    """The config of the model's language part; for a model of text only, the whole config."""
     return model.config.get_text_config()
 
 
 def outline(cfg: ModelConfig, layers: int | None = None) -> PreTrainedModel:
-    """The model without its weights, or its first `layers` layers: its parameters have shapes and no memory.
+    """The model, or its first `layers` layers, without weights: parameters have shapes and take no memory.
 
-    Raises ConfigError where the model's config cannot be had or describes no text model.
+    Raises ConfigError where the model's config cannot be loaded or describes no text model.
     """
     try:
         model_config = _config(cfg, layers)
-        with FakeTensorMode(), no_init_weights():  # values, which some initialisations ask for, there are none
+        with FakeTensorMode(), no_init_weights():  # some initialisations read values, and there are none
             # Shapes do not depend on the number format; the kernels of mixtures of experts exist in bfloat16 only.
             model = AutoModel.from_config(model_config, dtype=torch.bfloat16)
     except (OSError, ValueError, KeyError) as error:
@@ -93,7 +94,7 @@ def outline(cfg: ModelConfig, layers: int | None = None) -> PreTrainedModel:
 
 
 def tokenizer(cfg: ModelConfig) -> PreTrainedTokenizerBase:
-    """The model's tokenizer. Raises ConfigError where there is none to be had."""
+    """The model's tokenizer. Raises ConfigError where it cannot be loaded."""
     try:
         return AutoTokenizer.from_pretrained(model_path(cfg), revision=cfg.revision)
     except (OSError, ValueError, KeyError) as error:
@@ -101,64 +102,65 @@ def tokenizer(cfg: ModelConfig) -> PreTrainedTokenizerBase:
 
 
 def fetch(cfg: ModelConfig) -> None:
-    """Downloads the model's weights into the hub's cache, unless they are there. Raises ConfigError where they cannot be had."""
+    """Downloads the model's weights into the hub's cache, unless they are there. Raises ConfigError where that fails."""
     if Path(model_path(cfg)).is_dir():
         return
     try:
         for name, index in [(SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME), (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)]:
-            for part in (name, index):
-                found = cached_file(cfg.model_name, part, revision=cfg.revision, _raise_exceptions_for_missing_entries=False)
-                if found and part == index:
-                    get_checkpoint_shard_files(cfg.model_name, found, revision=cfg.revision)
-                if found:
+            for file in (name, index):
+                path = cached_file(cfg.model_name, file, revision=cfg.revision, _raise_exceptions_for_missing_entries=False)
+                if path and file == index:
+                    get_checkpoint_shard_files(cfg.model_name, path, revision=cfg.revision)
+                if path:
                     return
     except (OSError, ValueError) as error:
         raise _cannot_load(cfg, "weights", error) from error
 
 
 def load(cfg: Config, device: torch.device, layers: int | None = None) -> PreTrainedModel:
-    """The model with its weights, frozen, in eval mode; with a language-modelling head where the run or its evaluation needs one and the
-    model has one. layers: only so many of its first layers, None: all of them, as a head needs.
+    """The model with its weights, frozen, in eval mode, with a language-modelling head where the run or its evaluation needs one.
 
-    Raises ConfigError where the weights cannot be had, or a head that the run needs is not among them.
+    layers: how many of its first layers to load; None for all of them, which a head needs. A model that lacks the head is loaded without it
+    where only the evaluation needs it. Raises ConfigError where the weights cannot be loaded, or lack a head that the loss needs.
     """
     dtype = resolve_dtype(cfg, device)
     transformers_logging.disable_progress_bar()
-    arguments: dict[str, Any] = dict(revision=cfg.revision, dtype=dtype)
+    kwargs: dict[str, Any] = dict(revision=cfg.revision, dtype=dtype)
     try:
         model_config = _config(cfg, layers)
         if cfg.quantization is not None:
-            arguments["quantization_config"] = _in_few_bits(cfg.quantization, dtype)
+            kwargs["quantization_config"] = _bitsandbytes_config(cfg.quantization, dtype)
         if cfg.quantization is not None or getattr(model_config, "quantization_config", None) is not None:
-            arguments["device_map"] = {"": device}  # quantized weights are not moved afterwards
-        if not wants_head(cfg, model_config):
-            with _quiet() if layers is not None else contextlib.nullcontext():  # it reports every weight of the other layers
-                return _ready(AutoModel.from_pretrained(model_path(cfg), config=model_config, **arguments), device)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(model_path(cfg), output_loading_info=True, **arguments)
+            kwargs["device_map"] = {"": device}  # quantized weights cannot be moved afterwards
+        if not needs_head(cfg, model_config):
+            with _quiet() if layers is not None else contextlib.nullcontext():  # else it reports every weight of the other layers
+                return _frozen(AutoModel.from_pretrained(model_path(cfg), config=model_config, **kwargs), device)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(model_path(cfg), output_loading_info=True, **kwargs)
         model, info = loaded
-    except (OSError, ValueError, ImportError) as error:  # ImportError: what a quantized checkpoint needs
+    except (OSError, ValueError, ImportError) as error:  # ImportError: a package that a quantized checkpoint needs
         raise _cannot_load(cfg, "weights", error) from error
     if not info["missing_keys"]:
-        return _ready(model, device)
+        return _frozen(model, device)
     if cfg.loss_fn != LossFn.fvu:
-        lacks = ", ".join(sorted(info["missing_keys"]))
-        raise ConfigError(f"loss_fn={cfg.loss_fn} with model_name={cfg.model_name}: its weights lack {lacks}; use loss_fn=fvu")
+        missing = ", ".join(sorted(info["missing_keys"]))
+        raise ConfigError(f"loss_fn={cfg.loss_fn} with model_name={cfg.model_name}: its weights lack {missing}; use loss_fn=fvu")
     log.warning("model_name=%s: no language-modelling head among its weights, so no end-to-end evaluation", cfg.model_name)
-    return _ready(model.base_model, device)
+    return _frozen(model.base_model, device)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """While it is open, transformers reports errors only."""
-    before = transformers_logging.get_verbosity()
+    """While open, transformers reports errors only."""
+    verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
-        transformers_logging.set_verbosity(before)
+        transformers_logging.set_verbosity(verbosity)
 
 
-def _ready(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+def _frozen(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """The model on the device, in eval mode, without gradients."""
     if not getattr(model, "is_quantized", False):
         model.to(device)  # type: ignore[arg-type]
     for module in model.modules():
@@ -168,65 +170,65 @@ def _ready(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     return model.eval().requires_grad_(False)
 
 
-def _in_few_bits(quantization: Quantization, dtype: torch.dtype) -> BitsAndBytesConfig:
-    """How bitsandbytes is to keep linear layers, and compute with them."""
+def _bitsandbytes_config(quantization: Quantization, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """How bitsandbytes stores linear layers and computes with them."""
     if quantization == Quantization.int8:
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
 
 
-# Bytes of a quantized weight; of 64 weights in 4 bits a float32 scale is kept.
+# Bytes of a quantized weight; 64 weights of 4 bits share a float32 scale.
 WEIGHT_BYTES = {Quantization.int8: 1.0, Quantization.nf4: 0.5 + 4 / 64}
 
 
-def quantized_weight(cfg: ModelConfig, model_config: Any) -> float | None:
-    """Bytes of a linear layer's weight, where the settings or the checkpoint itself quantize it."""
-    own = getattr(model_config, "quantization_config", None) or {}
+def quantized_weight_bytes(cfg: ModelConfig, model_config: Any) -> float | None:
+    """Bytes of one weight of a linear layer where the settings or the checkpoint quantize it; None where neither does."""
+    checkpoint = getattr(model_config, "quantization_config", None) or {}
     if cfg.quantization is not None:
         return WEIGHT_BYTES[cfg.quantization]
-    if own.get("load_in_4bit"):
+    if checkpoint.get("load_in_4bit"):
         return WEIGHT_BYTES[Quantization.nf4]
-    if own.get("load_in_8bit"):
+    if checkpoint.get("load_in_8bit"):
         return WEIGHT_BYTES[Quantization.int8]
-    return own["bits"] / 8 if "bits" in own else None  # as GPTQ and AWQ say it
+    return checkpoint["bits"] / 8 if "bits" in checkpoint else None  # as in GPTQ and AWQ
 
 
 def weight_bytes(cfg: Config, model: PreTrainedModel, dtype: torch.dtype) -> int:
-    """Bytes of the weights of a model, given without its head, once it is loaded, with the head that the run needs."""
-    every = sum(p.numel() for p in model.parameters())
+    """Bytes of the model's weights once it is loaded, with the head that the run needs; `model` itself has none."""
+    num_weights = sum(p.numel() for p in model.parameters())
     text = text_config(model)
-    if wants_head(cfg, model.config) and not getattr(text, "tie_word_embeddings", True):
-        every += text.vocab_size * text.hidden_size
-    quantized = quantized_weight(cfg, model.config)
+    if needs_head(cfg, model.config) and not getattr(text, "tie_word_embeddings", True):
+        num_weights += text.vocab_size * text.hidden_size
+    quantized = quantized_weight_bytes(cfg, model.config)
     if quantized is None:
-        return every * dtype.itemsize
+        return num_weights * dtype.itemsize
     linear = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear | Conv1D))
-    return (every - linear) * dtype.itemsize + int(linear * quantized)
+    return (num_weights - linear) * dtype.itemsize + int(linear * quantized)
 
 
-def wants_head(cfg: Config, model_config: Any) -> bool:
-    """Whether the run or its evaluation computes logits, and the model can."""
+def needs_head(cfg: Config, model_config: Any) -> bool:
+    """Whether the run or its evaluation computes logits, and the model can compute them."""
     return predicts_next_token(model_config) and (cfg.loss_fn != LossFn.fvu or cfg.eval_end_to_end)
 
 
 def predicts_next_token(model_config: Any) -> bool:
     """Whether models of this config have a causal language-modelling head."""
-    # BERT and its like can be made decoders, and are listed as such.
+    # BERT and its like can be made decoders, and are listed among the causal models.
     masked = type(model_config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(model_config, "is_decoder", False)
     return type(model_config) in MODEL_FOR_CAUSAL_LM_MAPPING and not masked
 
 
-def predicts(model: PreTrainedModel) -> bool:
-    """Whether the model was loaded with a head that gives logits."""
+def has_head(model: PreTrainedModel) -> bool:
+    """Whether the model was loaded with a language-modelling head."""
     return model.base_model is not model
 
 
 def resolve_dtype(cfg: ModelConfig, device: torch.device) -> torch.dtype:
-    """The weights' number format: as set, else bfloat16 on a GPU that has it, else float32."""
+    """The weights' number format: `dtype` where it is set, else bfloat16 on a GPU that has it, else float32."""
     if cfg.dtype is not None:
         return getattr(torch, cfg.dtype)
     if device.type != "cuda":
         return torch.float32
-    # Where there is no GPU the run will be on another machine, whose GPUs most likely have it.
-    has = not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if has else torch.float32
+    # Without a GPU here, the run will be on another machine, whose GPUs most likely have bfloat16.
+    has_bfloat16 = not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_bfloat16 else torch.float32

@@ -1,4 +1,4 @@
-"""What the settings ask of a language model that it, or this machine, cannot do; its outline suffices to tell."""
+"""Checks whether a language model, and this machine, can do what the settings ask. The model's outline is enough."""
 
 from importlib.util import find_spec
 from typing import Any
@@ -7,56 +7,56 @@ from transformers import PreTrainedModel
 
 from sae_transcoder.config import Config, LossFn
 from sae_transcoder.language_model import loading
-from sae_transcoder.language_model.compilation import Obstacle
+from sae_transcoder.language_model.compilation import CompileObstacle
 
 
-def faults(cfg: Config, outline: PreTrainedModel, uncompiled: Obstacle | None) -> list[str]:
-    """One message for each fault; uncompiled: why its layers would not be compiled (layers.uncompiled)."""
+def faults(cfg: Config, outline: PreTrainedModel, obstacle: CompileObstacle | None) -> list[str]:
+    """Returns one message for each fault; obstacle: why its layers would not be compiled (layers.compile_obstacle)."""
     return [
         *loss_faults(cfg, outline.config),
         *quantization_faults(cfg, outline.config),
-        *compile_faults(cfg, uncompiled),
+        *compile_faults(cfg, obstacle),
         *token_faults(cfg, loading.text_config(outline)),
     ]
 
 
 def loss_faults(cfg: Config, model_config: Any) -> list[str]:
-    """End-to-end losses on a model that predicts no next token."""
+    """Faults of an end-to-end loss on a model that predicts no next token."""
     if cfg.loss_fn == LossFn.fvu or loading.predicts_next_token(model_config):
         return []
     return [f"loss_fn={cfg.loss_fn}: {cfg.model_name} ({model_config.model_type}) predicts no next token; use loss_fn=fvu"]
 
 
 def quantization_faults(cfg: Config, model_config: Any) -> list[str]:
-    """Packages that are not there, and models that are quantized already."""
-    own = getattr(model_config, "quantization_config", None) or {}
-    if cfg.quantization is not None and own:
+    """Faults of packages that are not installed, and of models that are quantized already."""
+    checkpoint = getattr(model_config, "quantization_config", None) or {}
+    if cfg.quantization is not None and checkpoint:
         return [f"quantization={cfg.quantization}: the weights of {cfg.model_name} are quantized already; set quantization=null"]
-    if cfg.quantization is None and own.get("quant_method") != "bitsandbytes":
+    if cfg.quantization is None and checkpoint.get("quant_method") != "bitsandbytes":
         return []
-    if lacking := [name for name in ("bitsandbytes", "accelerate") if find_spec(name) is None]:
-        what = f"model_name={cfg.model_name}" if own else f"quantization={cfg.quantization}"
-        fix = "choose another model" if own else "set quantization=null"
-        return [f"{what}: needs {' and '.join(lacking)}; run pip install -c constraints.txt -e '.[quantization]', or {fix}"]
+    if missing := [name for name in ("bitsandbytes", "accelerate") if find_spec(name) is None]:
+        setting = f"model_name={cfg.model_name}" if checkpoint else f"quantization={cfg.quantization}"
+        fix = "choose another model" if checkpoint else "set quantization=null"
+        return [f"{setting}: needs {' and '.join(missing)}; run pip install -c constraints.txt -e '.[quantization]', or {fix}"]
     return []
 
 
-def compile_faults(cfg: Config, uncompiled: Obstacle | None) -> list[str]:
-    """A compilation that is asked for and cannot be."""
-    if not cfg.compile_model or uncompiled is None:
+def compile_faults(cfg: Config, obstacle: CompileObstacle | None) -> list[str]:
+    """Faults of compile_model=true where the model cannot be compiled."""
+    if not cfg.compile_model or obstacle is None:
         return []
-    return [f"compile_model=True: {uncompiled.reason}; {', or '.join(filter(None, [uncompiled.fix, 'leave it out']))}"]
+    return [f"compile_model=True: {obstacle.reason}; {', or '.join(filter(None, [obstacle.fix, 'leave it out']))}"]
 
 
 def token_faults(cfg: Config, text_config: Any) -> list[str]:
-    """Sequences longer than the model's positions, and excluded ids that it does not have."""
-    found = []
+    """Faults of sequences longer than the model's positions, and of excluded ids that it does not have."""
+    faults = []
     positions = getattr(text_config, "max_position_embeddings", None)
     if positions is not None and cfg.max_seq_length > positions:
-        found.append(f"max_seq_length={cfg.max_seq_length}: {cfg.model_name} has {positions} positions; lower it")
+        faults.append(f"max_seq_length={cfg.max_seq_length}: {cfg.model_name} has {positions} positions; lower it")
     beyond = [i for i in cfg.exclude_tokens if i >= text_config.vocab_size]
     if beyond:
-        found.append(
+        faults.append(
             f"exclude_tokens={cfg.exclude_tokens}: {cfg.model_name} has ids below {text_config.vocab_size}; leave out {beyond}"
         )
-    return found
+    return faults

@@ -1,4 +1,4 @@
-"""The sizes of a language model that the memory estimate asks for, told from its outline."""
+"""The sizes of a language model that the memory estimate needs, read from its outline."""
 
 from dataclasses import dataclass
 
@@ -8,27 +8,27 @@ from transformers import PreTrainedModel
 
 from sae_transcoder.config import Config, ConfigError
 from sae_transcoder.language_model import loading
-from sae_transcoder.language_model.layers import stack
+from sae_transcoder.language_model.layers import layer_stack
 
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """What the memory estimate asks of the language model."""
+    """The sizes of a language model that the memory estimate needs."""
 
     weights: int  # bytes
     itemsize: int  # bytes of an activation
     vocabulary: int
     width: int  # of the hidden states
-    widest: int  # of what a layer computes of them
+    widest: int  # the largest width inside a layer
     layers: int
     predicts: bool  # whether it is loaded with a head
 
 
-def sizes(cfg: Config, outline: PreTrainedModel, dtype: torch.dtype) -> ModelSizes:
-    """What the memory estimate asks of the model, of which no more than `outline` is loaded."""
+def sizes_of(cfg: Config, outline: PreTrainedModel, dtype: torch.dtype) -> ModelSizes:
+    """The sizes of the model, of whose layers those in `outline` are loaded."""
     text = loading.text_config(outline)
     try:
-        inside: nn.Module = stack(outline)[1]
+        inside: nn.Module = layer_stack(outline)[1]
     except ConfigError:
         inside = outline
     matrices = [parameter.shape[-2:] for parameter in inside.parameters() if parameter.ndim > 1]
@@ -39,5 +39,5 @@ def sizes(cfg: Config, outline: PreTrainedModel, dtype: torch.dtype) -> ModelSiz
         width=text.hidden_size,
         widest=max(max(shape) for shape in matrices),
         layers=text.num_hidden_layers,
-        predicts=loading.wants_head(cfg, outline.config),
+        predicts=loading.needs_head(cfg, outline.config),
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sae_transcoder.config import OPTIMIZERS, Config, LossFn
 
 if TYPE_CHECKING:
-    from sae_transcoder.coder.sparsify_config import Length
+    from sae_transcoder.data.run_length import RunLength
 
 # Numbers in the hidden states of a batch [token, width]. Below LAUNCH_BOUND a GPU waits for kernel launches more than a quarter of the
 # time; from BUSY on it is busy. Arithmetic for SmolLM2-135M: 5 ms of launches a batch, 1 us of work a token. No GPU has been measured.
@@ -17,7 +17,7 @@ FEWEST_STEPS = 200  # optimizer steps that a larger batch must leave the run
 SHORT_RUN = 100_000_000  # tokens below which an automatic rate is far too low (README, "Learning rate")
 
 
-def warnings(cfg: Config, length: Length, device: str, width: int) -> list[str]:
+def warnings(cfg: Config, length: RunLength, device: str, width: int) -> list[str]:
     """Warnings for a run of this length on a device of type cpu or cuda; width: of the language model's hidden states."""
     tokens = length.samples * cfg.max_seq_length
     messages = []
@@ -35,7 +35,7 @@ def warnings(cfg: Config, length: Length, device: str, width: int) -> list[str]:
     return messages + (small_batch_warnings(cfg, length, width) if device == "cuda" else [])
 
 
-def small_batch_warnings(cfg: Config, length: Length, width: int) -> list[str]:
+def small_batch_warnings(cfg: Config, length: RunLength, width: int) -> list[str]:
     """A batch that takes a GPU less time than its kernels' launches, where a larger one can be set. Arguments as `warnings` has them."""
     numbers = cfg.max_seq_length * width  # of a sequence's hidden states
     if cfg.loss_fn != LossFn.fvu or cfg.batch_size * numbers >= LAUNCH_BOUND:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from sae_transcoder.config import Config
 
 if TYPE_CHECKING:
-    from sae_transcoder.coder.sparsify_config import Length
+    from sae_transcoder.data.run_length import RunLength
 
 
-def length_faults(cfg: Config, length: Length, samples: int) -> list[str]:
+def length_faults(cfg: Config, length: RunLength, samples: int) -> list[str]:
     """Faults of a run on `samples` sequences, of which it reads `length.samples`."""
     batch = f"batch_size={cfg.batch_size}" + (
         f" on {length.batch // cfg.batch_size} ranks" if length.batch > cfg.batch_size else ""

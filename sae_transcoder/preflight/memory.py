@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from sae_transcoder import distributed
-from sae_transcoder.coder.pieces import PIECE, SMALL
+from sae_transcoder.coder.chunk_sizes import CHUNK_SIZE, SMALL_BATCH
 from sae_transcoder.config import OPTIMIZERS, Config, LossFn, ModelType, evaluation_batch
 from sae_transcoder.preflight.peak import ALWAYS, BATCH, SAVE, Moment, Part
 
@@ -75,7 +75,7 @@ def coder_parts(cfg: Config, widths: Mapping[str, int], device: str) -> Iterator
 def trains_together(cfg: Config, widths: Mapping[str, int], device: str) -> bool:
     """Whether the run's coders are computed together with those of other runs (training/batched_training.py)."""
     most = max(latents(cfg, d) for d in widths.values())
-    return cfg.loss_fn == LossFn.fvu and cfg.batch_size * cfg.max_seq_length * most <= SMALL[device]
+    return cfg.loss_fn == LossFn.fvu and cfg.batch_size * cfg.max_seq_length * most <= SMALL_BATCH[device]
 
 
 def batch_parts(cfg: Config, widths: Mapping[str, int], model: ModelSizes, device: str) -> Iterator[Part]:
@@ -96,7 +96,7 @@ def coder_steps(cfg: Config, widths: Mapping[str, int], tokens: int, device: str
     if not trains_together(cfg, widths, device) or not cfg.corrections or cfg.multi_topk or cfg.skip_connection:
         return Part("coders' steps", largest, (Moment.coder,), "one by one")
     stacked = max(coder_parameters(cfg, d) for d in widths.values()) * FLOAT32  # a copy of the weights beside those of other coders
-    at_once = max(1, PIECE[device] // (tokens * max(latents(cfg, d) for d in widths.values())))
+    at_once = max(1, CHUNK_SIZE[device] // (tokens * max(latents(cfg, d) for d in widths.values())))
     seeds = min(at_once, len(cfg.init_seeds))
     return Part("coders' steps", seeds * (largest + stacked), (Moment.coder,), "together", at_once // seeds)
 
@@ -176,7 +176,7 @@ def step_bytes(cfg: Config, d: int, tokens: int, device: str) -> int:
         return max(2 * all_latents + forward, all_latents + row * (copies_input(cfg) + 4 + cfg.k))  # a row for each chosen latent
     # The output and gradients; chosen latents sorted, with their tokens, places and gradients.
     backward = row * (copies_input(cfg) + len(chosen) + 1) + tokens * (40 * sum(chosen) + 12 * max(chosen))
-    piece = min(tokens, max(1, PIECE[device] // size))  # tokens
+    piece = min(tokens, max(1, CHUNK_SIZE[device] // size))  # tokens
     # Pre-activations of a piece, of the one before and of dead latents, and the candidates for the k largest.
     candidates = max(CANDIDATES[device] * k if 2 * CANDIDATES[device] * k <= size else 0 for k in chosen)
     pre_activations = (min(tokens, 2 * piece) + piece * auxk_can_act(cfg)) * size * item

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sae_transcoder import distributed
-from sae_transcoder.coder.names import names as coder_names
+from sae_transcoder.coder.names import coder_names
 from sae_transcoder.config import Config, Tracker, checks
 from sae_transcoder.config.errors import raise_faults
 from sae_transcoder.preflight import device_memory, memory
@@ -26,9 +26,9 @@ from sae_transcoder.preflight.plan_cache import PlanCache
 if TYPE_CHECKING:
     import torch
 
-    from sae_transcoder.coder.sparsify_config import Length
+    from sae_transcoder.data.run_length import RunLength
     from sae_transcoder.data.token_sets import TokenSets
-    from sae_transcoder.language_model.compilation import Obstacle
+    from sae_transcoder.language_model.compilation import CompileObstacle
     from sae_transcoder.language_model.sizes import ModelSizes
 
 
@@ -40,14 +40,14 @@ class Plan:
     device: torch.device
     widths: dict[str, int]  # {hookpoint: d}
     tokens: TokenSets
-    length: Length
+    length: RunLength
     model_parameters: int
     model_layers: int | None  # how many of the language model's first layers are loaded; None: all
     memory: list[Part]  # what it holds on its device
     available: int | None  # bytes of the device; None where it is a cluster's, and not known
     warnings: list[str]
     start_from: dict[str, Path]  # {coder: folder of the weights to start from}
-    uncompiled: Obstacle | None  # why the language model's layers are not compiled; None: they are
+    uncompiled: CompileObstacle | None  # why the language model's layers are not compiled; None: they are
     ranks: int = 1  # processes that train it together
 
     @property
@@ -74,13 +74,13 @@ def make_plan(cfg: Config, cache: PlanCache | None = None, *, on_slurm: bool = F
     check_tracker(cfg)
 
     from sae_transcoder.language_model.loading import resolve_dtype
-    from sae_transcoder.language_model.sizes import sizes
+    from sae_transcoder.language_model.sizes import sizes_of
 
     device = torch_device(cfg) if on_slurm else find_device(cfg)
     widths, model_layers, uncompiled = check_model(cfg, cache, device, processes, on_slurm)
     start_from = find_start_weights(cfg, widths)
     outline = cache.outline(cfg, model_layers)
-    model_sizes = sizes(cfg, outline, resolve_dtype(cfg, device))
+    model_sizes = sizes_of(cfg, outline, resolve_dtype(cfg, device))
     parts, available = check_memory(cfg, widths, model_sizes, device, processes, on_slurm)
     tokens, length = check_tokens(cfg, cache, model_sizes.vocabulary, processes)
     return Plan(
@@ -119,23 +119,22 @@ def check_tracker(cfg: Config) -> None:
 
 def check_model(
     cfg: Config, cache: PlanCache, device: torch.device, processes: int, on_slurm: bool
-) -> tuple[dict[str, int], int | None, Obstacle | None]:
+) -> tuple[dict[str, int], int | None, CompileObstacle | None]:
     """Returns the hookpoints' widths, how many of the model's first layers are needed (None: all) and why its layers are not compiled.
 
     Raises ConfigError for a model that is not there, or that does not go with the coders, the ranks or the length asked for.
     """
-    from sae_transcoder.coder.sparsify_config import length
-    from sae_transcoder.data.token_sets import needed_samples
+    from sae_transcoder.data.run_length import needed_samples, run_length
     from sae_transcoder.language_model import hookpoints, layers, model_checks
 
     outline = cache.outline(cfg)
-    points = hookpoints.find(cfg, outline)
+    points = hookpoints.hookpoint_names(cfg, outline)
     widths, model_layers = cache.widths(cfg, points), cache.needed_layers(cfg, points)
-    uncompiled = layers.uncompiled(cfg, outline, points, model_layers, device, here=not on_slurm)
+    uncompiled = layers.compile_obstacle(cfg, outline, points, model_layers, device, here=not on_slurm)
     faults = model_checks.faults(cfg, outline, uncompiled) + width_faults(cfg, widths) + share_faults(cfg, len(widths), processes)
     samples = needed_samples(cfg, batch_ranks(cfg, processes))
     if samples is not None:  # else the length is known once the data is read
-        faults += length_faults(cfg, length(cfg, samples, batch_ranks(cfg, processes)), samples)
+        faults += length_faults(cfg, run_length(cfg, samples, batch_ranks(cfg, processes)), samples)
     raise_faults(faults)
     return widths, model_layers, uncompiled
 
@@ -146,11 +145,11 @@ def batch_ranks(cfg: Config, processes: int) -> int:
 
 
 def find_start_weights(cfg: Config, widths: Mapping[str, int]) -> dict[str, Path]:
-    """{coder: folder of the weights that `finetune` starts from}. Raises ConfigError as finetune.find does."""
+    """{coder: folder of the weights that `finetune` starts from}. Raises ConfigError as finetune.start_coders does."""
     from sae_transcoder.coder import finetune
 
     sizes = {point: memory.latents(cfg, width) for point, width in widths.items()}
-    return finetune.find(cfg, [name for point in widths for name in coder_names(point, cfg.init_seeds)], widths, sizes)
+    return finetune.start_coders(cfg, [name for point in widths for name in coder_names(point, cfg.init_seeds)], widths, sizes)
 
 
 def check_memory(
@@ -163,12 +162,12 @@ def check_memory(
     return parts, available
 
 
-def check_tokens(cfg: Config, cache: PlanCache, vocabulary: int, processes: int) -> tuple[TokenSets, Length]:
+def check_tokens(cfg: Config, cache: PlanCache, vocabulary: int, processes: int) -> tuple[TokenSets, RunLength]:
     """Reads the data and returns it with the run's length. Raises ConfigError for data that cannot be read or does not suffice."""
-    from sae_transcoder.coder.sparsify_config import length
+    from sae_transcoder.data.run_length import run_length
 
     ranks = batch_ranks(cfg, processes)
     tokens = cache.tokens(cfg, vocabulary, ranks)
-    run_length = length(cfg, len(tokens.train), ranks)
-    raise_faults(length_faults(cfg, run_length, len(tokens.train)))
-    return tokens, run_length
+    length = run_length(cfg, len(tokens.train), ranks)
+    raise_faults(length_faults(cfg, length, len(tokens.train)))
+    return tokens, length

@@ -45,15 +45,16 @@ class PlanCache:
         from sae_transcoder.language_model import layers
 
         key = ("layers", *model_key(cfg), cfg.loss_fn, cfg.eval_end_to_end, *hookpoints)
-        return self._once(key, lambda: layers.needed(cfg, self.outline(cfg), hookpoints))
+        return self._once(key, lambda: layers.num_layers_needed(cfg, self.outline(cfg), hookpoints))
 
     def tokens(self, cfg: Config, vocabulary: int, batch_ranks: int) -> TokenSets:
         """The run's sequences, where `batch_ranks` ranks share each batch. Raises ConfigError as token_sets.prepare does."""
         from sae_transcoder.data import token_sets
+        from sae_transcoder.data.run_length import needed_samples
         from sae_transcoder.language_model import loading
 
         source = str({f.name: getattr(cfg, f.name) for f in fields(DatasetConfig) if f.name != "max_samples"})
-        key = ("tokens", *model_key(cfg), source, token_sets.needed_samples(cfg, batch_ranks))
+        key = ("tokens", *model_key(cfg), source, needed_samples(cfg, batch_ranks))
         return self._once(key, lambda: token_sets.prepare(cfg, lambda: loading.tokenizer(cfg), vocabulary, batch_ranks))
 
 

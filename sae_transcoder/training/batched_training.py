@@ -7,9 +7,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from sae_transcoder.coder import stack
+from sae_transcoder.coder import batched_coders
+from sae_transcoder.coder.chunk_sizes import CHUNK_SIZE, SMALL_BATCH
 from sae_transcoder.coder.corrected_coder import CorrectedCoder
-from sae_transcoder.coder.pieces import PIECE, SMALL
 from sae_transcoder.language_model.forward import Activations
 from sae_transcoder.training.coder_trainer import CoderTrainer, optimizer_step
 from sae_transcoder.training.task import Task
@@ -17,7 +17,7 @@ from sae_transcoder.training.task import Task
 
 def is_small(trainer: CoderTrainer) -> bool:
     """Whether the run's coders train faster together with others. Depends on the size of a full batch, so all ranks and all batches agree."""
-    return trainer.cfg.batch_size * trainer.cfg.max_seq_length * trainer.max_latents <= SMALL[trainer.device.type]
+    return trainer.cfg.batch_size * trainer.cfg.max_seq_length * trainer.max_latents <= SMALL_BATCH[trainer.device.type]
 
 
 def grouped(trainers: Sequence[CoderTrainer]) -> list[list[CoderTrainer]]:
@@ -33,13 +33,13 @@ def train_on_batch(trainers: Sequence[CoderTrainer], tokens: Tensor, activations
     stacks: dict[object, list[tuple[CoderTrainer, Task]]] = {}
     for trainer in trainers:
         for task in trainer.tasks(tokens, activations):
-            shape = stack.shape(task.coder) if is_small(trainer) else None
+            shape = batched_coders.batch_key(task.coder) if is_small(trainer) else None
             alone = (trainer, task.name) if shape is None else None
             key = shape, alone, id(task.x), id(task.y), trainer.cfg.micro_acc_steps
             stacks.setdefault(key, []).append((trainer, task))
     for stacked in stacks.values():
         trainer, first = stacked[0]
-        most = max(1, PIECE[trainer.device.type] // max(1, len(first.y) * first.coder.num_latents))
+        most = max(1, CHUNK_SIZE[trainer.device.type] // max(1, len(first.y) * first.coder.num_latents))
         for start in range(0, len(stacked), most):
             backward(stacked[start : start + most])
     due = [trainer for trainer in trainers if trainer.end_batch(tokens.shape[1])]
@@ -56,7 +56,7 @@ def backward(stacked: Sequence[tuple[CoderTrainer, Task]]) -> None:
     coders = [cast(CorrectedCoder, task.coder) for _, task in stacked]
     dead_latents = [task.dead.get("dead") for _, task in stacked]
     for x, y in first.micro_batches(trainer.cfg.micro_acc_steps):
-        outs = stack.forward_together(coders, x, y, dead_latents, first.variance)
+        outs = batched_coders.batched_forward(coders, x, y, dead_latents, first.variance)
         torch.stack([trainer.loss(task, out) for (trainer, task), out in zip(stacked, outs, strict=True)]).sum().backward()
         for (trainer, task), out in zip(stacked, outs, strict=True):
             trainer.record(task.name, out, auxk_acts=bool(task.dead))

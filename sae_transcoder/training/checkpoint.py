@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from sae_transcoder.coder import names as coder_names
 from sae_transcoder.coder.corrected_coder import SparseCoder
+from sae_transcoder.coder.names import coder_dir
 from sae_transcoder.config import ConfigError
 from sae_transcoder.process.atomic_files import sync
 from sae_transcoder.run_store.status import state_path
@@ -37,17 +37,17 @@ def export(coders: Mapping[str, SparseCoder], folder: Path) -> None:
     try:
         shutil.rmtree(new_dir, ignore_errors=True)
         for name, coder in coders.items():
-            coder.save_to_disk(new_dir / coder_names.folder(name))
+            coder.save_to_disk(new_dir / coder_dir(name))
         for name in coders:
-            new_coder_dir, coder_dir = new_dir / coder_names.folder(name), folder / coder_names.folder(name)
-            for path in new_coder_dir.iterdir():
+            written, place = new_dir / coder_dir(name), folder / coder_dir(name)
+            for path in written.iterdir():
                 sync(path)
             shutil.rmtree(old_dir, ignore_errors=True)
-            coder_dir.parent.mkdir(parents=True, exist_ok=True)
-            if coder_dir.exists():
-                coder_dir.rename(old_dir)
-            new_coder_dir.rename(coder_dir)
-            sync(coder_dir.parent)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if place.exists():
+                place.rename(old_dir)
+            written.rename(place)
+            sync(place.parent)
     except Exception as error:  # safetensors raises its own class for a full disk
         if isinstance(error, OSError) or "os error" in str(error).lower() or "I/O error" in str(error):
             raise DiskError(

@@ -10,12 +10,13 @@ import torch
 from safetensors.torch import load_model
 from torch import Tensor
 
-from sae_transcoder.coder import names as coder_names
 from sae_transcoder.coder.corrected_coder import ForwardOutput
+from sae_transcoder.coder.names import coder_names
 from sae_transcoder.coder.optimizers import optimizers, step_together
 from sae_transcoder.coder.positions import PositionFilter
-from sae_transcoder.coder.sparsify_config import length, sparsify_configs
+from sae_transcoder.coder.sparsify_config import sparsify_configs
 from sae_transcoder.config import Config
+from sae_transcoder.data.run_length import run_length
 from sae_transcoder.distributed import ALONE, Ranks
 from sae_transcoder.language_model.forward import Activations
 from sae_transcoder.training.k_schedule import k_at, possible_k
@@ -44,9 +45,9 @@ class CoderTrainer:
         batch_ranks: those that share each batch; local_hookpoints: those whose coders are trained here, None: all."""
         self.cfg, self.device, self.batch_ranks = cfg, device, batch_ranks
         self.positions = PositionFilter.of(cfg)
-        self.length = length(cfg, num_samples, batch_ranks.size)
+        self.length = run_length(cfg, num_samples, batch_ranks.size)
         self.coder_config, self.train_config = sparsify_configs(cfg, list(widths), self.length.steps)
-        self.names = [name for point in widths for name in coder_names.names(point, cfg.init_seeds)]  # on all ranks
+        self.names = [name for point in widths for name in coder_names(point, cfg.init_seeds)]  # on all ranks
         self.hookpoints = [point for point in widths if local_hookpoints is None or point in local_hookpoints]
         self.coders = new_coders(cfg, self.coder_config, {point: widths[point] for point in self.hookpoints}, device)
         self.max_latents = max(cfg.num_latents or width * cfg.expansion_factor for width in widths.values())  # on all ranks
@@ -100,7 +101,7 @@ class CoderTrainer:
             if count:
                 key = "variance", self.cfg.corrections, self.positions
                 variance = activations[point].cached(key, partial(self.variance, y, count))
-                for name in coder_names.names(point, self.cfg.init_seeds):
+                for name in coder_names(point, self.cfg.init_seeds):
                     tasks.append(Task(name, self.coders[name], x, y, variance, self.prepare(name, x, y, count)))
         return tasks
 

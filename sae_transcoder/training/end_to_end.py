@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sae_transcoder.coder import names as coder_names
+from sae_transcoder.coder.names import coders_by_seed, seed_of
 from sae_transcoder.language_model.forward import Activations, end_to_end_loss, spliced_output
 from sae_transcoder.training.coder_trainer import CoderTrainer, optimizer_step
 
@@ -52,12 +52,12 @@ def train_end_to_end(trainer: CoderTrainer, model: PreTrainedModel, tokens: Tens
     mask = trainer.positions.by_token(tokens)
     if not len(tokens):
         tokens_on_device, mask = placeholder(tokens, tokens_on_device)
-    for names in coder_names.by_seed(trainer.coders):
+    for names in coders_by_seed(trainer.coders):
         step = EndToEndStep(trainer, names, mask)
         loss = end_to_end_loss(model, tokens_on_device, list(names), step.replace, cfg.loss_fn)
         if loss.requires_grad:  # else every token of the batch was excluded
             (loss * share_of_loss + sum(step.coder_losses)).div(trainer.batches_in_step).backward()
-        seed = coder_names.seed(next(iter(names.values())))
+        seed = seed_of(next(iter(names.values())))
         trainer.loss_sums["/".join([cfg.loss_fn, *filter(None, [seed])])] += loss.detach() * share_of_loss
         trainer.batches_summed[seed] += 1
     step_is_due = trainer.end_batch(tokens.shape[1])

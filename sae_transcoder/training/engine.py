@@ -159,4 +159,4 @@ def loaded(plans: Sequence[Plan]) -> PreTrainedModel:
     layers_needed = [plan.model_layers for plan in plans]
     num_layers = None if None in layers_needed else max(filter(None, layers_needed))
     hookpoints = [point for plan in plans for point in plan.widths]
-    return layers.load(most_demanding.cfg, most_demanding.device, num_layers, hookpoints)
+    return layers.load_for_hookpoints(most_demanding.cfg, most_demanding.device, num_layers, hookpoints)

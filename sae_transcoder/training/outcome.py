@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from sae_transcoder.coder import stored as stored_coders
 from sae_transcoder.coder.corrected_coder import SparseCoder
+from sae_transcoder.coder.stored_coders import find_coders
 from sae_transcoder.config import Config
 from sae_transcoder.run_store.eval_file import Evaluation
 
@@ -25,7 +25,7 @@ class TrainedRun:
         Each is sparsify's: called with x [token, d_in] it gives `sae_out` [token, d_in], `latent_acts` and `latent_indices` [token, k];
         `encoder.weight` and `W_dec` are [latent, d_in].
         """
-        folders = stored_coders.find(self.directory / "coders")
+        folders = find_coders(self.directory / "coders")
         return {name: SparseCoder.load_from_disk(folder, device="cpu") for name, folder in folders.items()}
 
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from sae_transcoder.coder import names as coder_names
 from sae_transcoder.coder.corrected_coder import SparseCoder
+from sae_transcoder.coder.names import hookpoint_of
 from sae_transcoder.distributed import Ranks
 
 
@@ -19,7 +19,7 @@ def collect_coders(
     """{name: coder} of all ranks, in the order of `names`, on the device of rank 0; on other ranks empty."""
     coders = {}
     for name in names:
-        owner = next(r for r, hookpoints in enumerate(hookpoints_by_rank) if coder_names.hookpoint(name) in hookpoints)
+        owner = next(r for r, hookpoints in enumerate(hookpoints_by_rank) if hookpoint_of(name) in hookpoints)
         coder = ranks.send_to_first(local[name].cpu() if owner == ranks.rank > 0 else local.get(name), owner)
         if coder is not None:
             coders[name] = coder.to(device)

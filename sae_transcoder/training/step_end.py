@@ -85,7 +85,9 @@ def heldout_metrics(
     def measure(runs: Sequence[ManagedRun], *, all_metrics: bool) -> None:
         tokens = runs[0].plan.tokens.heldout
         try:
-            results.update(zip(runs, heldout.measure(model, [coders[run] for run in runs], tokens, whole=all_metrics), strict=True))
+            results.update(
+                zip(runs, heldout.measure(model, [coders[run] for run in runs], tokens, all_metrics=all_metrics), strict=True)
+            )
         except Exception as error:
             if runs[0].ranks.size > 1:
                 raise

@@ -12,11 +12,9 @@ from sparsify import SparseCoder, SparseCoderConfig, sparse_coder
 from sparsify.fused_encoder import fused_encoder
 
 from helpers.device import DEVICE, ON_GPU, by_device
-from sae_transcoder.coder import row_sums, selection
+from sae_transcoder.coder import latent_selection, sparse_products
+from sae_transcoder.coder.chunk_sizes import CHUNK_SIZE
 from sae_transcoder.coder.corrected_coder import CorrectedCoder
-from sae_transcoder.coder.gradients import SelectedLatents, Selection, SparseDecode, SquaredError
-from sae_transcoder.coder.pieces import PIECE
-from sae_transcoder.coder.row_sums import Bags, Every, LatentIndices, Products, Sums
 
 pytestmark = [pytest.mark.device, pytest.mark.usefixtures("float32_coders")]
 
@@ -43,8 +41,8 @@ def pair(kind: type[SparseCoder], device: torch.device = DEVICE, **settings: obj
 
 def dense_losses(coder: SparseCoder, x: torch.Tensor, dead: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """FVU, AuxK loss and Multi-TopK FVU written with dense tensors and left to autograd."""
-    given = x if coder.cfg.transcode else x - coder.b_dec
-    preacts = F.linear(given, coder.encoder.weight, coder.encoder.bias)
+    centered_input = x if coder.cfg.transcode else x - coder.b_dec
+    preacts = F.linear(centered_input, coder.encoder.weight, coder.encoder.bias)
     variance = (x - x.mean(0)).pow(2).sum()
 
     def reconstruct(among: torch.Tensor, k: int) -> torch.Tensor:
@@ -68,7 +66,7 @@ def dense_losses(coder: SparseCoder, x: torch.Tensor, dead: torch.Tensor | None)
 def ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The ways of working that a device of this kind takes, and those that a GPU takes."""
     if request.param == "as on a GPU":
-        for table in (row_sums.WAYS, selection.TWO_STAGES):
+        for table in (sparse_products.PRODUCT_RULES, latent_selection.TWO_STAGES):
             monkeypatch.setitem(table, DEVICE.type, table["cuda"])
 
 
@@ -91,81 +89,28 @@ def test_losses_and_gradients_equal_dense_autograd(transcode: bool, skip_connect
 def test_groupmax_chooses_one_latent_of_each_group() -> None:
     coder, x = pair(CorrectedCoder, activation="groupmax")
     plain, _ = pair(SparseCoder, activation="groupmax")
-    out, theirs = coder(x=x), plain(x=x)
+    out, plain_out = coder(x=x), plain(x=x)
     assert torch.equal(out.latent_indices // (LATENTS // K), torch.arange(K, device=DEVICE).expand(TOKENS, K))
-    torch.testing.assert_close(out.fvu, theirs.fvu)
+    torch.testing.assert_close(out.fvu, plain_out.fvu)
 
 
 def test_selecting_piece_by_piece_gives_what_the_whole_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     coder, x = pair(CorrectedCoder, multi_topk=True)
     dead = torch.arange(0, LATENTS, 5, device=DEVICE)
     whole = coder(x=x, dead=dead)
-    monkeypatch.setitem(PIECE, DEVICE.type, 5 * LATENTS)  # 24 tokens in pieces of 4 and 5
-    in_pieces = coder(x=x, dead=dead)
-    torch.testing.assert_close(in_pieces, whole)
-
-
-KINDS = {
-    "bags": lambda chosen: Bags(chosen),
-    "cut bags": lambda chosen: Bags(chosen, 2),
-    "products": lambda chosen: Products(chosen, torch.float64),
-}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shifted", [True, False])
-def test_the_selection_passes_gradcheck(shifted: bool, kind: str) -> None:
-    generator = torch.Generator().manual_seed(0)
-    x, shift, weight, bias = (
-        torch.randn(*shape, dtype=torch.float64, generator=generator).to(DEVICE).requires_grad_()
-        for shape in [(6, 5), (5,), (12, 5), (12,)]
-    )
-    rows = torch.tensor([1, 4, 7, 11], device=DEVICE)
-    indices = F.linear(x - shift if shifted else x, weight, bias).topk(3).indices
-    by: list[Sums] = [KINDS[kind](LatentIndices.alike(indices, 12)), Every(torch.float64)]
-
-    def selected(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *shift: torch.Tensor) -> torch.Tensor:
-        given = (x - shift[0] if shift else x).detach()
-        preacts = F.linear(given, weight, bias).detach()
-        main = Selection(preacts.gather(1, indices).flatten(), by[0])
-        own, among = SelectedLatents.apply(
-            x, *(shift or [None]), weight, bias, given, main, Selection(preacts[None, :, rows], by[1], rows)
-        )
-        return own if x.requires_grad else torch.cat([own, among.flatten()])  # x learns of the first selection alone
-
-    parameters = (weight, bias, *([shift] if shifted else []))
-    assert torch.autograd.gradcheck(selected, (x, *parameters))
-    assert torch.autograd.gradcheck(selected, (x.detach(), *parameters))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_decoder_and_the_squared_error_pass_gradcheck(kind: str) -> None:
-    generator = torch.Generator().manual_seed(0)
-    acts, dead, weight, target = (
-        torch.randn(*shape, dtype=torch.float64, generator=generator).to(DEVICE) for shape in [(18,), (1, 6, 4), (12, 5), (6, 5)]
-    )
-    indices = torch.rand(6, 12, generator=generator).to(DEVICE).topk(3).indices
-    rows = torch.tensor([1, 4, 7, 11], device=DEVICE)
-    selections = (
-        Selection(acts, KINDS[kind](LatentIndices.alike(indices, 12))),
-        Selection(dead, Every(torch.float64), rows),
-    )
-
-    def decoded(acts: torch.Tensor, dead: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        own, among = SparseDecode.apply(weight, selections, acts, dead)
-        return SquaredError.apply(own, target) + SquaredError.apply(among, target) / 3
-
-    assert torch.autograd.gradcheck(decoded, (acts.requires_grad_(), dead.requires_grad_(), weight.requires_grad_()))
+    monkeypatch.setitem(CHUNK_SIZE, DEVICE.type, 5 * LATENTS)  # 24 tokens in chunks of 4 and 5
+    in_chunks = coder(x=x, dead=dead)
+    torch.testing.assert_close(in_chunks, whole)
 
 
 def test_where_all_chosen_latents_are_positive_weights_equal_sparsifys() -> None:
-    ours, x = pair(CorrectedCoder)
-    theirs, _ = pair(SparseCoder)
-    for coder in (ours, theirs):
+    corrected, x = pair(CorrectedCoder)
+    plain, _ = pair(SparseCoder)
+    for coder in (corrected, plain):
         coder.encoder.bias.data += 3
         coder(x=x).fvu.backward()
-    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(mine.grad, other.grad, atol=SUMS, rtol=1e-4)
+    for ours, sparsifys in zip(corrected.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, sparsifys.grad, atol=SUMS, rtol=1e-4)
 
 
 def test_latents_at_or_below_zero_get_no_gradient() -> None:

@@ -31,8 +31,8 @@ def test_a_presets_layers_and_sites_are_found_and_as_wide_as_it_says(choice: str
     outline = loading.outline(cfg)
     assert loading.predicts_next_token(outline.config)
     for site in Site:
-        every = hookpoints.find(replace(cfg, site=site), outline)
+        every = hookpoints.hookpoint_names(replace(cfg, site=site), outline)
         assert len(every) == count
         two = replace(cfg, site=site, layers=[0, 1])
-        assert hookpoints.find(two, outline) == every[:2]
+        assert hookpoints.hookpoint_names(two, outline) == every[:2]
         assert hookpoints.widths(two, outline, every[:2]) == dict.fromkeys(every[:2], width)

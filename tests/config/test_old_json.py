@@ -11,7 +11,7 @@ import pytest
 from helpers.command_line import composed
 from helpers.model_configs import config_only
 from helpers.sweeps import here
-from sae_transcoder.coder import stored as stored_coders
+from sae_transcoder.coder.stored_coders import find_coders
 from sae_transcoder.config import Config, ConfigError, old_json
 from sae_transcoder.config.checks import faults
 from sae_transcoder.config.composition import fields_of
@@ -214,7 +214,7 @@ def test_every_example_trains_on_the_demo_with_model_data_and_hookpoints_replace
     where = "hookpoints=[layers.1.mlp]" if "hookpoints" in EXAMPLES[name] and EXAMPLES[name]["hookpoints"] else "layers=[1]"
     code, _, errors = here(f"json={path}", *demo, where, f"save_dir={tmp_path}/out", f"cache_dir={tmp_path}/cache")
     assert code == 0, errors
-    (coder,) = stored_coders.find(tmp_path / "out" / "mine" / "coders").values()
+    (coder,) = find_coders(tmp_path / "out" / "mine" / "coders").values()
     made = json.loads((coder / "cfg.json").read_text())
     usual = Config()
     assert made["k"] == EXAMPLES[name].get("k", usual.k)

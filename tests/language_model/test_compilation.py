@@ -1,7 +1,6 @@
 """The language model's layers under torch.compile: what they give, how often they are compiled, whether at all, and where that fails."""
 
 import logging
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -9,15 +8,13 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, Gemma3TextConfig, PreTrainedModel
 
-from helpers.command_line import composed
 from helpers.device import DEVICE
 from helpers.short_runs import interrupted, short, weights
 from helpers.tiny_models import TINY, tiny_causal_model, tiny_config, tiny_model
-from sae_transcoder.config import Config, ConfigError, run_dir
+from sae_transcoder.config import Config, run_dir
 from sae_transcoder.language_model import compilation, forward, layers
-from sae_transcoder.preflight.plan import make_plan
 from sae_transcoder.run_store import status
-from sae_transcoder.training import display, engine
+from sae_transcoder.training import engine
 
 pytestmark = pytest.mark.device
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -26,7 +23,7 @@ compiles = pytest.mark.needs("compiler")
 
 @pytest.fixture(autouse=True)
 def _nothing_compiled_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compilation, "FAILED", {})
+    monkeypatch.setattr(compilation, "FAILURES", {})
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
 
@@ -44,7 +41,7 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     """compile_model=null compiles here, as it does on a GPU."""
-    monkeypatch.setattr(layers, "unwanted", lambda *_: None)
+    monkeypatch.setattr(layers, "automatic_obstacle", lambda *_: None)
 
 
 @pytest.fixture
@@ -86,8 +83,8 @@ def test_a_compiled_model_gives_what_the_model_gives(cache: Path, tmp_path: Path
 @pytest.mark.parametrize(("family", "kinds"), [("llama", 1), ("gpt2", 1), ("neox", 1), ("gemma3", 2)])
 def test_each_kind_of_layer_is_compiled_once_and_once_more_for_a_batch_of_one(family: str, kinds: int) -> None:
     model = deep(family)
-    name, stack = layers.stack(model)
-    layers.compiled(model, [])
+    name, stack = layers.layer_stack(model)
+    layers.compile_layers(model, [])
     last = [f"{name}.{len(stack) - 1}"]
     forward.capture(model, last, ids(4))
     assert graphs() == kinds
@@ -102,7 +99,7 @@ def test_each_kind_of_layer_is_compiled_once_and_once_more_for_a_batch_of_one(fa
 @pytest.mark.usefixtures("traced")
 def test_kinds_of_layers_with_and_without_gradients_are_not_too_many_for_torch() -> None:
     model = deep("gemma3", AutoModelForCausalLM)
-    layers.compiled(model, points := ["layers.4", "layers.9"])
+    layers.compile_layers(model, points := ["layers.4", "layers.9"])
     scale = torch.ones((), device=DEVICE, requires_grad=True)
     for size in (3, 1):
         forward.end_to_end_loss(model, ids(size), points, lambda _, seen: seen.output * scale, "kl").backward()
@@ -113,90 +110,8 @@ def test_kinds_of_layers_with_and_without_gradients_are_not_too_many_for_torch()
 def test_layers_that_hold_a_hookpoint_are_not_compiled() -> None:
     model = tiny_model("llama")
     before = [layer.forward for layer in model.layers]
-    layers.compiled(model, ["layers.1.mlp", "layers.2"])
+    layers.compile_layers(model, ["layers.1.mlp", "layers.2"])
     assert [layer.forward == own for layer, own in zip(model.layers, before, strict=True)] == [False, True, False, False]
-
-
-@pytest.mark.parametrize(
-    ("settings", "reason"),
-    [
-        ({}, None),
-        ({"compile_model": True}, None),
-        ({"compile_model": False}, "compile_model=false"),
-        ({"deterministic": True}, "deterministic=true"),
-        ({"deterministic": True, "compile_model": True}, None),
-        ({"quantization": "nf4"}, "its weights are quantized"),
-        ({"hookpoints": [f"layers.{i}.mlp" for i in range(4)]}, "a hookpoint lies inside each of its layers"),
-    ],
-    ids=str,
-)
-def test_a_gpu_compiles_by_itself_what_it_can(
-    settings: dict[str, object], reason: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cfg, model = tiny_config("sae", **{"hookpoints": ["layers.1.mlp"], "deterministic": False} | settings), tiny_model("llama")
-    monkeypatch.setattr(compilation, "machine_obstacle", lambda _: None)
-    why = layers.uncompiled(cfg, model, cfg.hookpoints, None, GPU)
-    assert why is None if reason is None else str(why).startswith(reason)
-
-
-def test_a_gpu_compiles_nothing_where_the_layers_that_are_loaded_all_hold_hookpoints(monkeypatch: pytest.MonkeyPatch) -> None:
-    cfg, model = tiny_config("sae", deterministic=False), tiny_model("llama")
-    monkeypatch.setattr(compilation, "machine_obstacle", lambda _: None)
-    assert layers.uncompiled(cfg, model, ["layers.0.mlp", "layers.1.mlp"], 2, GPU) is not None
-    assert layers.uncompiled(cfg, model, ["layers.0.mlp", "layers.1.mlp"], 3, GPU) is None
-
-
-def test_a_cpu_compiles_only_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compilation, "machine_obstacle", lambda _: None)
-    for asked, compiled in [(None, False), (False, False), (True, True)]:
-        why = layers.uncompiled(tiny_config("sae", compile_model=asked), tiny_model("llama"), [], None, CPU)
-        assert (why is None) == compiled
-
-
-@pytest.mark.parametrize(
-    ("lacks", "says"),
-    [
-        ("triton", "needs Triton, which is not installed; install triton"),
-        ("gcc", "needs a C compiler, and there is no gcc or clang; install gcc"),
-        ("Python.h", "needs Python's headers, which are not there; install python3-dev"),
-        (None, None),
-    ],
-)
-def test_what_a_machine_with_a_gpu_lacks_is_named_with_what_to_install(
-    lacks: str | None, says: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "Python.h").touch()
-    monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setattr(compilation, "find_spec", lambda name: None if name == lacks else name)
-    monkeypatch.setattr(compilation.shutil, "which", lambda name: None if lacks == "gcc" else name)
-    monkeypatch.setattr(compilation.sysconfig, "get_path", lambda *_: str(tmp_path / "none" if lacks == "Python.h" else tmp_path))
-    why = compilation.machine_obstacle(GPU)
-    assert why is None if says is None else str(why).endswith(says)
-
-
-def test_compiling_is_refused_on_a_cpu_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ConfigError, match=r"needs a C\+\+ compiler.*install g\+\+, or leave it out"):
-        make_plan(composed("experiment=demo", "device=cpu", "compile_model=true", "max_samples=16"))
-
-
-def test_compiling_is_refused_where_nothing_is_left_to_compile() -> None:
-    with pytest.raises(ConfigError, match="compile_model=True: a hookpoint lies inside each of its layers; leave it out"):
-        make_plan(composed("experiment=demo", "compile_model=true", "max_samples=16", "layers=null", "site=mlp"))
-
-
-def test_the_header_says_whether_the_model_is_compiled_and_on_a_gpu_why_not(cache: Path, tmp_path: Path) -> None:
-    usual = ["hardware=slurm", f"cache_dir={cache}", f"save_dir={tmp_path}", "experiment=demo", "max_samples=16"]
-
-    def shown(*overrides: str) -> str:
-        return display.facts(make_plan(composed(*usual, *overrides), on_slurm=True))["model"]
-
-    assert shown().endswith("on cuda, compiled")
-    assert shown("compile_model=false").endswith("on cuda")
-    assert "on cuda, not compiled (deterministic=true: a compiled layer rounds otherwise; " in shown("deterministic=true")
-    here = replace(make_plan(short(cache, tmp_path)), device=CPU)
-    assert display.facts(here)["model"].endswith("on cpu")
-    assert display.facts(replace(here, uncompiled=None))["model"].endswith("on cpu, compiled")
 
 
 @compiles
@@ -222,7 +137,7 @@ def test_a_compilation_that_fails_is_told_once_and_the_run_goes_on_as_without(
 def test_after_a_failure_no_layer_of_the_model_is_compiled() -> None:
     model, plain = tiny_model("llama"), tiny_model("llama")
     told: list[Exception] = []
-    layers.compiled(model, [], told.append)
+    layers.compile_layers(model, [], told.append)
     for size in (2, 1):
         one, other = (forward.capture(m, ["layers.3"], ids(size))["layers.3"].output for m in (model, plain))
         assert torch.equal(one, other)
@@ -236,10 +151,10 @@ def test_a_python_that_torch_cannot_compile_is_a_failure_like_others(monkeypatch
 
     monkeypatch.setattr(torch, "compile", refuses)
     told: list[Exception] = []
-    layers.compiled(tiny_model("llama"), [], told.append)
+    layers.compile_layers(tiny_model("llama"), [], told.append)
     assert [str(error) for error in told] == ["torch.compile is not supported on Python 4"]
     with pytest.raises(RuntimeError, match="Python 4"):
-        layers.compiled(tiny_model("llama"), [])
+        layers.compile_layers(tiny_model("llama"), [])
 
 
 @compiles
@@ -254,8 +169,8 @@ def test_a_compilation_that_was_asked_for_and_fails_is_the_runs_failure(cache: P
 @pytest.mark.usefixtures("broken")
 def test_later_packs_of_the_process_do_not_try_again_and_say_why() -> None:
     cfg = tiny_config("sae", deterministic=False)
-    compilation.FAILED[cfg.model_name, cfg.revision] = "OSError: no such compiler"
-    why = layers.uncompiled(cfg, tiny_causal_model("llama"), [], None, GPU)
+    compilation.FAILURES[cfg.model_name, cfg.revision] = "OSError: no such compiler"
+    why = layers.compile_obstacle(cfg, tiny_causal_model("llama"), [], None, GPU)
     assert str(why) == "torch.compile failed before: OSError: no such compiler"
 
 

@@ -53,11 +53,11 @@ def test_a_run_hands_its_model_so_many_sequences_at_a_time(cache: Path, tmp_path
 def test_first_layers_alone_give_bit_for_bit_what_the_whole_model_gives(family: str, tiny_folder: dict[str, Path]) -> None:
     cfg = tiny_config("sae", model_name=str(tiny_folder[family]), hookpoints=[LAST[family]], eval_end_to_end=False)
     outline = loading.outline(cfg)
-    count = layers.needed(cfg, outline, hookpoints.find(cfg, outline))
+    count = layers.num_layers_needed(cfg, outline, hookpoints.hookpoint_names(cfg, outline))
     assert count == 2
     shorter, whole = loading.load(cfg, DEVICE, count), loading.load(cfg, DEVICE)
-    assert len(layers.stack(shorter)[1]) == 2
-    assert len(layers.stack(whole)[1]) == 4
+    assert len(layers.layer_stack(shorter)[1]) == 2
+    assert len(layers.layer_stack(whole)[1]) == 4
     one, other = capture(shorter, [LAST[family]], ids(3)), capture(whole, [LAST[family]], ids(3))
     assert torch.equal(one[LAST[family]].output, other[LAST[family]].output)
 
@@ -78,7 +78,7 @@ def test_all_layers_are_loaded_where_anything_needs_them(
     usual = {"model_name": str(tiny_folder["llama"]), "hookpoints": ["layers.1"], "eval_end_to_end": False}
     cfg = tiny_config("sae", **usual | settings)
     outline = loading.outline(cfg)
-    assert layers.needed(cfg, outline, hookpoints.find(cfg, outline)) == count
+    assert layers.num_layers_needed(cfg, outline, hookpoints.hookpoint_names(cfg, outline)) == count
 
 
 def test_all_layers_are_loaded_of_a_model_whose_first_ones_would_change_with_their_number(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_all_layers_are_loaded_of_a_model_whose_first_ones_would_change_with_the
     )  # fmt: skip
     small.save_pretrained(tmp_path)
     cfg = tiny_config("sae", model_name=str(tmp_path), hookpoints=["layers.3"], eval_end_to_end=False)
-    assert layers.needed(cfg, loading.outline(cfg), ["layers.3"]) is None
+    assert layers.num_layers_needed(cfg, loading.outline(cfg), ["layers.3"]) is None
 
 
 def test_a_run_with_its_models_first_layers_ends_as_with_all(cache: Path, tmp_path: Path) -> None:

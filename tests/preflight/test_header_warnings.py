@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from helpers.command_line import composed
-from sae_transcoder.coder.sparsify_config import length
+from sae_transcoder.data.run_length import run_length
 from sae_transcoder.preflight.header_warnings import warnings
 from sae_transcoder.preflight.plan import make_plan
 
@@ -17,7 +17,7 @@ def of_launches(*settings: str, device: str = "cuda", width: int = 576, ranks: i
     """Warnings of a batch that is too small for a GPU, by a model of this width."""
     cfg = composed(*([] if any(s.startswith("experiment=") for s in settings) else ["model_type=sae"]), *settings)
     assert cfg.max_samples is not None
-    return [warning for warning in warnings(cfg, length(cfg, cfg.max_samples, ranks), device, width) if LAUNCHES in warning]
+    return [warning for warning in warnings(cfg, run_length(cfg, cfg.max_samples, ranks), device, width) if LAUNCHES in warning]
 
 
 @pytest.mark.parametrize(

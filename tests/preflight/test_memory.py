@@ -12,7 +12,7 @@ from helpers import TESTS
 from helpers.command_line import composed
 from helpers.device import NAMED, ON_GPU
 from helpers.peak_memory import train
-from sae_transcoder.coder.pieces import PIECE, SMALL
+from sae_transcoder.coder.chunk_sizes import CHUNK_SIZE, SMALL_BATCH
 from sae_transcoder.language_model.sizes import ModelSizes
 from sae_transcoder.launch import packs
 from sae_transcoder.preflight.memory import CUDA_CONTEXT, memory_estimate
@@ -76,8 +76,8 @@ def test_the_estimate_is_what_is_held_where_coders_are_computed_as_one(
     at_once: int, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a GPU, where batches are small."""
-    monkeypatch.setitem(SMALL, "cpu", SMALL["cuda"])
-    monkeypatch.setitem(PIECE, "cpu", at_once * 8 * 128 * 1024)
+    monkeypatch.setitem(SMALL_BATCH, "cpu", SMALL_BATCH["cuda"])
+    monkeypatch.setitem(CHUNK_SIZE, "cpu", at_once * 8 * 128 * 1024)
     own = [*DEMO, *FEW, "k=32", "num_latents=1024", "init_seeds=[1,2]", f"cache_dir={cache}", f"save_dir={tmp_path}"]
     plans, most = train([composed(*own, f"lr={lr}") for lr in (1e-3, 3e-3, 1e-2)])
     assert packs.memory(plans) == pytest.approx(most, rel=0.2)

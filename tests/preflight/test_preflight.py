@@ -98,9 +98,9 @@ def test_every_site_resolves_in_every_family(tiny_folder: dict[str, Path]) -> No
             outline = loading.outline(cfg)
             if name is None:
                 with pytest.raises(train.ConfigError, match="attention, intermediate, output"):
-                    hookpoints.find(cfg, outline)
+                    hookpoints.hookpoint_names(cfg, outline)
                 continue
-            assert hookpoints.find(cfg, outline) == [name]
+            assert hookpoints.hookpoint_names(cfg, outline) == [name]
             assert hookpoints.widths(cfg, outline, [name]) == {name: 32}
 
 
@@ -121,7 +121,7 @@ def test_patterns_stay_within_one_part_and_double_stars_cross(
     from helpers.tiny_models import tiny_config
 
     cfg = tiny_config("sae", model_name=str(tiny_folder["llama"]), hookpoints=patterns, layer_stride=stride)
-    found = hookpoints.find(cfg, loading.outline(cfg))
+    found = hookpoints.hookpoint_names(cfg, loading.outline(cfg))
     if expected is None:
         assert all(name == "layers.2" or name.startswith("layers.2.") for name in found)
         assert len(found) > 2

@@ -12,10 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from helpers.device import DEVICE
 from helpers.tiny_models import VOCABULARY, tiny_config, tiny_model
 from helpers.trainers import train_alone, train_together
-from sae_transcoder.coder import row_sums, selection, stack
+from sae_transcoder.coder import batched_coders, latent_selection, sparse_products
+from sae_transcoder.coder.chunk_sizes import CHUNK_SIZE
 from sae_transcoder.coder.corrected_coder import CorrectedCoder
 from sae_transcoder.coder.optimizers import step_together
-from sae_transcoder.coder.pieces import PIECE
 from sae_transcoder.config import Config
 from sae_transcoder.language_model.forward import Activations, capture
 from sae_transcoder.training import batched_training
@@ -38,7 +38,7 @@ def _on_the_device() -> Iterator[None]:
 @pytest.fixture(params=["as here", "as on a GPU"])
 def ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "as on a GPU":
-        for table in (row_sums.WAYS, selection.TWO_STAGES):
+        for table in (sparse_products.PRODUCT_RULES, latent_selection.TWO_STAGES):
             monkeypatch.setitem(table, DEVICE.type, table["cuda"])
 
 
@@ -73,7 +73,7 @@ def test_coders_computed_as_one_give_what_each_gives(settings: dict, dead: str) 
     x, y = torch.randn(2, TOKENS, WIDTH, generator=torch.Generator(DEVICE).manual_seed(9))
     variance = (y - y.mean(0)).pow(2).sum()
     rows_of = [None if rows is None else rows.to(DEVICE) for rows in DEAD[dead]]
-    outs = stack.forward_together(many, x, y, rows_of, variance)
+    outs = batched_coders.batched_forward(many, x, y, rows_of, variance)
     torch.stack([out.fvu + out.auxk_loss / 4 for out in outs]).sum().backward()
     for coder, other, rows, out in zip(one, many, rows_of, outs, strict=True):
         alone = coder(x=x, y=y, dead=rows, total_variance=variance)
@@ -177,14 +177,14 @@ def test_ranks_agree_on_groups_whatever_share_of_the_batch_and_of_the_coders_eac
 @pytest.mark.usefixtures("together")
 def test_more_coders_than_a_piece_holds_are_computed_in_several_stacks(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = []
-    real = stack.forward_together
+    real = batched_coders.batched_forward
 
     def noted(coders: Sequence[CorrectedCoder], *arguments: object) -> list:
         counts.append(len(coders))
         return real(coders, *arguments)
 
-    monkeypatch.setattr(stack, "forward_together", noted)
-    monkeypatch.setitem(PIECE, DEVICE.type, 3 * 64 * 128)
+    monkeypatch.setattr(batched_coders, "batched_forward", noted)
+    monkeypatch.setitem(CHUNK_SIZE, DEVICE.type, 3 * 64 * 128)
     group = [new_run(tiny_config("sae", batch_size=4, init_seeds=[seed])) for seed in range(6)]
     train_together(group, *batches("sae")[0])
     assert counts == [3, 3]

@@ -8,7 +8,7 @@ from helpers.device import DEVICE
 from helpers.tiny_models import VOCABULARY, tiny_config, tiny_model
 from helpers.trainers import train_alone
 from sae_transcoder.coder.positions import PositionFilter
-from sae_transcoder.coder.sparsify_config import length
+from sae_transcoder.data.run_length import run_length
 from sae_transcoder.language_model.forward import Activations, capture
 from sae_transcoder.training.coder_trainer import CoderTrainer
 from sae_transcoder.training.publishable import publishable_coders
@@ -139,7 +139,7 @@ def test_micro_batches_change_no_gradient() -> None:
 
 def test_a_last_step_of_fewer_batches_is_made_and_weighted_by_what_it_has() -> None:
     cfg = tiny_config("sae", grad_acc_steps=4, batch_size=2)
-    assert length(cfg, 20).steps == 3
+    assert run_length(cfg, 20).steps == 3
     run = new_run(cfg, 20)
     seen_divisors = []
     for batch, seen in batches(cfg, tokens(20), tiny_model("llama")):
@@ -151,7 +151,7 @@ def test_a_last_step_of_fewer_batches_is_made_and_weighted_by_what_it_has() -> N
 
 def test_a_pieces_sum_is_the_batch_and_max_steps_ends_a_run() -> None:
     cfg = tiny_config("sae", grad_acc_steps=2, batch_size=2, max_steps=3)
-    assert (length(cfg, 100).samples, length(cfg, 100).batches, length(cfg, 100).steps) == (12, 6, 3)
+    assert (run_length(cfg, 100).samples, run_length(cfg, 100).batches, run_length(cfg, 100).steps) == (12, 6, 3)
     assert trained(cfg, tokens(40)).step == 3
 
 

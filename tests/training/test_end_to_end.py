@@ -16,8 +16,9 @@ from helpers.short_runs import lines, short, weights
 from helpers.tiny_models import tiny_causal_model, tiny_config
 from helpers.trainers import train_end_to_end
 from sae_transcoder.coder.positions import PositionFilter
-from sae_transcoder.coder.sparsify_config import length, sparsify_configs
+from sae_transcoder.coder.sparsify_config import sparsify_configs
 from sae_transcoder.config import Config, ConfigError, run_dir
+from sae_transcoder.data.run_length import run_length
 from sae_transcoder.language_model.forward import end_to_end_loss
 from sae_transcoder.training import engine
 from sae_transcoder.training.coder_trainer import CoderTrainer
@@ -48,7 +49,7 @@ def test_with_the_corrections_off_saes_are_bit_identical_to_sparsifys(family: st
     )  # fmt: skip
     torch.set_float32_matmul_precision("high")
     ours = trained(cfg, tiny_causal_model(family), points, ids).coders
-    _, train_config = sparsify_configs(cfg, points, length(cfg, len(ids)).steps)
+    _, train_config = sparsify_configs(cfg, points, run_length(cfg, len(ids)).steps)
     dataset = Dataset.from_dict({"input_ids": ids.tolist()}).with_format("torch")
     model = tiny_causal_model(family)
     model.config.use_cache = (
@@ -102,7 +103,7 @@ def test_losses_and_gradients_equal_a_model_with_its_modules_exchanged(model_typ
     run = trained(cfg, model, points, ids[:24])
     run.loss_sums.clear()
     run.batches_summed.clear()
-    run.length = length(cfg, 100)  # one more batch, without its optimizer step
+    run.length = run_length(cfg, 100)  # one more batch, without its optimizer step
     run.before_optimizers = list  # type: ignore[method-assign]
     if model_type == "sae":
         for coder in run.coders.values():

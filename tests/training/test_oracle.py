@@ -12,8 +12,9 @@ from helpers.device import DEVICE
 from helpers.oracle import POINTS, assert_equal, tokens
 from helpers.tiny_models import tiny_config, tiny_model
 from helpers.trainers import train_alone
-from sae_transcoder.coder.sparsify_config import length, sparsify_configs
+from sae_transcoder.coder.sparsify_config import sparsify_configs
 from sae_transcoder.config import Config
+from sae_transcoder.data.run_length import run_length
 from sae_transcoder.language_model.forward import capture
 from sae_transcoder.language_model.hookpoints import widths
 from sae_transcoder.training.coder_trainer import CoderTrainer
@@ -29,7 +30,7 @@ def config(model_type: str, **settings: object) -> Config:
 
 def by_sparsify(cfg: Config, model: torch.nn.Module, points: list[str], ids: torch.Tensor) -> dict:
     """The coders that sparsify's Trainer trains for the same settings."""
-    _, train_config = sparsify_configs(cfg, points, length(cfg, len(ids)).steps)
+    _, train_config = sparsify_configs(cfg, points, run_length(cfg, len(ids)).steps)
     trainer = Trainer(train_config, Dataset.from_dict({"input_ids": ids.tolist()}).with_format("torch"), model)
     if cfg.optimizer == "muon":  # it keeps its parameters in a set, whose order differs between processes
         rank = {p: i for i, p in enumerate(p for s in trainer.saes.values() for p in s.parameters())}

@@ -1,0 +1,144 @@
+"""Every held-out metric computed by itself, one sequence and one token at a time."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from helpers.device import DEVICE
+from sae_transcoder.evaluation.heldout import CodersToEvaluate
+
+
+class Exchanged(nn.Module):
+    """A module that gives `new(its input, its output)` [position, d] for one sequence, computed on the CPU."""
+
+    def __init__(self, module: nn.Module, new: Callable[[Tensor, Tensor], Tensor]):
+        super().__init__()
+        self.module, self.new = module, new
+
+    def forward(self, *args: Tensor, **kwargs: object) -> object:
+        result = self.module(*args, **kwargs)
+        output = result[0] if isinstance(result, tuple) else result
+        given = args[0] if args else kwargs["hidden_states"]
+        new = self.new(given[0].cpu(), output[0].cpu())[None].to(output.device)
+        return (new, *result[1:]) if isinstance(result, tuple) else new
+
+
+def dense(coder: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """A coder's output [d] and its latents [latent] for one input x [d], as vectors in float64."""
+    weight, bias, decoder, b_dec = (p.cpu().double() for p in (coder.encoder.weight, coder.encoder.bias, coder.W_dec, coder.b_dec))
+    x = x.double()
+    preacts = weight @ (x if coder.cfg.transcode else x - b_dec) + bias
+    acts = torch.zeros_like(preacts)
+    for i in sorted(range(len(preacts)), key=lambda i: -float(preacts[i]))[: coder.cfg.k]:
+        acts[i] = max(0.0, float(preacts[i]))
+    out = acts @ decoder + b_dec
+    return (out if coder.W_skip is None else out + coder.W_skip.cpu().double() @ x), acts
+
+
+class Independent:
+    """Every metric computed by itself, one sequence and one token at a time, by exchanging modules of the model."""
+
+    def __init__(self, model: PreTrainedModel, run: CodersToEvaluate, ids: np.ndarray):
+        self.model, self.cfg, self.coders = model, run.cfg, run.coders
+        self.ids = [torch.from_numpy(row)[None] for row in ids]
+
+    def counts(self, row: Tensor, position: int) -> bool:
+        return position >= self.cfg.exclude_first_tokens and int(row[0, position]) not in self.cfg.exclude_tokens
+
+    def logits(self, row: Tensor, new: dict[str, Callable[[Tensor, Tensor], Tensor]]) -> Tensor:
+        """The next-token logits [position, vocabulary] in float64 with modules exchanged."""
+        base, kept = self.model.base_model, {}
+        for point, function in new.items():
+            parent, _, name = point.rpartition(".")
+            kept[point] = base.get_submodule(point)
+            setattr(base.get_submodule(parent), name, Exchanged(kept[point], function))
+        try:
+            return self.model(input_ids=row.to(DEVICE), use_cache=False).logits[0].cpu().double()
+        finally:
+            for point, module in kept.items():
+                parent, _, name = point.rpartition(".")
+                setattr(base.get_submodule(parent), name, module)
+
+    def replaced(self, row: Tensor, coder: nn.Module | None) -> Callable[[Tensor, Tensor], Tensor]:
+        """Where tokens count, the coder's output in the place of the module's; None: zeros."""
+
+        def new(given: Tensor, output: Tensor) -> Tensor:
+            rows = []
+            for position, (one, other) in enumerate(zip(given, output, strict=True)):
+                if not self.counts(row, position):
+                    rows.append(other)
+                elif coder is None:
+                    rows.append(torch.zeros_like(other))
+                else:
+                    rows.append(dense(coder, one if coder.cfg.transcode else other)[0].to(other.dtype))
+            return torch.stack(rows)
+
+        return new
+
+    def behaviour(self, points: dict[str, str]) -> dict[str, float]:
+        """What the model does with the coders {hookpoint: name} in place."""
+        sums, predictions, places = dict.fromkeys(("clean", "sae", "zero", "kl_sae", "kl_zero"), 0.0), 0, 0
+        for row in self.ids:
+            clean = self.logits(row, {})
+            sae = self.logits(row, {p: self.replaced(row, self.coders[name]) for p, name in points.items()})
+            zero = self.logits(row, {p: self.replaced(row, None) for p in points})
+            for position in range(row.shape[1]):
+                if not self.counts(row, position):
+                    continue
+                places += 1
+                p = clean[position].softmax(0)
+                sums["kl_sae"] += float((p * (p.log() - sae[position].softmax(0).log())).sum())
+                sums["kl_zero"] += float((p * (p.log() - zero[position].softmax(0).log())).sum())
+                if position + 1 < row.shape[1]:
+                    predictions += 1
+                    for name, logits in (("clean", clean), ("sae", sae), ("zero", zero)):
+                        sums[name] -= float(logits[position].log_softmax(0)[row[0, position + 1]])
+        ce, kl = {n: sums[n] / predictions for n in ("clean", "sae", "zero")}, {n: sums[n] / places for n in ("kl_sae", "kl_zero")}
+        return {
+            "ce_loss_without_sae": ce["clean"], "ce_loss_with_sae": ce["sae"], "ce_loss_with_ablation": ce["zero"],
+            "ce_loss_score": (ce["zero"] - ce["sae"]) / (ce["zero"] - ce["clean"]),
+            "kl_div_with_sae": kl["kl_sae"], "kl_div_with_ablation": kl["kl_zero"],
+            "kl_div_score": 1 - kl["kl_sae"] / kl["kl_zero"], "total_tokens_eval_reconstruction": places,
+        }  # fmt: skip
+
+    def own(self, point: str, name: str) -> tuple[dict[str, float], Tensor]:
+        """The coder's own metrics, and the share of tokens on which each latent fires."""
+        coder, ys, outs, latents, positions = self.coders[name], [], [], [], 0
+        for row in self.ids:
+            seen: list[tuple[Tensor, Tensor]] = []
+            self.logits(row, {point: lambda given, output, seen=seen: (seen.append((given, output)), output)[1]})
+            for position in range(row.shape[1]):
+                positions += 1
+                if self.counts(row, position):
+                    given, output = (side[position] for side in seen[0])
+                    out, acts = dense(coder, given if coder.cfg.transcode else output)
+                    ys.append(output.double())
+                    outs.append(out)
+                    latents.append(acts)
+        y, out, acts = torch.stack(ys), torch.stack(outs), torch.stack(latents)
+        fvu = float(((y - out) ** 2).sum() / ((y - y.mean(0)) ** 2).sum())
+        density = (acts > 0).double().mean(0)
+        cosines = {}
+        for side, rows in (("encoder", coder.encoder.weight), ("decoder", coder.W_dec)):
+            each = torch.stack([F.cosine_similarity(one[None], rows) for one in rows.cpu().double()])
+            cosines[side] = float(each.fill_diagonal_(-2).max(1).values.mean())
+        found = {
+            "fvu": fvu, "explained_variance": 1 - fvu,
+            "mse": float(((y - out) ** 2).sum(1).mean()), "cossim": float(F.cosine_similarity(y, out).mean()),
+            "l2_norm_in": float(y.norm(dim=1).mean()), "l2_norm_out": float(out.norm(dim=1).mean()),
+            "l2_ratio": float((out.norm(dim=1) / y.norm(dim=1)).mean()),
+            "relative_reconstruction_bias": float((out**2).sum() / (y * out).sum()),
+            "l0": float((acts > 0).sum(1).double().mean()), "l1": float(acts.sum(1).mean()),
+            "total_tokens_eval_sparsity_variance": len(y), "frac_tokens_excluded": 1 - len(y) / positions,
+            "frac_alive": float((density > 0).double().mean()),
+            "freq_over_1_percent": float((density > 0.01).double().mean()),
+            "freq_over_10_percent": float((density > 0.1).double().mean()),
+            "normalized_freq_over_1_percent": float(density[density > 0.01].sum() / density.sum()),
+            "normalized_freq_over_10_percent": float(density[density > 0.1].sum() / density.sum()),
+            "average_max_encoder_cosine_sim": cosines["encoder"], "average_max_decoder_cosine_sim": cosines["decoder"],
+        }  # fmt: skip
+        return found, density
