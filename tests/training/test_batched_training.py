@@ -45,7 +45,7 @@ def ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.fixture
 def together(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small batches train together on this device too."""
-    monkeypatch.setitem(batched_training.SMALL, DEVICE.type, batched_training.SMALL["cuda"])
+    monkeypatch.setitem(batched_training.SMALL_BATCH, DEVICE.type, batched_training.SMALL_BATCH["cuda"])
 
 
 def some_coders(count: int, **settings: object) -> list[CorrectedCoder]:
@@ -159,15 +159,15 @@ def test_eight_runs_together_launch_less_than_half_of_what_they_launch_alone() -
 
 def test_a_group_is_of_small_runs_only_and_large_ones_and_cpus_train_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [new_run(tiny_config("sae")), new_run(tiny_config("sae", num_latents=4096)), new_run(tiny_config("sae", k=2))]
-    monkeypatch.setitem(batched_training.SMALL, DEVICE.type, 0)
+    monkeypatch.setitem(batched_training.SMALL_BATCH, DEVICE.type, 0)
     assert batched_training.grouped(runs) == [[run] for run in runs]
-    monkeypatch.setitem(batched_training.SMALL, DEVICE.type, 32 * 1024)  # a batch is of 2 x 16 tokens
+    monkeypatch.setitem(batched_training.SMALL_BATCH, DEVICE.type, 32 * 1024)  # a batch is of 2 x 16 tokens
     assert batched_training.grouped(runs) == [[runs[0], runs[2]], [runs[1]]]
 
 
 def test_ranks_agree_on_groups_whatever_share_of_the_batch_and_of_the_coders_each_has(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else each would wait for another sum over ranks than the others."""
-    monkeypatch.setitem(batched_training.SMALL, DEVICE.type, 32 * 1024)
+    monkeypatch.setitem(batched_training.SMALL_BATCH, DEVICE.type, 32 * 1024)
     widths = {"layers.1": 32, "layers.2": 512}
     cfgs = [tiny_config("sae", distribute_modules=True), tiny_config("sae", distribute_modules=True, k=2)]
     shares = [[CoderTrainer(cfg, widths, 8, DEVICE, local_hookpoints=[point]) for cfg in cfgs] for point in widths]

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from helpers.tiny_models import VOCABULARY, tiny_causal_model, tiny_config, tiny_model
 from helpers.trainers import train_end_to_end
-from sae_transcoder.coder import pieces, positions, row_sums, selection
+from sae_transcoder.coder import chunk_sizes, latent_selection, positions, sparse_products
 from sae_transcoder.config import Config
 from sae_transcoder.language_model.forward import Activations, capture
 from sae_transcoder.training import read_ahead
@@ -114,7 +114,7 @@ def test_the_watch_sees_what_waits() -> None:
 @pytest.fixture
 def on_meta(monkeypatch: pytest.MonkeyPatch) -> None:
     """The device `meta` works as a GPU does; what is read ahead comes from elsewhere, and what `copy_to_device` copies does not wait."""
-    for table in (pieces.PIECE, pieces.SMALL, row_sums.WAYS, selection.TWO_STAGES):
+    for table in (chunk_sizes.CHUNK_SIZE, chunk_sizes.SMALL_BATCH, sparse_products.PRODUCT_RULES, latent_selection.TWO_STAGES):
         monkeypatch.setitem(table, "meta", table["cuda"])
     monkeypatch.setattr(
         read_ahead, "true_indices", lambda masks: [torch.empty(9, dtype=torch.long, device=m.device) for m in masks]
