@@ -13,11 +13,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from sae_transcoder import distributed
 from sae_transcoder.config import ConfigError, Hardware, run_dir, typed
 from sae_transcoder.config.command_help import help_text
 from sae_transcoder.config.composition import CONF, explain, fields_of, override_faults, register, split_arguments
-from sae_transcoder.distributed import PeerFailed, refuse
+from sae_transcoder.distributed import PeerFailed, rank, refuse
 from sae_transcoder.process.broken_device import DeviceBroken
 from sae_transcoder.process.stop_signal import Stopped
 
@@ -58,13 +57,14 @@ def take_json(command: list[str]) -> None:
     try:
         if "--to-yaml" in command:
             text, notes = old_json.converted([argument for argument in command[1:] if argument != "--to-yaml"])
-            print(*notes, sep="\n", end="\n" * bool(notes), file=sys.stderr)
+            for note in notes:
+                print(note, file=sys.stderr)
             print(text, end="")
             sys.exit(0)
         command[1:], notes = old_json.expanded(command[1:], lambda group, choice: fields_of(group, choice, folders))
     except ConfigError as error:
         refuse(error.faults)
-    for note in notes if distributed.rank() == 0 else ():
+    for note in notes if rank() == 0 else ():
         print(note, file=sys.stderr)  # what --cfg prints stays YAML
 
 
@@ -74,15 +74,13 @@ def main() -> None:
     if "--to-yaml" in sys.argv or any(argument.startswith("json=") for argument in sys.argv[1:]):
         take_json(sys.argv)
     overrides, folders = split_arguments(sys.argv[1:])
-    if distributed.rank() > 0:  # rank 0 writes .hydra and prints
+    if rank() > 0:  # rank 0 writes .hydra and prints
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         place = sys.argv.index(overrides[0]) if overrides else len(sys.argv)  # Hydra wants overrides together
         sys.argv.insert(place, "hydra.output_subdir=null")
-    completing = "-sc" in sys.argv or "--shell-completion" in sys.argv
-    if not completing and (faults := override_faults(overrides, folders)):
+    if not {"-sc", "--shell-completion"} & {*sys.argv} and (faults := override_faults(overrides, folders)):
         refuse(faults)
-    # Hydra then raises instead of printing its own hints, which would advise what is refused here.
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises; the hints that it would print advise what is refused here
     try:
         if sys.argv[1:] in (["--help"], ["-h"]):
             print(help_text())
@@ -93,17 +91,16 @@ def main() -> None:
     except (HydraException, OmegaConfBaseException) as error:
         refuse([explain(error, overrides)])
     except KeyboardInterrupt:  # before training began: once it has, it saves first
-        if distributed.rank() == 0:
+        if rank() == 0:
             print("stopped before anything was trained; what was tokenised is kept", file=sys.stderr)
         sys.exit(130)
     except Stopped as error:
-        if distributed.rank() == 0:
+        if rank() == 0:
             print(f"{error}; {GOES_ON} here", file=sys.stderr)
         sys.exit(128 + error.number)
-    except DeviceBroken as error:
-        refuse([f"{error}; {GOES_ON} the last save"])
-    except PeerFailed as error:
-        refuse([f"{error}; {GOES_ON} the last save" if error.blameless else str(error)])
+    except (DeviceBroken, PeerFailed) as error:
+        resumable = isinstance(error, DeviceBroken) or error.blameless
+        refuse([f"{error}; {GOES_ON} the last save" if resumable else str(error)])
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
