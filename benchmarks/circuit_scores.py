@@ -20,7 +20,7 @@ import numpy as np
 import common
 import peers
 from sae_transcoder.api import TrainedRun, sweep
-from sae_transcoder.export import export
+from sae_transcoder.exports.write import export
 from sae_transcoder.preflight import plan as preflight
 
 

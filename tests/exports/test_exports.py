@@ -14,7 +14,8 @@ from sparsify import SparseCoder
 from helpers.sweeps import SHORT
 from sae_transcoder.api import TrainedRun, load_config, train
 from sae_transcoder.config import ConfigError
-from sae_transcoder.export import arguments_of, export
+from sae_transcoder.export import parse_settings
+from sae_transcoder.exports.write import export
 from sae_transcoder.run_store import status
 from sae_transcoder.run_store.status import State
 
@@ -132,4 +133,4 @@ def test_the_command_tells_what_is_wrong(tmp_path: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 1
         assert part in done.stderr
-    assert arguments_of(["to=hub", "out=a=b"]) == {"to": "hub", "out": "a=b"}
+    assert parse_settings(["to=hub", "out=a=b"]) == {"to": "hub", "out": "a=b"}

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from helpers import ROOT
 from helpers.sweeps import SHORT
 from sae_transcoder.api import TrainedRun, load_config, train
-from sae_transcoder.export import export
+from sae_transcoder.exports.write import export
 from sae_transcoder.language_model import forward, loading
 
 pytestmark = pytest.mark.peers
