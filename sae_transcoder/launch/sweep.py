@@ -293,13 +293,13 @@ def show_plan(jobs: Sequence[Job], plans: Mapping[int, preflight.Plan], todo: Se
 
 def show_table(jobs: Sequence[Job], console: Console) -> None:
     """The runs of the sweep as sae-report shows them, and why some failed."""
-    from sae_transcoder.reports import table as report_table
+    from sae_transcoder.reports.table import print_runs
     from sae_transcoder.run_store import records as run_records
 
     complaints: list[str] = []
     here = {run_dir(job.cfg).resolve() for job in jobs}
     records = [r for r in run_records.read_all([sweep_dir(jobs[0].cfg)], complaints.append) if r.directory.resolve() in here]
-    report_table.tell(records, console)
+    print_runs(records, console)
 
 
 def result(job: Job, *, ended: bool) -> JobReturn:
