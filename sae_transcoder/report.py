@@ -76,8 +76,7 @@ def run(arguments: Sequence[str], console: Console) -> None:
     def warn(fault: str) -> None:
         print(f"warning: {fault}", file=sys.stderr)
 
-    def read() -> list[Record]:
-        return read_selected(options.folders, options.where, options.sort, warn)
+    read = functools.partial(read_selected, options.folders, options.where, options.sort, warn)
 
     def draw(records: Sequence[Record]) -> Group:
         reasons = [Text(""), *(table.reasons(records) or [Text("no run ended before its time")])] if options.failed else []
