@@ -43,8 +43,8 @@ class TrainedRun:
         Each is sparsify's: called with x [token, d_in] it gives `sae_out` [token, d_in], `latent_acts` and `latent_indices` [token, k];
         `encoder.weight` and `W_dec` are [latent, d_in].
         """
-        folders = stored_coders.find(self.directory / "coders")
-        return {name: SparseCoder.load_from_disk(folder, device="cpu") for name, folder in folders.items()}
+        coder_dirs = stored_coders.find(self.directory / "coders").items()
+        return {name: SparseCoder.load_from_disk(coder_dir, device="cpu") for name, coder_dir in coder_dirs}
 
 
 def load_config(*overrides: str) -> Config:
@@ -65,8 +65,7 @@ def train(cfg: Config) -> TrainedRun:
         cfg = typed(OmegaConf.structured(cfg))  # converts each value to its field's type
     except OmegaConfBaseException as error:
         raise ConfigError(composition.explain(error, [])) from error
-    if cfg.hardware == Hardware.slurm or cfg.dry_run:
-        raise ConfigError(f"{_elsewhere(cfg)}: train() trains here and now; use the command sae-train")
+    _refuse_unless_here(cfg, "train() trains here and now; use the command sae-train")
     preflight.check_settings(cfg)
     directory = run_dir(cfg)
     what = observed_status.to_do(observed_status.read(directory))
@@ -88,8 +87,7 @@ def sweep(*overrides: str) -> list[TrainedRun]:
     """
     expanded = _with_json(overrides)
     loader, master = compose_sweep(expanded)
-    if master.hardware == Hardware.slurm or master.dry_run:
-        raise ConfigError(f"{_elsewhere(master)}: sweep() trains here and now; use the command sae-train -m")
+    _refuse_unless_here(master, "sweep() trains here and now; use the command sae-train -m")
     if not sweeps.is_grid(master):
         raise ConfigError("hydra/sweeper: a search proposes its runs one after the other; use the command sae-train -m")
     jobs = sweeps.train(loader, master, combinations(loader, master, expanded), 0)
@@ -99,11 +97,14 @@ def sweep(*overrides: str) -> list[TrainedRun]:
     return [_trained(job.cfg) for job in jobs]
 
 
-def _elsewhere(cfg: Config | DictConfig) -> str:
-    return "hardware=slurm" if cfg.hardware == Hardware.slurm else "dry_run=True"
+def _refuse_unless_here(cfg: Config | DictConfig, message: str) -> None:
+    """Raises ConfigError for settings with which nothing is trained on this machine."""
+    if cfg.hardware == Hardware.slurm or cfg.dry_run:
+        raise ConfigError(f"{'hardware=slurm' if cfg.hardware == Hardware.slurm else 'dry_run=True'}: {message}")
 
 
 def _trained(cfg: Config) -> TrainedRun:
+    """Reads the result of a run. Raises ConfigError where it has none."""
     directory = run_dir(cfg)
     evaluation = eval_file.read(directory)
     if evaluation is None:
