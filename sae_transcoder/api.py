@@ -106,8 +106,7 @@ def _refuse_unless_here(cfg: Config | DictConfig, message: str) -> None:
 def _trained(cfg: Config) -> TrainedRun:
     """Reads the result of a run. Raises ConfigError where it has none."""
     directory = run_dir(cfg)
-    evaluation = eval_file.read(directory)
-    if evaluation is None:
+    if (evaluation := eval_file.read(directory)) is None:
         raise ConfigError(f"{directory}: {observed_status.nothing_to_do(directory) or 'holds no result'}")
     return TrainedRun(cfg, directory, evaluation)
 

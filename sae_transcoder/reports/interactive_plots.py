@@ -12,24 +12,9 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from sae_transcoder.reports import plot_style
 from sae_transcoder.reports.pareto import TRADEOFFS, Tradeoff, best_of_each_k, pareto_optimal
 from sae_transcoder.reports.plot_data import CoderSize, PlottedCoder, outline, thin_out
-from sae_transcoder.reports.plot_style import (
-    DENSITY_LABEL,
-    L0_LABEL,
-    LATENTS_LABEL,
-    TRAINING_FVU_LABEL,
-    evenly_spaced,
-    is_logarithmic,
-    k_ticks,
-    l0_range,
-    palette,
-    panels,
-    points_per_curve,
-    positive_fvus,
-    series_label,
-    spans_few_decades,
-)
 
 COLUMNS = 3
 MOST_PANELS = 60
@@ -45,8 +30,8 @@ class Panels:
     """A figure with `rows` panels for each hookpoint, and a legend that lists each series once."""
 
     def __init__(self, coders: Numbered, rows: int):
-        names = panels(coder for _, coder in coders)
-        self.names = evenly_spaced(names, MOST_PANELS)
+        names = plot_style.panels(coder for _, coder in coders)
+        self.names = plot_style.evenly_spaced(names, MOST_PANELS)
         self.left_out = len(names) - len(self.names)
         self.num_columns = min(COLUMNS, len(self.names))
         self.rows = rows
@@ -65,7 +50,7 @@ class Panels:
         self.figure.update_annotations(font_size=13)
         self.figure.update_xaxes(showline=True, linecolor="#999", ticks="outside")
         self.figure.update_yaxes(showline=True, linecolor="#999", ticks="outside")
-        self.colours = palette(coder.size for _, coder in coders)
+        self.colours = plot_style.palette(coder.size for _, coder in coders)
         ordered = [*sorted({coder.series for _, coder in coders}), RING]
         self.legend_ranks: dict[Any, int] = {series: 1 + i for i, series in enumerate(ordered)}
         self.in_legend: set[Any] = set()
@@ -91,7 +76,7 @@ class Panels:
         position = self.position(name, 0)
         for series, members, colour in self.by_series([(i, coder) for i, coder in coders if coder.panel == name]):
             style = {"color": colour, "dash": LINES.get(series[1], "dot"), "width": 1.3}
-            self.add(position, series, series_label(*series), mode="lines", line=style, **joined(members, line))
+            self.add(position, series, plot_style.series_label(*series), mode="lines", line=style, **joined(members, line))
         return position
 
     def by_series(self, coders: Numbered) -> Iterable[tuple[tuple[CoderSize, str], Numbered, str]]:
@@ -117,12 +102,12 @@ def draw_pareto(coders: Numbered) -> tuple[go.Figure, str] | None:
             position = drawing.position(name, row)
             in_panel = [(i, coder) for i, coder in shown if coder.panel == name and tradeoff.plottable([coder])]
             draw_points(drawing, position, in_panel, tradeoff)
-            ticks = k_ticks(coder for _, coder in in_panel)
-            ends = np.log10(l0_range([coder for _, coder in in_panel])).tolist()
+            ticks = plot_style.k_ticks(coder for _, coder in in_panel)
+            ends = np.log10(plot_style.l0_range([coder for _, coder in in_panel])).tolist()
             l0_axis = dict(type="log", range=ends, tickvals=ticks, ticktext=[f"{k:,}" for k in ticks])
-            drawing.figure.update_xaxes(title_text=L0_LABEL, **l0_axis, **position)
+            drawing.figure.update_xaxes(title_text=plot_style.L0_LABEL, **l0_axis, **position)
             values = [tradeoff.metric(coder) for _, coder in in_panel]
-            scale = log_axis(values) if is_logarithmic(values) else {}
+            scale = log_axis(values) if plot_style.is_logarithmic(values) else {}
             drawing.figure.update_yaxes(**scale, title_text=tradeoff.label, **position)
     return drawing.figure, drawing.note(
         "Every coder is a point; a line joins the best of each k. Rings: Pareto-optimal within the panel."
@@ -138,7 +123,7 @@ def draw_points(drawing: Panels, position: dict[str, int], coders: Numbered, tra
 
     for series, members, colour in drawing.by_series(coders):
         size, kind = series
-        label = series_label(size, kind)
+        label = plot_style.series_label(size, kind)
         line = {"color": colour, "dash": LINES.get(kind, "dot"), "width": 1.5}
         best = best_of_each_k([coder for _, coder in members], tradeoff.cost)
         drawing.add(position, series, label, **xy(best), mode="lines", line=line, listed=False)
@@ -152,7 +137,7 @@ def draw_points(drawing: Panels, position: dict[str, int], coders: Numbered, tra
 
 def log_axis(values: Sequence[float]) -> dict[str, Any]:
     """A logarithmic axis with ticks at 1, 2 and 5 or, over many decades, with plotly's own."""
-    return {"type": "log", "tickformat": "~g"} | ({"dtick": "D2"} if spans_few_decades(values) else {})
+    return {"type": "log", "tickformat": "~g"} | ({"dtick": "D2"} if plot_style.spans_few_decades(values) else {})
 
 
 def joined(coders: Numbered, line: Callable[[PlottedCoder], np.ndarray]) -> dict[str, np.ndarray]:
@@ -168,13 +153,13 @@ def draw_curves(coders: Numbered) -> tuple[go.Figure, str] | None:
     shown = [(i, coder) for i, coder in coders if coder.curve.shape[1]]
     if not shown:
         return None
-    most = points_per_curve(len(shown))
+    most = plot_style.points_per_curve(len(shown))
     drawing = Panels(shown, 1)
     for name in drawing.names:
         position = drawing.add_lines(name, shown, lambda coder: thin_out(coder.curve, most))
-        values = positive_fvus(coder for _, coder in shown if coder.panel == name)
+        values = plot_style.positive_fvus(coder for _, coder in shown if coder.panel == name)
         drawing.figure.update_xaxes(title_text="training tokens", **position)
-        drawing.figure.update_yaxes(**log_axis(values), title_text=TRAINING_FVU_LABEL, **position)
+        drawing.figure.update_yaxes(**log_axis(values), title_text=plot_style.TRAINING_FVU_LABEL, **position)
     longest = max(min(coder.curve.shape[1], most) for _, coder in shown)
     return drawing.figure, drawing.note(f"A line for each coder, of at most {longest} points, evenly taken.")
 
@@ -187,8 +172,8 @@ def draw_densities(coders: Numbered) -> tuple[go.Figure, str] | None:
     drawing = Panels(shown, 1)
     for name in drawing.names:
         position = drawing.add_lines(name, shown, density_line)
-        drawing.figure.update_xaxes(title_text=DENSITY_LABEL, **position)
-        drawing.figure.update_yaxes(title_text=LATENTS_LABEL, rangemode="tozero", **position)
+        drawing.figure.update_xaxes(title_text=plot_style.DENSITY_LABEL, **position)
+        drawing.figure.update_yaxes(title_text=plot_style.LATENTS_LABEL, rangemode="tozero", **position)
     return drawing.figure, drawing.note(
         "A step line for each coder; latents that never fired are not in it, their share is in the tooltip."
     )

@@ -12,25 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
+from sae_transcoder.reports import plot_style
 from sae_transcoder.reports.pareto import TRADEOFFS, Tradeoff, best_of_each_k, pareto_optimal
 from sae_transcoder.reports.plot_data import CoderSize, PlottedCoder, outline, thin_out
 from sae_transcoder.reports.plot_legend import LINE_WIDTHS, MARKERS, add_legend, k_handles, line_styles, ring_handle, series_handles
-from sae_transcoder.reports.plot_style import (
-    DENSITY_LABEL,
-    L0_LABEL,
-    LATENTS_LABEL,
-    TRAINING_FVU_LABEL,
-    evenly_spaced,
-    is_logarithmic,
-    k_ticks,
-    l0_range,
-    palette,
-    panels,
-    points_per_curve,
-    positive_fvus,
-    series_label,
-    spans_few_decades,
-)
 
 RC_PARAMS: Any = {
     "svg.hashsalt": "sae-report",  # else element ids are random
@@ -84,15 +69,15 @@ def decimal(value: float, _: object = None) -> str:
 
 def log_axis(axis: Any, values: Sequence[float]) -> None:
     """Puts plain numbers at a logarithmic axis: at 1, 2 and 5 or, over many decades, at the decades."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if spans_few_decades(values) else (1,)))
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if plot_style.spans_few_decades(values) else (1,)))
     axis.set_major_formatter(FuncFormatter(decimal))
     axis.set_minor_formatter(NullFormatter())
 
 
 def hookpoint_panels(coders: Sequence[PlottedCoder], rows: int = 1) -> tuple[Figure, dict[tuple[str, int], Axes]]:
     """A figure with empty panels for the coders' hookpoints, which says if some are left out; see `grid`."""
-    names = panels(coders)
-    drawn = evenly_spaced(names, MOST_PANELS)
+    names = plot_style.panels(coders)
+    drawn = plot_style.evenly_spaced(names, MOST_PANELS)
     figure, axes = grid(drawn, rows)
     if len(drawn) < len(names):
         text = f"{len(drawn)} of {len(names)} hookpoints, evenly taken; the others are in report.html"
@@ -106,14 +91,14 @@ def draw_pareto(coders: Sequence[PlottedCoder]) -> Figure | None:
     shown = [coder for coder in coders if any(tradeoff.plottable([coder]) for tradeoff in tradeoffs)]
     if not shown:
         return None
-    colours = palette(coder.size for coder in shown)
+    colours = plot_style.palette(coder.size for coder in shown)
     figure, axes = hookpoint_panels(shown, len(tradeoffs))
     for (name, row), axis in axes.items():
         in_panel = [coder for coder in shown if coder.panel == name]
         plottable = tradeoffs[row].plottable(in_panel)
         set_l0_axis(axis, plottable or in_panel)
         axis.set_ylabel(tradeoffs[row].label)
-        axis.set_xlabel(L0_LABEL)
+        axis.set_xlabel(plot_style.L0_LABEL)
         if plottable:
             draw_points(axis, plottable, tradeoffs[row], colours)
         else:
@@ -125,8 +110,8 @@ def draw_pareto(coders: Sequence[PlottedCoder]) -> Figure | None:
 def set_l0_axis(axis: Axes, coders: Sequence[PlottedCoder]) -> None:
     """Makes the x axis a logarithmic L0 axis with the coders' k as ticks."""
     axis.set_xscale("log")
-    ticks = k_ticks(coders)
-    axis.set_xlim(l0_range(coders))
+    ticks = plot_style.k_ticks(coders)
+    axis.set_xlim(plot_style.l0_range(coders))
     axis.set_xticks(ticks, [f"{k:,}" for k in ticks])
     axis.xaxis.set_minor_locator(NullLocator())
 
@@ -144,7 +129,7 @@ def draw_points(axis: Axes, coders: Sequence[PlottedCoder], tradeoff: Tradeoff, 
     axis.plot(*xy(pareto_optimal(coders, tradeoff)), "o", markersize=9, mfc="none", mec="black", mew=0.8, zorder=4)
     values = [tradeoff.metric(coder) for coder in coders]
     axis.margins(y=0.12)
-    if is_logarithmic(values):
+    if plot_style.is_logarithmic(values):
         axis.set_yscale("log")
         log_axis(axis.yaxis, values)
     else:
@@ -156,23 +141,23 @@ def draw_curves(coders: Sequence[PlottedCoder]) -> Figure | None:
     shown = [coder for coder in coders if coder.curve.shape[1]]
     if not shown:
         return None
-    colours, styles = palette(coder.size for coder in shown), line_styles(shown)
+    colours, styles = plot_style.palette(coder.size for coder in shown), line_styles(shown)
     figure, axes = hookpoint_panels(shown)
-    most = points_per_curve(len(shown))
+    most = plot_style.points_per_curve(len(shown))
     for (name, _), axis in axes.items():
         in_panel = [coder for coder in shown if coder.panel == name]
         for coder in in_panel:
             line = {"color": colours[coder.size], "linestyle": styles[coder.k], "linewidth": 1, "alpha": opacity(len(in_panel))}
             axis.plot(*thin_out(coder.curve, most), **line)
             axis.plot(*coder.curve[:, -1:], color=colours[coder.size], marker=MARKERS.get(coder.model_type, "s"), markersize=4)
-        if values := positive_fvus(in_panel):
+        if values := plot_style.positive_fvus(in_panel):
             axis.set_yscale("log")
             log_axis(axis.yaxis, values)
             axis.yaxis.set_minor_locator(NullLocator())
         axis.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
         axis.xaxis.set_major_formatter(FuncFormatter(lambda tokens, _: f"{tokens / 1e6:g}"))
         axis.set_xlabel("training tokens (millions)")
-        axis.set_ylabel(TRAINING_FVU_LABEL)
+        axis.set_ylabel(plot_style.TRAINING_FVU_LABEL)
     add_legend(figure, [*series_handles(shown), *k_handles(shown)])
     return figure
 
@@ -182,7 +167,7 @@ def draw_densities(coders: Sequence[PlottedCoder]) -> Figure | None:
     shown = [coder for coder in coders if coder.densities]
     if not shown:
         return None
-    colours, styles = palette(coder.size for coder in shown), line_styles(shown)
+    colours, styles = plot_style.palette(coder.size for coder in shown), line_styles(shown)
     figure, axes = hookpoint_panels(shown)
     for (name, _), axis in axes.items():
         in_panel = [coder for coder in shown if coder.panel == name]
@@ -195,14 +180,14 @@ def draw_densities(coders: Sequence[PlottedCoder]) -> Figure | None:
                 }
                 axis.plot(*outline(coder.densities), alpha=opacity(len(in_panel)), **line)
         axis.set_ylim(bottom=0)
-        axis.set_xlabel(DENSITY_LABEL)
-        axis.set_ylabel(LATENTS_LABEL)
+        axis.set_xlabel(plot_style.DENSITY_LABEL)
+        axis.set_ylabel(plot_style.LATENTS_LABEL)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
     def label(size: CoderSize, kind: str) -> str:
         in_series = [coder.densities for coder in shown if coder.series == (size, kind) and coder.densities]
         never, total = sum(histogram.never for histogram in in_series), sum(histogram.total for histogram in in_series)
-        return f"{series_label(size, kind)} (never fired: {never:,} of {total:,})"
+        return f"{plot_style.series_label(size, kind)} (never fired: {never:,} of {total:,})"
 
     add_legend(figure, [*series_handles(shown, label, markers=False), *k_handles(shown)])
     return figure

@@ -1,4 +1,4 @@
-"""The table of targets."""
+"""Every target can be found, and the command names it."""
 
 import subprocess
 import sys
