@@ -70,8 +70,8 @@ def test_the_table_of_fields_is_that_of_the_code() -> None:
 
 
 def test_every_field_has_a_meaning() -> None:
-    told = [name for own in field_table.meanings().values() for name in own]
-    assert sorted(told) == sorted(FIELDS)
+    documented = [name for fields in field_table.meanings().values() for name in fields]
+    assert sorted(documented) == sorted(FIELDS)
 
 
 def test_the_workflow_runs_what_ci_runs() -> None:

@@ -27,11 +27,11 @@ def run_in(peer: str, *command: str | Path) -> subprocess.CompletedProcess[str]:
     import peers
 
     try:
-        own = peers.python(peer)
+        python = peers.python(peer)
     except SystemExit as missing:
         pytest.fail(str(missing))
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    return subprocess.run([own, *command], capture_output=True, text=True, env=environment)
+    return subprocess.run([python, *command], capture_output=True, text=True, env=environment)
 
 
 def trained(folder: Path, *settings: str) -> TrainedRun:

@@ -66,9 +66,9 @@ class Opened:
 @pytest.fixture(scope="module")
 def browser() -> Iterator["sync_api.Browser"]:
     with sync_api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield found
-        found.close()
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +78,9 @@ def coders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[plot_da
     grid(folder / "runs", lines=30, model_type=["sae", "transcoder"], k=[16, 64], expansion_factor=[8, 32])
     write_run(folder / "runs" / "<script>alert(1)</script>".replace("/", "_"), config(k=32), State.failed)
     records = run_records.read_all([folder / "runs"], print)
-    found = plot_data.plotted_coders(records, print)
-    (folder / "report.html").write_text(page.report_page(records, found))
-    return folder / "report.html", found
+    plotted = plot_data.plotted_coders(records, print)
+    (folder / "report.html").write_text(page.report_page(records, plotted))
+    return folder / "report.html", plotted
 
 
 @pytest.fixture(scope="module")
