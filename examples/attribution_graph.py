@@ -1,4 +1,4 @@
-"""Draws the attribution graph of a prompt: which latents of which layers, at which tokens, lead to the next token.
+"""Draws the attribution graph of a prompt: which latents, in which layers and at which tokens, lead to the next token.
 
 circuit-tracer (https://github.com/safety-research/circuit-tracer) does the attribution, in an environment of its own:
 
@@ -39,77 +39,78 @@ COLOURS = {
 
 
 def load_set(folder: Path) -> TranscoderSet:
-    """The transcoders that `sae-export to=circuit_tracer` wrote, float32 on the CPU, computing what sparsify's do."""
-    described = yaml.safe_load((folder / "config.yaml").read_text())
+    """The transcoders that `sae-export to=circuit_tracer` wrote, in float32 on the CPU; they compute the same as sparsify's."""
+    config = yaml.safe_load((folder / "config.yaml").read_text())
     files = {int(path.stem.removeprefix("layer_")): str(path) for path in folder.glob("layer_*.safetensors")}
-    hooks = (described["feature_input_hook"], described["feature_output_hook"])
+    hooks = (config["feature_input_hook"], config["feature_output_hook"])
     transcoders = load_transcoder_set(
         files, str(folder), *hooks, device=torch.device("cpu"), lazy_encoder=False, lazy_decoder=False
     )
     for transcoder in transcoders:
-        # circuit-tracer 0.5.0 loads ReLU alone. Its TopK keeps negative values, which sparsify's does not: hence a ReLU before it.
-        transcoder.activation_function = torch.nn.Sequential(torch.nn.ReLU(), TopK(described["k"]))
+        # circuit-tracer 0.5.0 always loads a ReLU. Its TopK keeps negative values and sparsify's does not, so a ReLU stands before it.
+        transcoder.activation_function = torch.nn.Sequential(torch.nn.ReLU(), TopK(config["k"]))
     return transcoders
 
 
 def load_model(folder: Path, model: str | None = None) -> ReplacementModel:
-    """The language model with the set's transcoders in place of its MLPs; model: its path or hub name, where the set does not say it."""
-    described = yaml.safe_load((folder / "config.yaml").read_text())
-    path = model or (str(BUNDLED) if described["model_name"] == "demo" else described["model_name"])
-    if model is None and described["revision"]:  # circuit-tracer knows no revisions
-        path = snapshot_download(path, revision=described["revision"])
+    """The language model with the set's transcoders in place of its MLPs. model: its path or hub name; None takes the set's model_name."""
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    path = model or (str(BUNDLED) if config["model_name"] == "demo" else config["model_name"])
+    if model is None and config["revision"]:  # circuit-tracer has no option for a revision
+        path = snapshot_download(path, revision=config["revision"])
     return ReplacementModel.from_pretrained_and_transcoders(path, load_set(folder), backend="nnsight", device=torch.device("cpu"))
 
 
-def draw(described: dict, file: Path) -> None:
-    """The graph of circuit-tracer's JSON as a picture: a column for each token, a row for each layer, a line for each direct effect.
+def draw(graph: dict, path: Path) -> None:
+    """Draws the graph of circuit-tracer's JSON: a column for each token, a row for each layer, a line for each direct effect.
 
-    A line is as strong as its share of all that reaches its upper end, brown where it counts against it; latents have their number beside them.
+    A line's opacity and width show its share of all effects on its upper end; negative effects are brown. Latents have their number
+    beside them.
     """
-    tokens = described["metadata"]["prompt_tokens"]
-    layers = sorted({int(node["layer"]) for node in described["nodes"] if node["layer"] != "E"})
+    tokens = graph["metadata"]["prompt_tokens"]
+    layers = sorted({int(node["layer"]) for node in graph["nodes"] if node["layer"] != "E"})
     row = {"E": 0} | {str(layer): i + 1 for i, layer in enumerate(layers)}
-    crowds: dict[tuple[int, int], list[dict]] = {}
-    for node in described["nodes"]:
-        crowds.setdefault((node["ctx_idx"], row[node["layer"]]), []).append(node)
-    place = {
-        node["node_id"]: (column + (i + 1) / (len(crowd) + 1) - 0.5, line)
-        for (column, line), crowd in crowds.items()
-        for i, node in enumerate(crowd)
+    nodes_by_cell: dict[tuple[int, int], list[dict]] = {}
+    for node in graph["nodes"]:
+        nodes_by_cell.setdefault((node["ctx_idx"], row[node["layer"]]), []).append(node)
+    position = {
+        node["node_id"]: (column + (i + 1) / (len(nodes) + 1) - 0.5, line)
+        for (column, line), nodes in nodes_by_cell.items()
+        for i, node in enumerate(nodes)
     }
     figure, axes = pyplot.subplots(figsize=(max(6, 1.3 * len(tokens)), 6), layout="constrained")
-    reaching: dict[str, float] = {}
-    for link in described["links"]:
-        reaching[link["target"]] = reaching.get(link["target"], 0.0) + abs(link["weight"])
-    for link in described["links"]:
-        (x0, y0), (x1, y1) = place[link["source"]], place[link["target"]]
-        share = abs(link["weight"]) / reaching[link["target"]]
+    total_effect: dict[str, float] = {}
+    for link in graph["links"]:
+        total_effect[link["target"]] = total_effect.get(link["target"], 0.0) + abs(link["weight"])
+    for link in graph["links"]:
+        (x0, y0), (x1, y1) = position[link["source"]], position[link["target"]]
+        share = abs(link["weight"]) / total_effect[link["target"]]
         colour = "tab:brown" if link["weight"] < 0 else "dimgray"
         axes.plot([x0, x1], [y0, y1], color=colour, alpha=min(1.0, 0.05 + share), linewidth=0.3 + 2 * share, zorder=1)
     for kind, colour in COLOURS.items():
-        points = [place[node["node_id"]] for node in described["nodes"] if node["feature_type"] == kind]
+        points = [position[node["node_id"]] for node in graph["nodes"] if node["feature_type"] == kind]
         if points:
             label = {"cross layer transcoder": "latent", "mlp reconstruction error": "error", "embedding": "token"}.get(kind, kind)
             axes.scatter(*zip(*points, strict=True), s=18, color=colour, label=label, zorder=2)
-    for node in described["nodes"]:
+    for node in graph["nodes"]:
         if node["feature_type"] == "logit":
-            text, turned, size = node["clerp"].removeprefix("Output ").replace("\n", "\\n"), 60, 7
+            text, rotation, size = node["clerp"].removeprefix("Output ").replace("\n", "\\n"), 60, 7
         elif node["feature_type"] == "cross layer transcoder":
-            text, turned, size = node["node_id"].split("_")[1], 45, 4
+            text, rotation, size = node["node_id"].split("_")[1], 45, 4
         else:
             continue
-        axes.annotate(text, place[node["node_id"]], (1, 4), textcoords="offset points", rotation=turned, fontsize=size)
+        axes.annotate(text, position[node["node_id"]], (1, 4), textcoords="offset points", rotation=rotation, fontsize=size)
     axes.set_xticks(range(len(tokens)), [token.replace("\n", "\\n") for token in tokens], rotation=45)
     names = {**{str(layer): f"layer {layer}" for layer in layers[:-1]}, "E": "token", str(layers[-1]): "next token"}
     axes.set_yticks(list(row.values()), [names[name] for name in row])
     axes.margins(y=0.12)
     axes.legend(loc="upper left", fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(file, dpi=150)
+    figure.savefig(path, dpi=150)
 
 
 def write(graph: Graph, out: Path, nodes: float, edges: float) -> None:
-    """graph.json for circuit-tracer's page, and graph.png, of the nodes and edges that carry these shares of the influence."""
+    """Writes graph.json for circuit-tracer's page, and graph.png. nodes, edges: the shares of the influence that those drawn carry."""
     create_graph_files(graph, "graph", out, node_threshold=nodes, edge_threshold=edges)
     draw(json.loads((out / "graph.json").read_text()), out / "graph.png")
 
@@ -122,14 +123,16 @@ def main() -> None:
     parser.add_argument("--model", help="path or hub name of the language model; default: as the transcoders' config.yaml says")
     parser.add_argument("--nodes", type=float, default=0.6, help="share of the influence that the nodes drawn carry (0.6)")
     parser.add_argument("--edges", type=float, default=0.8, help="share of the influence that the edges drawn carry (0.8)")
-    asked = parser.parse_args()
-    if not (asked.transcoders / "config.yaml").is_file():
-        parser.exit(1, f"{asked.transcoders}: no config.yaml in it; write the set by sae-export RUN to=circuit_tracer out=FOLDER\n")
-    graph = attribute(asked.prompt, load_model(asked.transcoders, asked.model))
+    arguments = parser.parse_args()
+    if not (arguments.transcoders / "config.yaml").is_file():
+        parser.exit(
+            1, f"{arguments.transcoders}: no config.yaml in it; write the set by sae-export RUN to=circuit_tracer out=FOLDER\n"
+        )
+    graph = attribute(arguments.prompt, load_model(arguments.transcoders, arguments.model))
     replacement, completeness = compute_graph_scores(graph)
-    write(graph, asked.out, asked.nodes, asked.edges)
+    write(graph, arguments.out, arguments.nodes, arguments.edges)
     print(f"{len(graph.selected_features):,} latents; replacement score {replacement:.3f}, completeness score {completeness:.3f}")
-    print(f"written: {asked.out / 'graph.png'}, {asked.out / 'graph.json'}")
+    print(f"written: {arguments.out / 'graph.png'}, {arguments.out / 'graph.json'}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The same runs from Python, by the same code as the commands:
+"""Runs from Python, by the same code as the commands:
 
 from sae_transcoder.api import load_config, sweep, train
 
@@ -11,16 +11,12 @@ runs = sweep("experiment=demo", "k=16,32,64")
 
 import sys
 
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hydra_plugins.sae_transcoder_local import GridSweeper
-from sae_transcoder.config import Config, ConfigError, Hardware, composition, run_dir
+from sae_transcoder.config import Config, ConfigError, Hardware, composition, old_json, run_dir
 from sae_transcoder.launch.sweep import RunFailed, train_jobs
+from sae_transcoder.launch.sweep_config import combinations, load_sweep_config
 from sae_transcoder.launch.sweep_jobs import is_grid
 from sae_transcoder.preflight.plan import check_settings, make_plan
 from sae_transcoder.run_store import eval_file, observed_status, run_files
@@ -30,7 +26,7 @@ from sae_transcoder.training.outcome import TrainedRun
 
 
 def load_config(*overrides: str) -> Config:
-    """The config that `sae-train OVERRIDES` would train, `json=FILE` among them; every field can then be read and changed.
+    """The config that `sae-train OVERRIDES` would train; every field can be read and changed. `json=FILE` is an override too.
 
     Raises ConfigError with all faults of the overrides.
     """
@@ -38,14 +34,16 @@ def load_config(*overrides: str) -> Config:
 
 
 def train(cfg: Config) -> TrainedRun:
-    """Trains one run on this machine, goes on with it where it was stopped, or takes its result where it is done, as `sae-train` does.
+    """Trains one run on this machine as `sae-train` does: a stopped run goes on, of a run that is done the result is returned.
 
     Raises ConfigError for what the command would refuse, before anything is written, and for a run that is trained elsewhere; Stopped
-    after Ctrl-C, the run saved; DeviceBroken where the GPU fails, which a new process can use again; what the run failed of otherwise.
+    after Ctrl-C, once the run is saved; DeviceBroken if the GPU fails, which a new process can use again; otherwise the run's error.
     """
-    cfg = _checked(cfg)
-    if cfg.hardware == Hardware.slurm or cfg.dry_run:
-        raise ConfigError(f"{_elsewhere(cfg)}: train() trains here and now; use the command sae-train")
+    try:
+        cfg = composition.typed(OmegaConf.structured(cfg))  # converts each value to its field's type
+    except OmegaConfBaseException as error:
+        raise ConfigError(composition.explain(error, [])) from error
+    _refuse_unless_here(cfg, "train() trains here and now; use the command sae-train")
     check_settings(cfg)
     directory = run_dir(cfg)
     action = observed_status.next_action(observed_status.read(directory))
@@ -59,60 +57,41 @@ def train(cfg: Config) -> TrainedRun:
 
 
 def sweep(*overrides: str) -> list[TrainedRun]:
-    """Trains every combination of the comma-separated values, as `sae-train -m OVERRIDES` does, in the order of the combinations.
+    """Trains every combination of the comma-separated values as `sae-train -m OVERRIDES` does. Returns the runs in their order.
 
     Raises ConfigError for what the command would refuse, before anything is written, and for a search; RunFailed for the first run that
-    failed, once the others are done; Stopped after Ctrl-C, the runs saved; DeviceBroken where the GPU of this process
-    fails. Where several GPUs are to be used, call it below `if __name__ == "__main__":`, for each gets a process of its own.
+    failed, once the others are done; Stopped after Ctrl-C, once the runs are saved; DeviceBroken if the GPU of this process fails.
+    To use several GPUs, call it below `if __name__ == "__main__":`, since each GPU gets a process of its own.
     """
-    given = _with_json(overrides)
-    if faults := composition.override_faults(given, []):
-        raise ConfigError(*faults)
-    try:
-        with composition.hydra_on_conf():
-            loader = GlobalHydra.instance().config_loader()
-            master = loader.load_configuration("config", given, RunMode.MULTIRUN)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(composition.explain(error, given)) from error
-    if master.hardware == Hardware.slurm or master.dry_run:
-        raise ConfigError(f"{_elsewhere(master)}: sweep() trains here and now; use the command sae-train -m")
+    expanded = _with_json(overrides)
+    loader, master = load_sweep_config(expanded)
+    _refuse_unless_here(master, "sweep() trains here and now; use the command sae-train -m")
     if not is_grid(master):
         raise ConfigError("hydra/sweeper: a search proposes its runs one after the other; use the command sae-train -m")
-    params = OmegaConf.select(master, "hydra.sweeper.params") or {}
-    parsed = OverridesParser.create(loader).parse_overrides([*(f"{name}={values}" for name, values in params.items()), *given])
-    combinations = [job for batch in GridSweeper.split_arguments(parsed, None) for job in batch]
-    jobs = train_jobs(loader, master, combinations, 0)
+    jobs = train_jobs(loader, master, combinations(loader, master, expanded), 0)
     for job in jobs:
         if job.error is not None:
             raise RunFailed(f"{run_dir(job.cfg)}: {job.error}")
     return [_trained(job.cfg) for job in jobs]
 
 
-def _checked(cfg: Config) -> Config:
-    """The config with its values as the command line would have them. Raises ConfigError for values of wrong types."""
-    try:
-        return composition.typed(OmegaConf.structured(cfg))
-    except OmegaConfBaseException as error:
-        raise ConfigError(composition.explain(error, [])) from error
-
-
-def _elsewhere(cfg: Config | DictConfig) -> str:
-    return "hardware=slurm" if cfg.hardware == Hardware.slurm else "dry_run=True"
+def _refuse_unless_here(cfg: Config | DictConfig, message: str) -> None:
+    """Raises ConfigError for settings with which nothing is trained on this machine."""
+    if cfg.hardware == Hardware.slurm or cfg.dry_run:
+        raise ConfigError(f"{'hardware=slurm' if cfg.hardware == Hardware.slurm else 'dry_run=True'}: {message}")
 
 
 def _trained(cfg: Config) -> TrainedRun:
+    """Reads the result of a run. Raises ConfigError where it has none."""
     directory = run_dir(cfg)
-    evaluation = eval_file.read(directory)
-    if evaluation is None:
+    if (evaluation := eval_file.read(directory)) is None:
         raise ConfigError(f"{directory}: {observed_status.nothing_to_do(directory) or 'holds no result'}")
     return TrainedRun(cfg, directory, evaluation)
 
 
 def _with_json(overrides: tuple[str, ...]) -> list[str]:
-    """The overrides with what `json=FILE` means in its place."""
-    from sae_transcoder.config import old_json
-
-    given, notes = old_json.expanded(overrides, lambda group, choice: composition.fields_of(group, choice, []))
+    """The overrides with `json=FILE` replaced by the overrides that it stands for. Prints what the user should know of the file."""
+    expanded, notes = old_json.expanded(overrides, lambda group, choice: composition.fields_of(group, choice, []))
     for note in notes:
         print(note, file=sys.stderr)
-    return given
+    return expanded

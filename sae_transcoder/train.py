@@ -1,6 +1,6 @@
-"""The entrypoint `sae-train`: refuses what is wrong in the overrides, lets Hydra compose, hands over, and says how it ended.
+"""The command `sae-train`: refuses wrong overrides, lets Hydra compose the config, hands it over, and reports how the run ended.
 
-Everything slow to import is imported after the config is known to be valid.
+What is slow to import is imported once the config is known to be valid.
 """
 
 import errno
@@ -13,15 +13,19 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from sae_transcoder import distributed
 from sae_transcoder.config import ConfigError, Hardware, run_dir
+from sae_transcoder.config.command_help import help_text
 from sae_transcoder.config.composition import CONF, explain, fields_of, override_faults, register, split_arguments, typed
-from sae_transcoder.distributed import refuse
+from sae_transcoder.distributed import PeerFailed, rank, refuse
+from sae_transcoder.process.broken_device import DeviceBroken
+from sae_transcoder.process.stop_signal import Stopped
+
+GOES_ON = "the same command goes on from"
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF.resolve()), config_name="config")
 def run(composed: DictConfig) -> float | None:
-    """Trains the one run that `composed` describes, or submits it; its objective, where it was trained here."""
+    """Trains or submits the run that `composed` describes. Returns its objective if it was trained here."""
     cfg = typed(composed)
     if cfg.hardware == Hardware.slurm:
         from rich.console import Console
@@ -40,14 +44,14 @@ def run(composed: DictConfig) -> float | None:
         engine.train([cfg])
     except RunClaimed as note:
         print(note)
-    except (DiskError, Diverged) as error:  # told here, or Hydra would add to it
+    except (DiskError, Diverged) as error:  # refused here, or Hydra would add to the message
         refuse([str(error)])
     evaluation = eval_file.read(run_dir(cfg))
     return evaluation.mean().get(cfg.objective) if evaluation else None
 
 
 def take_json(command: list[str]) -> None:
-    """Puts what `json=FILE` means into the command, and says how the file was read; with --to-yaml prints an experiment file and ends."""
+    """Replaces `json=FILE` in the command by the overrides that it stands for; with --to-yaml prints an experiment file and exits."""
     from sae_transcoder.config import old_json
 
     _, folders = split_arguments(command[1:])
@@ -61,54 +65,53 @@ def take_json(command: list[str]) -> None:
         command[1:], notes = old_json.expanded(command[1:], lambda group, choice: fields_of(group, choice, folders))
     except ConfigError as error:
         refuse(error.faults)
-    for note in notes if distributed.rank() == 0 else ():
+    for note in notes if rank() == 0 else ():
         print(note, file=sys.stderr)  # what --cfg prints stays YAML
 
 
 def main() -> None:
-    """The command line; exit code 0: done, 1: refused or failed, 128 + n: stopped by signal n, the state saved."""
+    """Runs the command. Exit code 0: done, 1: refused or failed, 128 + n: stopped by signal n after saving its state."""
     register()
     if "--to-yaml" in sys.argv or any(argument.startswith("json=") for argument in sys.argv[1:]):
         take_json(sys.argv)
     overrides, folders = split_arguments(sys.argv[1:])
-    if distributed.rank() > 0:  # the first rank writes .hydra and speaks
+    if rank() > 0:  # rank 0 writes .hydra and prints
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-        place = sys.argv.index(overrides[0]) if overrides else len(sys.argv)  # Hydra wants them together
+        place = sys.argv.index(overrides[0]) if overrides else len(sys.argv)  # Hydra wants overrides together
         sys.argv.insert(place, "hydra.output_subdir=null")
-    completing = "-sc" in sys.argv or "--shell-completion" in sys.argv
-    if not completing and (faults := override_faults(overrides, folders)):
+    if not {"-sc", "--shell-completion"} & {*sys.argv} and (faults := override_faults(overrides, folders)):
         refuse(faults)
-    # Hydra then raises instead of printing its own hints, which would advise what is refused here.
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises; the hints that it would print advise what is refused here
     try:
+        if sys.argv[1:] in (["--help"], ["-h"]):
+            print(help_text())
+            sys.exit()
         run()
     except ConfigError as error:
         refuse(error.faults)
     except (HydraException, OmegaConfBaseException) as error:
         refuse([explain(error, overrides)])
-    except SystemExit:
-        raise
-    except KeyboardInterrupt:  # before training began: afterwards it saves first
-        if distributed.rank() == 0:
+    except KeyboardInterrupt:  # before training began: once it has, it saves first
+        if rank() == 0:
             print("stopped before anything was trained; what was tokenised is kept", file=sys.stderr)
         sys.exit(130)
-    except BaseException as error:
-        # torch is imported by now: a message of our own kinds ends here, anything else is a bug and keeps its traceback.
-        from sae_transcoder.launch.sweep import RunFailed
-        from sae_transcoder.process.broken_device import DeviceBroken
-        from sae_transcoder.process.stop_signal import Stopped
+    except Stopped as error:
+        if rank() == 0:
+            print(f"{error}; {GOES_ON} here", file=sys.stderr)
+        sys.exit(128 + error.number)
+    except (DeviceBroken, PeerFailed) as error:
+        resumable = isinstance(error, DeviceBroken) or error.blameless
+        refuse([f"{error}; {GOES_ON} the last save" if resumable else str(error)])
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        refuse([f"{error.filename or 'the disk'}: {error.strerror}; free space and start the same command again"])
+    except Exception as error:
+        from sae_transcoder.launch.sweep import RunFailed  # imports torch, which is imported by now
 
-        if isinstance(error, DeviceBroken) or (isinstance(error, distributed.PeerFailed) and error.blameless):
-            refuse([f"{error}; the same command goes on from the last save"])
-        if isinstance(error, RunFailed | distributed.PeerFailed):
-            refuse([str(error)])
-        if isinstance(error, Stopped):
-            if distributed.rank() == 0:
-                print(f"{error}; the same command goes on from here", file=sys.stderr)
-            sys.exit(128 + error.number)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            refuse([f"{error.filename or 'the disk'}: {error.strerror}; free space and start the same command again"])
-        raise
+        if not isinstance(error, RunFailed):  # then it is a bug and keeps its traceback
+            raise
+        refuse([str(error)])
     finally:
         GlobalHydra.instance().clear()
 

@@ -114,10 +114,10 @@ def test_changed_fields_are_typed_and_what_a_run_sets_for_the_process_ends_with_
 
 def test_a_run_that_is_trained_elsewhere_is_left_alone(cache: Path, tmp_path: Path) -> None:
     run = train(load_config(*SHORT, "k=4", "max_steps=2", f"save_dir={tmp_path}", f"cache_dir={cache}"))
-    found = status.read(run.directory)
-    assert found is not None
-    found.state = status.State.running
-    status.write(run.directory, found)
+    run_status = status.read(run.directory)
+    assert run_status is not None
+    run_status.state = status.State.running
+    status.write(run.directory, run_status)
     before = (run.directory / ".hydra" / "config.yaml").stat().st_mtime_ns
     with status.lock(run.directory), pytest.raises(ConfigError, match="not started again"):
         train(run.cfg)
@@ -130,9 +130,9 @@ def test_a_search_is_left_to_the_command(cache: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_trains_outside_the_main_thread_too(cache: Path, tmp_path: Path) -> None:
-    found = []
+    runs = []
     cfg = load_config(*SHORT, "k=4", "max_steps=2", f"save_dir={tmp_path}", f"cache_dir={cache}")
-    thread = threading.Thread(target=lambda: found.append(train(cfg)))
+    thread = threading.Thread(target=lambda: runs.append(train(cfg)))
     thread.start()
     thread.join()
-    assert found[0].evaluation.mean()["l0"] > 0
+    assert runs[0].evaluation.mean()["l0"] > 0

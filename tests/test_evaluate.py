@@ -183,8 +183,8 @@ def test_coders_of_another_model_are_refused(
 
 def test_sequences_that_may_have_been_trained_on_are_refused(cache, capsys, monkeypatch, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("\n".join(f"{i} plus {i} is {2 * i}, and that is all" for i in range(2000)))
-    own = ["dataset=local_text", f"dataset_name={tmp_path}/text.txt", "run_name=own"]
-    cfg = short(cache, tmp_path / "runs", *own)
+    settings = ["dataset=local_text", f"dataset_name={tmp_path}/text.txt", "run_name=own"]
+    cfg = short(cache, tmp_path / "runs", *settings)
     engine.train([cfg])
     (run_dir(cfg) / ".hydra").mkdir()
     (run_dir(cfg) / ".hydra" / "config.yaml").write_text(json.dumps(vars(cfg)))

@@ -19,6 +19,7 @@ from sae_transcoder import export, report
 from sae_transcoder.config import FIELDS
 from sae_transcoder.config.checks import faults
 from sae_transcoder.evaluation.settings import refuse_unread
+from sae_transcoder.exports.targets import find_writer
 
 README = (ROOT / "README.md").read_text()
 DOCS = "\n".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))
@@ -55,7 +56,7 @@ def test_every_report_command_has_options_that_there_are(command: str) -> None:
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("sae-export")])
 def test_every_export_command_has_settings_that_there_are(command: str) -> None:
-    export.target(export.arguments_of(shlex.split(command)[2:])["to"])
+    find_writer(export.parse_settings(shlex.split(command)[2:])["to"])
 
 
 def test_every_picture_is_there() -> None:
@@ -69,8 +70,8 @@ def test_the_table_of_fields_is_that_of_the_code() -> None:
 
 
 def test_every_field_has_a_meaning() -> None:
-    told = [name for own in field_table.meanings().values() for name in own]
-    assert sorted(told) == sorted(FIELDS)
+    documented = [name for fields in field_table.meanings().values() for name in fields]
+    assert sorted(documented) == sorted(FIELDS)
 
 
 def test_the_workflow_runs_what_ci_runs() -> None:

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import common
 from peers import environments
 from sae_transcoder.api import TrainedRun, sweep
-from sae_transcoder.export import export
+from sae_transcoder.exports.write import export
 from sae_transcoder.preflight.plan import make_plan
 
 

@@ -1,4 +1,4 @@
-"""Text that every Python installation has: the sources of the interpreter's standard library."""
+"""The demo text, which every Python installation has: the sources of the standard library."""
 
 import hashlib
 import sysconfig
@@ -7,7 +7,7 @@ from pathlib import Path
 
 TEST_FOLDERS = {"test", "tests", "idle_test"}
 NOT_LIBRARY = {"site-packages", "dist-packages", "ensurepip", "__pycache__"}
-HELD_OUT_SHARE = 20  # one file in so many is held out
+HELD_OUT_ONE_IN = 20  # files
 
 
 def source_files() -> list[Path]:
@@ -18,14 +18,14 @@ def source_files() -> list[Path]:
 
 
 def held_out(path: Path) -> bool:
-    """Whether a file belongs to the held-out part; decided by its name alone, so the same on every machine."""
-    return int(hashlib.sha256(path.as_posix().encode()).hexdigest(), 16) % HELD_OUT_SHARE == 0
+    """Whether a file is held out; its path alone decides, so that it is the same on every machine."""
+    return int(hashlib.sha256(path.as_posix().encode()).hexdigest(), 16) % HELD_OUT_ONE_IN == 0
 
 
 def documents(split: str) -> Iterator[str]:
-    """The text of each file of `split`, in the order of their paths.
+    """The text of each file of a split, in the order of the paths.
 
-    split: "train", or "heldout" for the files that neither the demo model nor a coder is trained on.
+    split: "train", or "heldout" for files on which neither the demo model nor a coder is trained. Raises ValueError for another one.
     """
     if split not in ("train", "heldout"):
         raise ValueError(f"split={split!r}: the demo text has the splits train and heldout")

@@ -1,4 +1,4 @@
-"""A transcoder on every layer's MLP as circuit-tracer reads it: `load_transcoder_set` of 0.5.0 and later."""
+"""Exports a transcoder on every layer's MLP for circuit-tracer: `load_transcoder_set` of 0.5.0 and later."""
 
 from pathlib import Path
 
@@ -7,14 +7,15 @@ from safetensors.torch import save_file
 
 from sae_transcoder.coder.names import seed_of
 from sae_transcoder.config import ConfigError, ModelConfig, Site
-from sae_transcoder.exports.source import Source, Write
+from sae_transcoder.exports.source import Source
+from sae_transcoder.exports.targets import WriteFiles
 from sae_transcoder.language_model import hookpoints, layers, loading
 
 
-def writer(source: Source) -> Write:
-    """What writes layer_<i>.safetensors for every layer of the language model, and config.yaml.
+def writer(source: Source) -> WriteFiles:
+    """Returns the function that writes layer_<i>.safetensors for every layer of the language model, and config.yaml.
 
-    Raises ConfigError for SAEs, several seeds, groupmax, transcoders on other modules than MLPs, and layers that have none.
+    Raises ConfigError for SAEs, several seeds, groupmax, transcoders on other modules than MLPs, and layers without a transcoder.
     """
     if any(seed_of(name) for name in source.coders):
         raise ConfigError(f"{source.path}: several seeds; a set has one transcoder for each layer: train with one init_seed")
@@ -26,10 +27,10 @@ def writer(source: Source) -> Write:
             faults.append(f"{name}: activation={coder.cfg['activation']}: circuit-tracer has none such; train with activation=topk")
     if faults:
         raise ConfigError(*faults)
-    by_layer = placed(source)
+    by_layer = coders_by_layer(source)
 
-    def write(folder: Path) -> None:
-        for number, name in by_layer.items():
+    def write_files(out_dir: Path) -> None:
+        for layer, name in by_layer.items():
             weights = source.coders[name].weights
             renamed = {
                 "W_enc": weights["encoder.weight"],
@@ -39,39 +40,42 @@ def writer(source: Source) -> Write:
             }
             if "W_skip" in weights:
                 renamed["W_skip"] = weights["W_skip"]
-            save_file({key: value.contiguous() for key, value in renamed.items()}, folder / f"layer_{number}.safetensors")
-        described = {
+            save_file({key: value.contiguous() for key, value in renamed.items()}, out_dir / f"layer_{layer}.safetensors")
+        config = {
             "model_name": source.settings["model_name"],
             "revision": source.settings["revision"],
             "model_kind": "transcoder_set",
             "feature_input_hook": "mlp.hook_in",
             "feature_output_hook": "mlp.hook_out",
-            # What later versions than 0.5.0 read; with 0.5.0 each transcoder's activation_function is to be set.
+            # Versions after 0.5.0 read these two; with 0.5.0 set each transcoder's activation_function.
             "activation": "topk",
             "k": source.coders[by_layer[0]].cfg["k"],
         }
-        (folder / "config.yaml").write_text(yaml.safe_dump(described, sort_keys=False))
+        (out_dir / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
 
-    return write
+    return write_files
 
 
-def placed(source: Source) -> dict[int, str]:
-    """{layer: coder} for all layers of the language model. Raises ConfigError where one lacks, or a coder lies elsewhere."""
+def coders_by_layer(source: Source) -> dict[int, str]:
+    """{layer: coder} for all layers of the language model.
+
+    Raises ConfigError where a layer has no coder, and for coders on other modules than MLPs.
+    """
     model = ModelConfig(model_name=source.settings["model_name"], revision=source.settings["revision"])
     stack, modules = layers.layer_stack(loading.outline(model))
-    found: dict[int, str] = {}
-    elsewhere = []
+    by_layer: dict[int, str] = {}
+    misplaced = []
     for name in source.coders:
         parts = name.removeprefix(f"{stack}.").split(".")
         if name.startswith(f"{stack}.") and len(parts) == 2 and parts[0].isdigit() and parts[1] in hookpoints.SITE_NAMES[Site.mlp]:
-            found[int(parts[0])] = name
+            by_layer[int(parts[0])] = name
         else:
-            elsewhere.append(name)
-    if elsewhere:
-        raise ConfigError(f"{source.path}: {', '.join(elsewhere)}: no MLP of a layer; train with site=mlp")
-    if lacking := sorted(set(range(len(modules))) - set(found)):
-        shown = ", ".join(map(str, lacking))
+            misplaced.append(name)
+    if misplaced:
+        raise ConfigError(f"{source.path}: {', '.join(misplaced)}: no MLP of a layer; train with site=mlp")
+    if missing := sorted(set(range(len(modules))) - set(by_layer)):
         raise ConfigError(
-            f"{source.path}: no transcoder for layers {shown} of {len(modules)}; train with layers=null, which is every layer"
+            f"{source.path}: no transcoder for layers {', '.join(map(str, missing))} of {len(modules)}; "
+            "train with layers=null, which is every layer"
         )
-    return dict(sorted(found.items()))
+    return dict(sorted(by_layer.items()))

@@ -1,4 +1,4 @@
-"""Coders as SAELens has them: `sae_lens.SAE.load_from_disk(FOLDER)`, one folder for each (tried with 6.54.12)."""
+"""Exports coders for SAELens: `sae_lens.SAE.load_from_disk(FOLDER)`, one folder per coder (tried with 6.54.12)."""
 
 import json
 from pathlib import Path
@@ -8,14 +8,15 @@ from safetensors.torch import save_file
 
 from sae_transcoder.coder.names import coder_dir, hookpoint_of
 from sae_transcoder.config import ConfigError
-from sae_transcoder.exports.source import Coder, Source, Write
+from sae_transcoder.exports.source import Source, StoredCoder
+from sae_transcoder.exports.targets import WriteFiles
 
 
-def writer(source: Source) -> Write:
-    """What writes FOLDER/<coder>/cfg.json and sae_weights.safetensors.
+def writer(source: Source) -> WriteFiles:
+    """Returns the function that writes FOLDER/<coder>/cfg.json and sae_weights.safetensors.
 
-    A transcoder is written as a top-k SAE that does not subtract b_dec from its input, whose forward is the transcoder's; SAELens has no
-    top-k transcoder. Raises ConfigError for groupmax and skip connections, which its top-k SAE cannot express.
+    SAELens has no top-k transcoder. A transcoder is written as a top-k SAE that does not subtract b_dec from its input, which computes
+    the same. Raises ConfigError for groupmax and skip connections, which SAELens's top-k SAE cannot express.
     """
     faults = []
     for name, coder in source.coders.items():
@@ -26,24 +27,24 @@ def writer(source: Source) -> Write:
     if faults:
         raise ConfigError(*faults)
 
-    def write(folder: Path) -> None:
+    def write_files(out_dir: Path) -> None:
         for name, coder in source.coders.items():
-            out = folder / coder_dir(name)
-            out.mkdir(parents=True)
+            own_dir = out_dir / coder_dir(name)
+            own_dir.mkdir(parents=True)
             renamed = {
                 "W_enc": coder.weights["encoder.weight"].T,
                 "b_enc": coder.weights["encoder.bias"],
                 "W_dec": coder.weights["W_dec"],
                 "b_dec": coder.weights["b_dec"],
             }
-            save_file({key: value.contiguous() for key, value in renamed.items()}, out / "sae_weights.safetensors")
-            (out / "cfg.json").write_text(json.dumps(config(source, name, coder), indent=2) + "\n")
+            save_file({key: value.contiguous() for key, value in renamed.items()}, own_dir / "sae_weights.safetensors")
+            (own_dir / "cfg.json").write_text(json.dumps(sae_lens_config(source, name, coder), indent=2) + "\n")
 
-    return write
+    return write_files
 
 
-def config(source: Source, name: str, coder: Coder) -> dict[str, Any]:
-    """SAELens's config of one coder."""
+def sae_lens_config(source: Source, name: str, coder: StoredCoder) -> dict[str, Any]:
+    """One coder's config in SAELens's format."""
     settings = source.settings
     return {
         "architecture": "topk",
@@ -56,7 +57,7 @@ def config(source: Source, name: str, coder: Coder) -> dict[str, Any]:
         "reshape_activations": "none",
         "dtype": "float32",
         "device": "cpu",
-        # No hook_name: SAELens would read the module's output there, which is not what a transcoder is given.
+        # No hook_name: SAELens would read the module's output there; a transcoder's input is another.
         "metadata": {
             "model_name": settings["model_name"],
             "dataset_path": settings["dataset_name"],

@@ -1,7 +1,6 @@
 """What is exported: the coders of a run as they lie on disk, with its settings and metrics."""
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,56 +14,60 @@ from sae_transcoder.run_store import eval_file, run_files, status
 from sae_transcoder.run_store.eval_file import Evaluation
 from sae_transcoder.run_store.status import State
 
-Write = Callable[[Path], None]
-
 
 @dataclass(frozen=True)
-class Coder:
-    """A coder as sparsify stored it: its folder, its cfg.json, its tensors by sparsify's names."""
+class StoredCoder:
+    """A coder as sparsify stored it: its folder, its cfg.json, its tensors under sparsify's names."""
 
-    place: Path
+    coder_dir: Path
     cfg: dict[str, Any]
     weights: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Source:
-    """What is exported: the coders by name, the run's settings and held-out metrics."""
+    """What is exported. `path`: the folder that holds `coders` {name: coder}; `settings`: the run's config; `evaluation`: its held-out
+    metrics, None for best/ and snapshots."""
 
     path: Path
-    coders: dict[str, Coder]
+    coders: dict[str, StoredCoder]
     settings: dict[str, Any]
     evaluation: Evaluation | None
 
 
-def source(path: str) -> Source:
-    """The coders of a run that is done, of its best/ or of a snapshot.
+def read_source(path: str) -> Source:
+    """Reads the coders of a run that is done, of its best/ or of a snapshot.
 
-    Raises ConfigError where there are none, where they cannot be read, or the run is not done.
+    Raises ConfigError where there are no coders, where they cannot be read, or where the run is not done.
     """
     root = Path(path).expanduser()
     root = root / "coders" if (root / "coders").is_dir() else root
-    run = run_dir_of(root)
-    places = find_coders(root)
-    if run is None or not places:
-        lacks = "no coders" if run else "no run" if root.is_dir() else "there is no such folder"
-        raise ConfigError(f"{path}: {lacks}; give the directory of a run, its best/ or one of its snapshots/")
+    run_dir = run_dir_of(root)
+    coder_dirs = find_coders(root)
+    if run_dir is None or not coder_dirs:
+        problem = "no coders" if run_dir else "no run" if root.is_dir() else "there is no such folder"
+        raise ConfigError(f"{path}: {problem}; give the directory of a run, its best/ or one of its snapshots/")
     try:
-        found, settings = status.read(run), run_files.read_config(run)
-        evaluation = eval_file.read(run) if root.name == "coders" else None
+        run_status, settings = status.read(run_dir), run_files.read_config(run_dir)
+        evaluation = eval_file.read(run_dir) if root.name == "coders" else None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from error
-    if (found is None or found.state != State.done) and root.parent.name != "snapshots":
-        what = f"its run is {found.state} at step {found.step} of {found.total}" if found else "its run has not begun"
-        raise ConfigError(f"{path}: {what}; finish it by the command that began it, or export one of its snapshots/")
-    if lacking := [name for name in FIELDS if name not in settings]:
-        raise ConfigError(f"{run / run_files.CONFIG}: lacks {', '.join(lacking)}; it is of another version of this program")
-    return Source(root, {name: stored(place) for name, place in places.items()}, settings, evaluation)
+    if (run_status is None or run_status.state != State.done) and root.parent.name != "snapshots":
+        progress = (
+            f"its run is {run_status.state} at step {run_status.step} of {run_status.total}"
+            if run_status
+            else "its run has not begun"
+        )
+        raise ConfigError(f"{path}: {progress}; finish it by the command that began it, or export one of its snapshots/")
+    if missing := [name for name in FIELDS if name not in settings]:
+        raise ConfigError(f"{run_dir / run_files.CONFIG}: lacks {', '.join(missing)}; it is of another version of this program")
+    return Source(root, {name: read_coder(coder_dir) for name, coder_dir in coder_dirs.items()}, settings, evaluation)
 
 
-def stored(place: Path) -> Coder:
-    """A coder's files, read. Raises ConfigError where they are damaged."""
+def read_coder(coder_dir: Path) -> StoredCoder:
+    """Reads a coder's files. Raises ConfigError where they are damaged."""
     try:
-        return Coder(place, json.loads((place / "cfg.json").read_text()), load_file(place / "sae.safetensors"))
-    except Exception as error:  # json and safetensors raise what the damage happens to hit
-        raise ConfigError(f"{place}: cannot be read ({str(error).splitlines()[0]}); export another copy") from error
+        cfg = json.loads((coder_dir / "cfg.json").read_text())
+        return StoredCoder(coder_dir, cfg, load_file(coder_dir / "sae.safetensors"))
+    except Exception as error:  # json and safetensors raise many kinds for damaged files
+        raise ConfigError(f"{coder_dir}: cannot be read ({str(error).splitlines()[0]}); export another copy") from error

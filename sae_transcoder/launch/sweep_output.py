@@ -38,10 +38,10 @@ def print_packs(planned: Sequence[Sequence[Plan]], console: Console) -> None:
 
 def print_table(jobs: Sequence[SweepJob], console: Console) -> None:
     """The runs of the jobs as sae-report shows them, and why some failed."""
-    from sae_transcoder.reports import table as report_table
+    from sae_transcoder.reports.table import print_runs
     from sae_transcoder.run_store import run_records
 
     faults: list[str] = []
     directories = {run_dir(job.cfg).resolve() for job in jobs}
     records = run_records.read_all([sweep_dir(jobs[0].cfg)], faults.append)
-    report_table.tell([record for record in records if record.directory.resolve() in directories], console)
+    print_runs([record for record in records if record.directory.resolve() in directories], console)

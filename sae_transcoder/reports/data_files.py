@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_transcoder.config import FIELDS
-from sae_transcoder.reports.query import ReportError
+from sae_transcoder.reports.errors import ReportError
 from sae_transcoder.run_store.eval_file import METRICS, NAMES, CoderMetrics
 from sae_transcoder.run_store.run_files import TYPES
 from sae_transcoder.run_store.run_records import Record, mean_of
@@ -20,85 +20,90 @@ TOGETHER = tuple(
     for category in ("model_behavior_preservation", "model_performance_preservation")
     for name in METRICS[category]
 )
-KINDS: dict[str, type] = (
+COLUMN_TYPES: dict[str, type] = (
     {"run": str, "state": str, "step": int, "total": int, "tokens": int, "tokens_per_s": float, "why": str}
     | {name: TYPES[name] for name in FIELDS}
     | {"coder": str, "hookpoint": str, "seed": int, "d": int, "latents": int}
     | dict.fromkeys([*NAMES, *TOGETHER, "train_fvu", "dead_fraction"], float)
 )
-"""{column: its type}; `num_latents` is the setting, `latents` the coder's number of them."""
+"""{column: its type}; `num_latents` is the setting, `latents` the number that the coder has."""
+LAST_METRICS = {"train_fvu": "fvu", "dead_fraction": "dead_fraction"}
+"""{column: its name in metrics.jsonl}"""
 
 
-def rows(records: Iterable[Record]) -> Iterator[dict[str, Any]]:
-    """A row for each coder of each run; one without a coder for a run that is not evaluated. A number that does not exist is None.
+def coder_rows(records: Iterable[Record]) -> Iterator[dict[str, Any]]:
+    """A row for each coder of each run; for a run without an evaluation, one row without a coder. Missing numbers are None.
 
-    `train_fvu` and `dead_fraction` are the coder's last ones in training, without a coder the means over the run's.
+    `train_fvu` and `dead_fraction` are the coder's last values in training; without a coder, the means over the run's coders.
     """
     for record in records:
-        found, run = record.status, dict.fromkeys(KINDS)
-        run |= {"run": record.name, "state": str(found.state), "why": found.why and str(found.why)}
-        run |= {"step": found.step, "total": found.total, "tokens": found.tokens, "tokens_per_s": found.tokens_per_s}
+        status, run = record.status, dict.fromkeys(COLUMN_TYPES)
+        run |= {"run": record.name, "state": str(status.state), "why": status.why and str(status.why)}
+        run |= {"step": status.step, "total": status.total, "tokens": status.tokens, "tokens_per_s": status.tokens_per_s}
         run |= record.config
         coders = record.evaluation.coders if record.evaluation else ()
         for coder in coders:
-            yield existing(run | of_coder(record, coder))
+            yield without_nan(run | coder_values(record, coder))
         if not coders:
-            yield existing(run | {name: mean_of(record.last, key) for name, key in LAST.items()})
+            yield without_nan(run | {name: mean_of(record.last, key) for name, key in LAST_METRICS.items()})
 
 
-LAST = {"train_fvu": "fvu", "dead_fraction": "dead_fraction"}  # in metrics.jsonl
-
-
-def of_coder(record: Record, coder: CoderMetrics) -> dict[str, Any]:
-    """The columns that belong to one coder, and to it together with the others of its seed."""
+def coder_values(record: Record, coder: CoderMetrics) -> dict[str, Any]:
+    """The columns of one coder, with the metrics of all coders of its seed in place together."""
     together = record.evaluation.together if record.evaluation else ()
     shared = next((t.metrics for t in together if coder.coder in t.coders), {})
     return (
         {"coder": coder.coder, "hookpoint": coder.hookpoint, "seed": coder.seed, "d": coder.d, "latents": coder.num_latents}
         | {name: coder.metrics.get(name) for name in NAMES}
         | {name: shared.get(name.removeprefix("together_")) for name in TOGETHER}
-        | {name: record.last.get(f"{key}/{coder.coder}") for name, key in LAST.items()}
+        | {name: record.last.get(f"{key}/{coder.coder}") for name, key in LAST_METRICS.items()}
     )
 
 
-def existing(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row in which what is not a finite number is None."""
+def without_nan(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row with None in place of NaN and infinity."""
     return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()}
 
 
-def one_cell(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row in which lists are JSON, for formats whose cells hold one value."""
+def without_lists(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row with lists as JSON text, for formats whose cells hold one value."""
     return {name: json.dumps(value) if isinstance(value, list) else value for name, value in row.items()}
 
 
-def as_csv(found: Sequence[Mapping[str, Any]]) -> bytes:
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(KINDS), lineterminator="\n")
+    writer = csv.DictWriter(text, list(COLUMN_TYPES), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(map(one_cell, found))
+    writer.writerows(map(without_lists, rows))
     return text.getvalue().encode()
 
 
-def as_json(found: Sequence[Mapping[str, Any]]) -> bytes:
-    return (json.dumps(list(found), indent=1, allow_nan=False) + "\n").encode()
+def as_json(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    return (json.dumps(list(rows), indent=1, allow_nan=False) + "\n").encode()
 
 
-def as_parquet(found: Sequence[Mapping[str, Any]]) -> bytes:
+def as_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
     import pyarrow
     from pyarrow import parquet
 
-    types = {bool: pyarrow.bool_(), int: pyarrow.int64(), float: pyarrow.float64(), str: pyarrow.string(), list: pyarrow.string()}
-    schema = pyarrow.schema([(name, types[kind]) for name, kind in KINDS.items()])
+    arrow_types = {
+        bool: pyarrow.bool_(),
+        int: pyarrow.int64(),
+        float: pyarrow.float64(),
+        str: pyarrow.string(),
+        list: pyarrow.string(),
+    }
+    schema = pyarrow.schema([(name, arrow_types[kind]) for name, kind in COLUMN_TYPES.items()])
     sink = io.BytesIO()
-    parquet.write_table(pyarrow.Table.from_pylist(list(map(one_cell, found)), schema), sink)
+    parquet.write_table(pyarrow.Table.from_pylist(list(map(without_lists, rows)), schema), sink)
     return sink.getvalue()
 
 
 WRITERS: dict[str, Callable[[Sequence[Mapping[str, Any]]], bytes]] = {"csv": as_csv, "json": as_json, "parquet": as_parquet}
 
 
-def put(path: Path, content: bytes) -> Path:
-    """Replaces a file at once, in a folder that is made where there is none. Raises ReportError where that cannot be."""
+def write_file(path: Path, content: bytes) -> Path:
+    """Replaces a file atomically, makes its folder if there is none, and returns the path. Raises ReportError where that fails."""
     beside = path.with_name(f".{path.name}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

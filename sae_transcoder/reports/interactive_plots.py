@@ -1,7 +1,7 @@
-"""The pictures of report.html: plotly figures that stay quick with a thousand runs.
+"""The plots of report.html: plotly figures that stay quick with a thousand runs.
 
-Of all coders of a width and a type in a panel one trace is made. A point's `customdata` is its coder's number, from which the page
-tells what is known of it.
+In a panel, all coders of a series are one trace. The `customdata` of a point is its coder's index, by which the page finds the facts
+for the tooltip.
 """
 
 import html
@@ -12,23 +12,9 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from sae_transcoder.reports.plot_data import (
-    TRADES,
-    Coder,
-    Trade,
-    Width,
-    best_line,
-    logarithmic,
-    optimal,
-    outline,
-    panels,
-    points_each,
-    reach,
-    spread,
-    thinned,
-    ticks,
-)
-from sae_transcoder.reports.static_plots import palette
+from sae_transcoder.reports import plot_style
+from sae_transcoder.reports.pareto import TRADEOFFS, Tradeoff, best_of_each_k, pareto_optimal
+from sae_transcoder.reports.plot_data import CoderSize, PlottedCoder, outline, thin_out
 
 COLUMNS = 3
 MOST_PANELS = 60
@@ -36,114 +22,130 @@ HEIGHT = 310  # pixels of a panel
 SYMBOLS = {"sae": "circle", "transcoder": "diamond"}
 RING = "Pareto-optimal"
 LINES = {"sae": "solid", "transcoder": "dash"}
-
-
-Numbered = Sequence[tuple[int, Coder]]
+Numbered = Sequence[tuple[int, PlottedCoder]]
+"""Coders with their index in the page."""
 
 
 class Panels:
-    """A figure with panels for hookpoints, `rows` for each, and a legend that has each series once."""
+    """A figure with `rows` panels for each hookpoint, and a legend that lists each series once."""
 
     def __init__(self, coders: Numbered, rows: int):
-        every = panels(coder for _, coder in coders)
-        self.names = spread(every, MOST_PANELS)
-        self.left_out = len(every) - len(self.names)
-        self.across = min(COLUMNS, len(self.names))
+        names = plot_style.panels(coder for _, coder in coders)
+        self.names = plot_style.evenly_spaced(names, MOST_PANELS)
+        self.left_out = len(names) - len(self.names)
+        self.num_columns = min(COLUMNS, len(self.names))
         self.rows = rows
-        down = -(-len(self.names) // self.across) * rows
-        titles = [""] * (down * self.across)
+        num_rows = -(-len(self.names) // self.num_columns) * rows
+        titles = [""] * (num_rows * self.num_columns)
         for i, name in enumerate(self.names):
-            titles[(i // self.across) * rows * self.across + i % self.across] = html.escape(name)
-        gap = min(95 / (HEIGHT * down), 0.9 / max(1, down - 1))
-        self.figure = make_subplots(down, self.across, subplot_titles=titles, horizontal_spacing=0.07, vertical_spacing=gap)
+            titles[(i // self.num_columns) * rows * self.num_columns + i % self.num_columns] = html.escape(name)
+        gap = min(95 / (HEIGHT * num_rows), 0.9 / max(1, num_rows - 1))
+        self.figure = make_subplots(
+            num_rows, self.num_columns, subplot_titles=titles, horizontal_spacing=0.07, vertical_spacing=gap
+        )
         self.figure.update_layout(
-            height=HEIGHT * down + 120, template="plotly_white", hovermode="closest", margin=dict(l=60, r=10, t=40, b=50),
+            height=HEIGHT * num_rows + 120, template="plotly_white", hovermode="closest", margin=dict(l=60, r=10, t=40, b=50),
             legend=dict(itemsizing="constant"), font=dict(family="system-ui, sans-serif", size=12),
         )  # fmt: skip
         self.figure.update_annotations(font_size=13)
         self.figure.update_xaxes(showline=True, linecolor="#999", ticks="outside")
         self.figure.update_yaxes(showline=True, linecolor="#999", ticks="outside")
-        self.colours = palette(coder.width for _, coder in coders)
+        self.colours = plot_style.palette(coder.size for _, coder in coders)
         ordered = [*sorted({coder.series for _, coder in coders}), RING]
-        self.ranks: dict[Any, int] = {series: 1 + i for i, series in enumerate(ordered)}
+        self.legend_ranks: dict[Any, int] = {series: 1 + i for i, series in enumerate(ordered)}
         self.in_legend: set[Any] = set()
 
-    def place(self, name: str, row: int) -> dict[str, int]:
-        """Where a panel is."""
+    def position(self, name: str, row: int) -> dict[str, int]:
+        """The row and column of a hookpoint's panel in the figure, from 1."""
         i = self.names.index(name)
-        return {"row": (i // self.across) * self.rows + row + 1, "col": i % self.across + 1}
+        return {"row": (i // self.num_columns) * self.rows + row + 1, "col": i % self.num_columns + 1}
 
-    def add(self, place: dict[str, int], series: tuple[Width, str] | str, label: str, **trace: Any) -> None:
-        """Adds a trace of a series; what has no `customdata` does not answer to the pointer."""
+    def add(self, position: dict[str, int], series: tuple[CoderSize, str] | str, label: str, **trace: Any) -> None:
+        """Adds a trace of a series. A trace without `customdata` has no tooltip; with listed=False it is not in the legend."""
         trace.setdefault("hoverinfo", "none" if "customdata" in trace else "skip")
         listed = trace.pop("listed", True) and series not in self.in_legend
         if listed:
             self.in_legend.add(series)
         self.figure.add_trace(
-            go.Scatter(name=label, legendgroup=str(series), legendrank=self.ranks[series], showlegend=listed, **trace), **place
+            go.Scatter(name=label, legendgroup=str(series), legendrank=self.legend_ranks[series], showlegend=listed, **trace),
+            **position,
         )
 
-    def series(self, own: Numbered) -> Iterable[tuple[tuple[Width, str], Numbered, str]]:
-        """(series, its coders, its colour) of the coders."""
-        for key in sorted({coder.series for _, coder in own}):
-            yield key, [(i, coder) for i, coder in own if coder.series == key], self.colours[key[0]]
+    def add_lines(self, name: str, coders: Numbered, line: Callable[[PlottedCoder], np.ndarray]) -> dict[str, int]:
+        """Adds one trace for each series, the coders' lines of a panel; returns the panel's position."""
+        position = self.position(name, 0)
+        for series, members, colour in self.by_series([(i, coder) for i, coder in coders if coder.panel == name]):
+            style = {"color": colour, "dash": LINES.get(series[1], "dot"), "width": 1.3}
+            self.add(position, series, plot_style.series_label(*series), mode="lines", line=style, **joined(members, line))
+        return position
+
+    def by_series(self, coders: Numbered) -> Iterable[tuple[tuple[CoderSize, str], Numbered, str]]:
+        """(series, its coders, its colour) for each series of the coders."""
+        for series in sorted({coder.series for _, coder in coders}):
+            yield series, [(i, coder) for i, coder in coders if coder.series == series], self.colours[series[0]]
 
     def note(self, text: str) -> str:
-        """The line above the picture."""
+        """The text above the plot, which says if some hookpoints are left out."""
         shown = len(self.names)
         return text + (f" {shown} of {shown + self.left_out} hookpoints are shown, evenly taken." if self.left_out else "")
 
 
 def draw_pareto(coders: Numbered) -> tuple[go.Figure, str] | None:
     """L0 against held-out FVU and CE loss score; None where no coder has such a point."""
-    trades = [trade for trade in TRADES if trade.shown(coder for _, coder in coders)]
-    shown = [(i, coder) for i, coder in coders if any(trade.shown([coder]) for trade in trades)]
+    tradeoffs = [tradeoff for tradeoff in TRADEOFFS if tradeoff.plottable(coder for _, coder in coders)]
+    shown = [(i, coder) for i, coder in coders if any(tradeoff.plottable([coder]) for tradeoff in tradeoffs)]
     if not shown:
         return None
-    found = Panels(shown, len(trades))
-    for name in found.names:
-        for row, trade in enumerate(trades):
-            place = found.place(name, row)
-            own = [(i, coder) for i, coder in shown if coder.panel == name and trade.shown([coder])]
-            points_of_panel(found, place, own, trade)
-            at, ends = ticks(coder for _, coder in own), np.log10(reach([coder for _, coder in own])).tolist()
-            across = dict(type="log", range=ends, tickvals=at, ticktext=[f"{k:,}" for k in at])
-            found.figure.update_xaxes(title_text="L0 (latents per token)", **across, **place)
-            values = [trade.of(coder) for _, coder in own]
-            found.figure.update_yaxes(**(log_axis(values) if logarithmic(values) else {}), title_text=trade.label, **place)
-    return found.figure, found.note(
+    drawing = Panels(shown, len(tradeoffs))
+    for name in drawing.names:
+        for row, tradeoff in enumerate(tradeoffs):
+            position = drawing.position(name, row)
+            in_panel = [(i, coder) for i, coder in shown if coder.panel == name and tradeoff.plottable([coder])]
+            draw_points(drawing, position, in_panel, tradeoff)
+            ticks = plot_style.k_ticks(coder for _, coder in in_panel)
+            ends = np.log10(plot_style.l0_range([coder for _, coder in in_panel])).tolist()
+            l0_axis = dict(type="log", range=ends, tickvals=ticks, ticktext=[f"{k:,}" for k in ticks])
+            drawing.figure.update_xaxes(title_text=plot_style.L0_LABEL, **l0_axis, **position)
+            values = [tradeoff.metric(coder) for _, coder in in_panel]
+            scale = log_axis(values) if plot_style.is_logarithmic(values) else {}
+            drawing.figure.update_yaxes(**scale, title_text=tradeoff.label, **position)
+    return drawing.figure, drawing.note(
         "Every coder is a point; a line joins the best of each k. Rings: Pareto-optimal within the panel."
     )
 
 
-def points_of_panel(found: Panels, place: dict[str, int], own: Numbered, trade: Trade) -> None:
-    """The traces of one Pareto panel."""
-    for key, members, colour in found.series(own):
-        line = best_line([coder for _, coder in members], trade.cost)
-        label = f"{key[1]}, {key[0]}"
-        style = {"color": colour, "dash": LINES.get(key[1], "dot"), "width": 1.5}
-        found.add(place, key, label, x=[c.l0 for c in line], y=[trade.of(c) for c in line], mode="lines", line=style, listed=False)
-        found.add(
-            place, key, label, x=[c.l0 for _, c in members], y=[trade.of(c) for _, c in members], customdata=[i for i, _ in members],
-            mode="markers", marker={"color": colour, "symbol": SYMBOLS.get(key[1], "square"), "size": 8},
-        )  # fmt: skip
-    best = optimal([coder for _, coder in own], trade)
+def draw_points(drawing: Panels, position: dict[str, int], coders: Numbered, tradeoff: Tradeoff) -> None:
+    """Adds the traces of one Pareto panel: for each series its points and a line through the best, and rings."""
+
+    def xy(plotted: Iterable[PlottedCoder]) -> dict[str, list[float]]:
+        points = [(coder.l0, tradeoff.metric(coder)) for coder in plotted]
+        return {"x": [x for x, _ in points], "y": [y for _, y in points]}
+
+    for series, members, colour in drawing.by_series(coders):
+        size, kind = series
+        label = plot_style.series_label(size, kind)
+        line = {"color": colour, "dash": LINES.get(kind, "dot"), "width": 1.5}
+        best = best_of_each_k([coder for _, coder in members], tradeoff.cost)
+        drawing.add(position, series, label, **xy(best), mode="lines", line=line, listed=False)
+        marker = {"color": colour, "symbol": SYMBOLS.get(kind, "square"), "size": 8}
+        points = {**xy(coder for _, coder in members), "customdata": [i for i, _ in members]}
+        drawing.add(position, series, label, **points, mode="markers", marker=marker)
+    optimal = pareto_optimal([coder for _, coder in coders], tradeoff)
     ring = {"symbol": "circle-open", "size": 14, "color": "black", "line": {"width": 1}}
-    found.add(place, RING, RING, x=[c.l0 for c in best], y=[trade.of(c) for c in best], mode="markers", marker=ring)
+    drawing.add(position, RING, RING, **xy(optimal), mode="markers", marker=ring)
 
 
 def log_axis(values: Sequence[float]) -> dict[str, Any]:
-    """A logarithmic axis with ticks at 1, 2 and 5; with many decades as plotly has them."""
-    narrow = bool(values) and max(values) / min(values) < 300
-    return {"type": "log", "tickformat": "~g"} | ({"dtick": "D2"} if narrow else {})
+    """A logarithmic axis with ticks at 1, 2 and 5 or, over many decades, with plotly's own."""
+    return {"type": "log", "tickformat": "~g"} | ({"dtick": "D2"} if plot_style.spans_few_decades(values) else {})
 
 
-def joined(members: Numbered, line: Callable[[Coder], np.ndarray]) -> dict[str, np.ndarray]:
-    """The lines of several coders as one trace, with gaps between; each point knows its coder."""
+def joined(coders: Numbered, line: Callable[[PlottedCoder], np.ndarray]) -> dict[str, np.ndarray]:
+    """The lines of several coders as one trace, with a gap after each; every point has its coder's index."""
     gap = np.full((2, 1), np.nan)
-    pieces = [(i, np.concatenate([line(coder), gap], axis=1)) for i, coder in members]
-    x, y = np.concatenate([piece for _, piece in pieces], axis=1).astype(np.float32)
-    return {"x": x, "y": y, "customdata": np.concatenate([np.full(piece.shape[1], i, np.int32) for i, piece in pieces])}
+    lines = [(i, np.concatenate([line(coder), gap], axis=1)) for i, coder in coders]
+    x, y = np.concatenate([points for _, points in lines], axis=1).astype(np.float32)
+    return {"x": x, "y": y, "customdata": np.concatenate([np.full(points.shape[1], i, np.int32) for i, points in lines])}
 
 
 def draw_curves(coders: Numbered) -> tuple[go.Figure, str] | None:
@@ -151,46 +153,38 @@ def draw_curves(coders: Numbered) -> tuple[go.Figure, str] | None:
     shown = [(i, coder) for i, coder in coders if coder.curve.shape[1]]
     if not shown:
         return None
-    most = points_each(len(shown))
-    found = Panels(shown, 1)
-    for name in found.names:
-        place = found.place(name, 0)
-        for key, members, colour in found.series([(i, coder) for i, coder in shown if coder.panel == name]):
-            line = {"color": colour, "dash": LINES.get(key[1], "dot"), "width": 1.3}
-            found.add(
-                place, key, f"{key[1]}, {key[0]}", mode="lines", line=line, **joined(members, lambda c: thinned(c.curve, most))
-            )
-        values = [value for _, coder in shown if coder.panel == name for value in coder.curve[1] if 0 < value < float("inf")]
-        found.figure.update_xaxes(title_text="training tokens", **place)
-        found.figure.update_yaxes(**log_axis(values), title_text="FVU, training", **place)
+    most = plot_style.points_per_curve(len(shown))
+    drawing = Panels(shown, 1)
+    for name in drawing.names:
+        position = drawing.add_lines(name, shown, lambda coder: thin_out(coder.curve, most))
+        values = plot_style.positive_fvus(coder for _, coder in shown if coder.panel == name)
+        drawing.figure.update_xaxes(title_text="training tokens", **position)
+        drawing.figure.update_yaxes(**log_axis(values), title_text=plot_style.TRAINING_FVU_LABEL, **position)
     longest = max(min(coder.curve.shape[1], most) for _, coder in shown)
-    return found.figure, found.note(f"A line for each coder, of at most {longest} points, evenly taken.")
+    return drawing.figure, drawing.note(f"A line for each coder, of at most {longest} points, evenly taken.")
 
 
 def draw_densities(coders: Numbered) -> tuple[go.Figure, str] | None:
-    """How often latents fire; None where no coder's densities are there."""
+    """How often latents fire; None where no coder has densities."""
     shown = [(i, coder) for i, coder in coders if coder.densities]
     if not shown:
         return None
-    found = Panels(shown, 1)
-    for name in found.names:
-        place = found.place(name, 0)
-        for key, members, colour in found.series([(i, coder) for i, coder in shown if coder.panel == name]):
-            line = {"color": colour, "dash": LINES.get(key[1], "dot"), "width": 1.3}
-            found.add(place, key, f"{key[1]}, {key[0]}", mode="lines", line=line, **joined(members, steps))
-        found.figure.update_xaxes(title_text="log10 of density (share of tokens)", **place)
-        found.figure.update_yaxes(title_text="latents (% per bin)", rangemode="tozero", **place)
-    return found.figure, found.note(
+    drawing = Panels(shown, 1)
+    for name in drawing.names:
+        position = drawing.add_lines(name, shown, density_line)
+        drawing.figure.update_xaxes(title_text=plot_style.DENSITY_LABEL, **position)
+        drawing.figure.update_yaxes(title_text=plot_style.LATENTS_LABEL, rangemode="tozero", **position)
+    return drawing.figure, drawing.note(
         "A step line for each coder; latents that never fired are not in it, their share is in the tooltip."
     )
 
 
-def steps(coder: Coder) -> np.ndarray:
-    """A coder's histogram as a line."""
+def density_line(coder: PlottedCoder) -> np.ndarray:
+    """A coder's histogram as a line; empty if no latent fired."""
     return outline(coder.densities) if coder.densities and len(coder.densities.counts) else np.zeros((2, 0))
 
 
-FIGURES: dict[str, Callable[[Numbered], tuple[go.Figure, str] | None]] = {
+PLOTS: dict[str, Callable[[Numbered], tuple[go.Figure, str] | None]] = {
     "pareto": draw_pareto,
     "curves": draw_curves,
     "densities": draw_densities,

@@ -1,6 +1,6 @@
-"""report.html: the table and the pictures with what is known of each coder where the pointer is; one file that opens offline.
+"""report.html: the table of runs and interactive plots with a tooltip for each coder; one file that opens offline.
 
-What is known of the coders is there once, as FACTS, from which the page's own script writes the tooltip.
+The facts that tooltips show are in the page once, as FACTS.
 """
 
 import html
@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 from plotly.offline import get_plotlyjs
 
-from sae_transcoder.reports import table as report_table
-from sae_transcoder.reports.interactive_plots import FIGURES
-from sae_transcoder.reports.plot_data import Coder
+from sae_transcoder.reports.columns import columns, count_states
+from sae_transcoder.reports.interactive_plots import PLOTS
+from sae_transcoder.reports.plot_data import PlottedCoder
 from sae_transcoder.run_store import run_records
 from sae_transcoder.run_store.run_records import Record
 
@@ -70,38 +70,39 @@ for (const [id, figure] of Object.entries(FIGURES)) {
 """
 
 
-def page(records: Sequence[Record], coders: Sequence[Coder]) -> str:
+def report_page(records: Sequence[Record], coders: Sequence[PlottedCoder]) -> str:
     """The page of the runs and their coders."""
     numbered = list(enumerate(coders))
-    drawn = {name: made for name, draw in FIGURES.items() if (made := draw(numbered))}
+    drawn = {name: figure_and_note for name, draw in PLOTS.items() if (figure_and_note := draw(numbered))}
     sections = [
         f'<h2>{TITLES[name]}</h2>\n<p>{html.escape(note)}</p>\n<div id="{name}"></div>\n' for name, (_, note) in drawn.items()
     ]
     figures = ", ".join(f"{json.dumps(name)}: {inert(figure.to_json())}" for name, (figure, _) in drawn.items())
+    states = ", ".join(f"{count} {state}" for state, count in count_states(records).items()) or "no runs"
     facts = inert(json.dumps([coder.facts for coder in coders], separators=(",", ":")))
     return (
-        f"{HEAD}<h1>{len(records):,} runs, {len(coders):,} coders</h1>\n<p>{html.escape(report_table.counts(records).plain)}</p>\n"
-        f'<div class="runs">{table(records)}</div>\n{"".join(sections)}<div id="tip" role="tooltip"></div>\n'
+        f"{HEAD}<h1>{len(records):,} runs, {len(coders):,} coders</h1>\n<p>{states}</p>\n"
+        f'<div class="runs">{html_table(records)}</div>\n{"".join(sections)}<div id="tip" role="tooltip"></div>\n'
         f"<script>{get_plotlyjs()}</script>\n<script>\nconst FACTS = {facts};\nconst FIGURES = {{{figures}}};\n{SCRIPT}</script>\n"
     )
 
 
 def inert(text: str) -> str:
-    """JSON that cannot end the script that it stands in."""
+    """JSON that cannot end the script element around it."""
     return text.replace("<", "\\u003c")
 
 
-def table(records: Sequence[Record]) -> str:
+def html_table(records: Sequence[Record]) -> str:
     """The runs, in the columns of the terminal's table."""
-    chosen = report_table.columns(records)
-    sides = ["" if column.right else ' class="left"' for column in chosen]
-    head = "".join(f"<th{side}>{html.escape(column.header)}</th>" for column, side in zip(chosen, sides, strict=True))
+    shown = columns(records)
+    sides = ["" if column.right else ' class="left"' for column in shown]
+    head = "".join(f"<th{side}>{html.escape(column.header)}</th>" for column, side in zip(shown, sides, strict=True))
     body = []
     for values in map(run_records.values, records):
         cells = [
             f'<td class="left {values["state"]}">{values["state"]}</td>' if column.key == "state"
             else f"<td{side}>{html.escape(column.show(values))}</td>"
-            for column, side in zip(chosen, sides, strict=True)
+            for column, side in zip(shown, sides, strict=True)
         ]  # fmt: skip
         body.append(f"<tr>{''.join(cells)}</tr>")
     return f"<table><thead><tr>{head}</tr></thead><tbody>\n" + "\n".join(body) + "\n</tbody></table>"

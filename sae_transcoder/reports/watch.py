@@ -11,7 +11,7 @@ from sae_transcoder.run_store.status import State
 
 
 def going_on(record: Record) -> bool:
-    """Whether a run trains, or waits for it."""
+    """Whether a run trains or waits to train."""
     return record.goes_on or record.status.state in (State.queued, State.running)
 
 
@@ -23,18 +23,20 @@ def watch(
     *,
     transient: bool = False,
 ) -> None:
-    """Draws the runs again and again, every so many seconds, until none goes on. Where there is no terminal, they are printed when a
-    state has changed. transient: nothing stays on a terminal at the end."""
-    before: list[State] = []
+    """Redraws the runs every so many seconds until none goes on; without a terminal, prints them when a state has changed.
+
+    look: reads the runs. transient: clears the table from the terminal at the end.
+    """
+    last_states: list[State] = []
     with Live(console=console, auto_refresh=False, transient=transient) as live:
         while True:
             records = look()
             states = [record.status.state for record in records]
             if console.is_terminal or not any(map(going_on, records)):
                 live.update(draw(records), refresh=True)
-            elif states != before:
+            elif states != last_states:
                 console.print(draw(records))
-            before = states
+            last_states = states
             if not any(map(going_on, records)):
                 return
             time.sleep(every)

@@ -14,7 +14,8 @@ from sparsify import SparseCoder
 from helpers.sweeps import SHORT
 from sae_transcoder.api import TrainedRun, load_config, train
 from sae_transcoder.config import ConfigError
-from sae_transcoder.export import arguments_of, export
+from sae_transcoder.export import parse_settings
+from sae_transcoder.exports.write import export
 from sae_transcoder.run_store import status
 from sae_transcoder.run_store.status import State
 
@@ -33,7 +34,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrainedRun]:
         "skip": ["skip_connection=true"],
         "attention": ["model_type=transcoder", "layers=null", "site=attention"],
     }
-    return {name: train(load_config(*usual, *own, f"run_name={name}")) for name, own in kinds.items()}
+    return {name: train(load_config(*usual, *settings, f"run_name={name}")) for name, settings in kinds.items()}
 
 
 def forward_of(weights: dict[str, torch.Tensor], x: torch.Tensor, k: int, *, shifted: bool) -> torch.Tensor:
@@ -61,9 +62,9 @@ def test_a_transcoder_set_has_a_file_for_every_layer(trained: dict[str, TrainedR
     assert sorted(p.name for p in out.iterdir()) == ["config.yaml", *(f"layer_{i}.safetensors" for i in range(6))]
     assert (described["activation"], described["k"], described["model_name"]) == ("topk", 4, "demo")
     for i in range(6):
-        weights, own = load_file(out / f"layer_{i}.safetensors"), trained["every_layer"].saes[f"layers.{i}.mlp"]
-        assert torch.equal(weights["W_enc"], own.encoder.weight)
-        assert torch.equal(weights["W_skip"], own.W_skip)
+        weights, coder = load_file(out / f"layer_{i}.safetensors"), trained["every_layer"].saes[f"layers.{i}.mlp"]
+        assert torch.equal(weights["W_enc"], coder.encoder.weight)
+        assert torch.equal(weights["W_skip"], coder.W_skip)
 
 
 def test_the_hub_layout_is_loaded_by_sparsify_and_described(trained: dict[str, TrainedRun], tmp_path: Path) -> None:
@@ -110,16 +111,16 @@ def test_a_folder_that_exists_and_runs_that_are_not_done_are_refused(trained: di
         with pytest.raises(ConfigError, match="give the directory of a run"):
             export(str(path), "hub", tmp_path / "out")
     directory = trained["skip"].directory
-    found = status.read(directory)
-    assert found is not None
-    found.state = State.interrupted
-    status.write(directory, found)
+    run_status = status.read(directory)
+    assert run_status is not None
+    run_status.state = State.interrupted
+    status.write(directory, run_status)
     try:
         with pytest.raises(ConfigError, match="interrupted at step 4 of 4"):
             export(str(directory), "hub", tmp_path / "out")
     finally:
-        found.state = State.done
-        status.write(directory, found)
+        run_status.state = State.done
+        status.write(directory, run_status)
 
 
 def test_the_command_tells_what_is_wrong(tmp_path: Path) -> None:
@@ -132,4 +133,4 @@ def test_the_command_tells_what_is_wrong(tmp_path: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 1
         assert part in done.stderr
-    assert arguments_of(["to=hub", "out=a=b"]) == {"to": "hub", "out": "a=b"}
+    assert parse_settings(["to=hub", "out=a=b"]) == {"to": "hub", "out": "a=b"}

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from helpers import ROOT
 from helpers.sweeps import SHORT
 from sae_transcoder.api import TrainedRun, load_config, train
-from sae_transcoder.export import export
+from sae_transcoder.exports.write import export
 from sae_transcoder.language_model import forward, loading
 
 pytestmark = pytest.mark.peers
@@ -27,11 +27,11 @@ def run_in(peer: str, *command: str | Path) -> subprocess.CompletedProcess[str]:
     from peers import environments
 
     try:
-        own = environments.python(peer)
+        python = environments.python(peer)
     except SystemExit as missing:
         pytest.fail(str(missing))
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    return subprocess.run([own, *command], capture_output=True, text=True, env=environment)
+    return subprocess.run([python, *command], capture_output=True, text=True, env=environment)
 
 
 def trained(folder: Path, *settings: str) -> TrainedRun:

@@ -11,7 +11,7 @@ from helpers.short_runs import short
 from helpers.tiny_models import tiny_config, tiny_model
 from sae_transcoder.config import ConfigError
 from sae_transcoder.language_model import compilation, layers
-from sae_transcoder.preflight import plan as preflight
+from sae_transcoder.preflight.plan import make_plan
 from sae_transcoder.training import display
 
 pytestmark = pytest.mark.device
@@ -87,23 +87,23 @@ def test_what_a_machine_with_a_gpu_lacks_is_named_with_what_to_install(
 def test_compiling_is_refused_on_a_cpu_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match=r"needs a C\+\+ compiler.*install g\+\+, or leave it out"):
-        preflight.plan(composed("experiment=demo", "device=cpu", "compile_model=true", "max_samples=16"))
+        make_plan(composed("experiment=demo", "device=cpu", "compile_model=true", "max_samples=16"))
 
 
 def test_compiling_is_refused_where_nothing_is_left_to_compile() -> None:
     with pytest.raises(ConfigError, match="compile_model=True: a hookpoint lies inside each of its layers; leave it out"):
-        preflight.plan(composed("experiment=demo", "compile_model=true", "max_samples=16", "layers=null", "site=mlp"))
+        make_plan(composed("experiment=demo", "compile_model=true", "max_samples=16", "layers=null", "site=mlp"))
 
 
 def test_the_header_says_whether_the_model_is_compiled_and_on_a_gpu_why_not(cache: Path, tmp_path: Path) -> None:
     usual = ["hardware=slurm", f"cache_dir={cache}", f"save_dir={tmp_path}", "experiment=demo", "max_samples=16"]
 
     def shown(*overrides: str) -> str:
-        return display.facts(preflight.plan(composed(*usual, *overrides), on_slurm=True))["model"]
+        return display.facts(make_plan(composed(*usual, *overrides), on_slurm=True))["model"]
 
     assert shown().endswith("on cuda, compiled")
     assert shown("compile_model=false").endswith("on cuda")
     assert "on cuda, not compiled (deterministic=true: a compiled layer rounds otherwise; " in shown("deterministic=true")
-    here = replace(preflight.plan(short(cache, tmp_path)), device=CPU)
+    here = replace(make_plan(short(cache, tmp_path)), device=CPU)
     assert display.facts(here)["model"].endswith("on cpu")
     assert display.facts(replace(here, uncompiled=None))["model"].endswith("on cpu, compiled")

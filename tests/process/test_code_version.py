@@ -13,7 +13,7 @@ from sae_transcoder.process import code_version
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A copy of the package that code_version takes for its own."""
     copy = tmp_path / "clone" / "sae_transcoder"
-    shutil.copytree(code_version.PACKAGE, copy, ignore=code_version.LEFT_OUT)
+    shutil.copytree(code_version.PACKAGE, copy, ignore=code_version.IGNORED)
     monkeypatch.setattr(code_version, "PACKAGE", copy)
     code_version.current.cache_clear()
     yield copy

@@ -65,25 +65,25 @@ class Opened:
 @pytest.fixture(scope="module")
 def browser() -> Iterator["sync_api.Browser"]:
     with sync_api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield found
-        found.close()
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture(scope="module")
-def coders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[plot_data.Coder]]:
+def coders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[plot_data.PlottedCoder]]:
     """The page of two types, two k, two widths, and what it shows."""
     folder = tmp_path_factory.mktemp("sweep")
     grid(folder / "runs", lines=30, model_type=["sae", "transcoder"], k=[16, 64], expansion_factor=[8, 32])
     write_run(folder / "runs" / "<script>alert(1)</script>".replace("/", "_"), config(k=32), State.failed)
     records = run_records.read_all([folder / "runs"], print)
-    found = plot_data.points(records, print)
-    (folder / "report.html").write_text(page.page(records, found))
-    return folder / "report.html", found
+    plotted = plot_data.plotted_coders(records, print)
+    (folder / "report.html").write_text(page.report_page(records, plotted))
+    return folder / "report.html", plotted
 
 
 @pytest.fixture(scope="module")
-def opened(browser: "sync_api.Browser", coders: tuple[Path, list[plot_data.Coder]]) -> Opened:
+def opened(browser: "sync_api.Browser", coders: tuple[Path, list[plot_data.PlottedCoder]]) -> Opened:
     return Opened(browser, coders[0])
 
 
@@ -115,25 +115,25 @@ def test_every_panel_is_there_with_its_points(opened: Opened) -> None:
     assert ticks == ["16", "64"] * 4
 
 
-def test_the_pointer_at_a_point_tells_its_run(opened: Opened, coders: tuple[Path, list[plot_data.Coder]]) -> None:
+def test_the_pointer_at_a_point_tells_its_run(opened: Opened, coders: tuple[Path, list[plot_data.PlottedCoder]]) -> None:
     for coder in coders[1]:
         if coder.l0 > 0:
             told = opened.hover("pareto", coder.l0, coder.fvu, "" if coder.model_type == "sae" else "2")
             assert told == dict(coder.facts)
             assert told["k"] == str(coder.k)
-            assert told["latents"] == f"{coder.width.latents:,}"
-            assert told["expansion_factor"] == str(coder.width.latents // 64)
+            assert told["latents"] == f"{coder.size.latents:,}"
+            assert told["expansion_factor"] == str(coder.size.latents // 64)
             assert told["held-out FVU"] == f"{coder.fvu:.4f}"
     opened.page.mouse.move(2, 2)
     opened.page.wait_for_selector("#tip", state="hidden")
 
 
-def test_the_pointer_at_a_line_tells_its_run(opened: Opened, coders: tuple[Path, list[plot_data.Coder]]) -> None:
+def test_the_pointer_at_a_line_tells_its_run(opened: Opened, coders: tuple[Path, list[plot_data.PlottedCoder]]) -> None:
     coder = min((c for c in coders[1] if c.model_type == "transcoder"), key=lambda c: c.curve[1, -1])  # nothing lies near its end
     assert opened.hover("curves", *coder.curve[:, -3].tolist(), "2") == dict(coder.facts)
     widest = max((c for c in coders[1] if c.model_type == "sae" and c.densities), key=lambda c: -c.densities.first)
     x, y = plot_data.outline(widest.densities)[:, 1].tolist()
-    assert opened.hover("densities", x, y)["latents"] == f"{widest.width.latents:,}"
+    assert opened.hover("densities", x, y)["latents"] == f"{widest.size.latents:,}"
 
 
 def test_names_are_text_and_no_markup(opened: Opened) -> None:
@@ -145,7 +145,7 @@ def test_names_are_text_and_no_markup(opened: Opened) -> None:
 def test_a_page_of_curves_alone(browser: "sync_api.Browser", tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "a", config(layers=[1, 2]), lines=5, evaluated=False)
     records = run_records.read_all([tmp_path / "runs"], print)
-    (tmp_path / "report.html").write_text(page.page(records, plot_data.points(records, print)))
+    (tmp_path / "report.html").write_text(page.report_page(records, plot_data.plotted_coders(records, print)))
     opened = Opened(browser, tmp_path / "report.html")
     assert opened.titles("curves") == ["layers.1", "layers.2"]
     assert opened.page.locator("#pareto, #densities").count() == 0
@@ -154,7 +154,7 @@ def test_a_page_of_curves_alone(browser: "sync_api.Browser", tmp_path: Path) -> 
 
 def test_curves_of_many_runs_are_one_trace_a_series(tmp_path: Path) -> None:
     grid(tmp_path, lines=400, model_type=["sae", "transcoder"], k=[8, 16], lr=[1e-3, 2e-3, 3e-3])
-    coders = plot_data.points(run_records.read_all([tmp_path], print), print)
+    coders = plot_data.plotted_coders(run_records.read_all([tmp_path], print), print)
     made = interactive_plots.draw_curves(list(enumerate(coders)))
     assert made is not None
     traces = made[0].data

@@ -20,9 +20,9 @@ from rich.console import Console
 from helpers.made_up_runs import config, evaluation, grid, metrics, write_run
 from sae_transcoder import report
 from sae_transcoder.config import FIELDS
-from sae_transcoder.reports import plot_data, query, watch
-from sae_transcoder.reports import table as report_table
-from sae_transcoder.reports.data_files import KINDS
+from sae_transcoder.reports import pareto, plot_data, plot_style, query, watch
+from sae_transcoder.reports.data_files import COLUMN_TYPES
+from sae_transcoder.reports.table import runs_table
 from sae_transcoder.run_store import eval_file, observed_status, run_files, run_records, status
 from sae_transcoder.run_store.status import State, Status
 
@@ -243,13 +243,13 @@ def test_a_narrow_terminal_leaves_settings_out_and_says_so(tmp_path: Path) -> No
     grid(tmp_path, lines=2, lr=[1e-3, 3e-3], expansion_factor=[8, 16], batch_size=[4, 8], max_samples=[100, 200])
     records = run_records.read_all([tmp_path], print)
     narrow = Console(force_terminal=True, width=100, record=True, file=io.StringIO())
-    narrow.print(report_table.table(records, narrow))
+    narrow.print(runs_table(records, narrow))
     text = narrow.export_text()
     assert max(map(len, text.splitlines()[:19])) <= 100
     assert re.search(r"no room for .*max_samples", text)
     assert "expansion_factor" not in text.splitlines()[0]
     wide = Console(force_terminal=True, width=250, record=True, file=io.StringIO())
-    wide.print(report_table.table(records, wide))
+    wide.print(runs_table(records, wide))
     assert "no room" not in wide.export_text()
 
 
@@ -383,7 +383,7 @@ def test_files_have_a_row_for_each_coder(tmp_path: Path, capsys: pytest.CaptureF
     table = pyarrow.parquet.read_table(paths["parquet"])
     typed = table.to_pylist()
     assert len(text) == len(plain) == len(typed) == 5
-    assert list(text[0]) == list(plain[0]) == table.column_names == list(KINDS)
+    assert list(text[0]) == list(plain[0]) == table.column_names == list(COLUMN_TYPES)
     assert [(row["hookpoint"], row["seed"]) for row in plain] == [
         ("layers.2", 0), ("layers.2", 1), ("layers.6", 0), ("layers.6", 1), (None, None)
     ]  # fmt: skip
@@ -434,12 +434,12 @@ def test_pareto_optimal_points_by_trying_all_pairs() -> None:
             dominated = [
                 any(x <= a and y <= b and (x < a or y < b) for x, y in points) for a, b in points
             ]  # fmt: skip
-            assert plot_data.pareto(points) == [not each for each in dominated]
+            assert pareto.pareto_mask(points) == [not each for each in dominated]
 
 
 def test_bins_hold_every_latent_that_fires() -> None:
     density = np.array([0.0, 0.0, 1.0, 0.9, 0.1, 0.01, 0.0105, 1e-6])
-    histogram = plot_data.bins(density)
+    histogram = plot_data.density_histogram(density)
     assert (histogram.never, histogram.total, histogram.counts.sum()) == (2, 8, 6)
     edges = histogram.first + plot_data.BIN * np.arange(len(histogram.counts) + 1)
     assert edges[0] == pytest.approx(-6.0)
@@ -447,32 +447,32 @@ def test_bins_hold_every_latent_that_fires() -> None:
     assert histogram.counts.tolist() == np.histogram(np.log10(density[2:]) + 1e-9, [*edges[:-1], 1])[0].tolist()
     x, y = plot_data.outline(histogram)
     assert np.trapezoid(y, x) == pytest.approx(100 * 6 / 8 * plot_data.BIN)
-    assert plot_data.bins(np.zeros(3)).never == 3
+    assert plot_data.density_histogram(np.zeros(3)).never == 3
 
 
 def test_curves_are_thinned_with_their_ends() -> None:
     curve = np.stack([np.arange(1000.0), np.arange(1000.0)])
-    thin = plot_data.thinned(curve, 300)
+    thin = plot_data.thin_out(curve, 300)
     assert thin.shape == (2, 300)
     assert (thin[0, 0], thin[0, -1]) == (0, 999)
-    assert plot_data.thinned(curve[:, :5], 300).shape == (2, 5)
-    assert plot_data.thinned(curve[:, :0], 300).shape == (2, 0)
+    assert plot_data.thin_out(curve[:, :5], 300).shape == (2, 5)
+    assert plot_data.thin_out(curve[:, :0], 300).shape == (2, 0)
 
 
 def test_the_line_joins_the_best_of_each_k(tmp_path: Path) -> None:
     grid(tmp_path, lines=4, k=[8, 16, 32], lr=[1e-3, 3e-3], init_seeds=[[0, 1]])
-    coders = plot_data.points(run_records.read_all([tmp_path], print), print)
+    coders = plot_data.plotted_coders(run_records.read_all([tmp_path], print), print)
     assert len(coders) == 12
-    trade = plot_data.TRADES[0]
-    line = plot_data.best_line(coders, trade.cost)
+    tradeoff = pareto.TRADEOFFS[0]
+    line = pareto.best_of_each_k(coders, tradeoff.cost)
     assert [coder.k for coder in line] == [8, 16, 32]
     assert [coder.fvu for coder in line] == [min(c.fvu for c in coders if c.k == k) for k in (8, 16, 32)]
 
 
 def test_ticks_keep_apart() -> None:
     def ticks(*ks: int) -> list[int]:
-        coder = plot_data.Coder("p", "sae", plot_data.Width(8), 0, 1.0, 1.0, 1.0, [], np.zeros((2, 0)), None)
-        return plot_data.ticks([type(coder)(**(vars(coder) | {"k": k})) for k in ks])
+        coder = plot_data.PlottedCoder("p", "sae", plot_data.CoderSize(8), 0, 1.0, 1.0, 1.0, [], np.zeros((2, 0)), None)
+        return plot_style.k_ticks([type(coder)(**(vars(coder) | {"k": k})) for k in ks])
 
     assert ticks(64, 8, 16, 32) == [8, 16, 32, 64]
     assert len(ticks(*range(1, 200))) <= 10
@@ -501,7 +501,9 @@ def test_pictures_hold_panels_labels_ticks_and_legend(sweep: Path, tmp_path: Pat
     assert any("Pareto-optimal" in word for word in words)
     assert {"layers.6", "FVU, training", "training tokens (millions)", "k = 8", "k = 32"} <= set(text_of(out / "curves.svg"))
     densities = text_of(out / "densities.svg")
-    never = sum(plot_data.bins(d).never for path in sweep.glob("sae*") for d in eval_file.read_densities(path).values())
+    never = sum(
+        plot_data.density_histogram(d).never for path in sweep.glob("sae*") for d in eval_file.read_densities(path).values()
+    )
     assert f"sae, 512 latents (never fired: {never:,} of 1,536)" in densities
 
 
@@ -563,7 +565,7 @@ def test_many_hookpoints_are_drawn_in_part_and_that_is_said(tmp_path: Path) -> N
     from sae_transcoder.reports import interactive_plots, static_plots
 
     write_run(tmp_path / "a", config(layers=list(range(20))), lines=2)
-    coders = plot_data.points(run_records.read_all([tmp_path], print), print)
+    coders = plot_data.plotted_coders(run_records.read_all([tmp_path], print), print)
     figure = static_plots.draw_curves(coders)
     assert figure is not None
     assert figure.get_suptitle().startswith("12 of 20 hookpoints")
@@ -577,8 +579,8 @@ def test_many_hookpoints_are_drawn_in_part_and_that_is_said(tmp_path: Path) -> N
 def test_two_models_do_not_share_a_panel(tmp_path: Path) -> None:
     write_run(tmp_path / "a", config(), lines=2)
     write_run(tmp_path / "b", config(model_name="gpt2"), lines=2)
-    coders = plot_data.points(run_records.read_all([tmp_path], print), print)
-    assert plot_data.panels(coders) == ["demo layers.6", "gpt2 layers.6"]
+    coders = plot_data.plotted_coders(run_records.read_all([tmp_path], print), print)
+    assert plot_style.panels(coders) == ["demo layers.6", "gpt2 layers.6"]
 
 
 def test_nothing_heavy_is_imported_without_need(sweep: Path, tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from sae_transcoder.config import Config, run_dir
 from sae_transcoder.launch.slurm.submit import submit_packs
 from sae_transcoder.process import code_version
 from sae_transcoder.process.stop_signal import held_back
-from sae_transcoder.reports import table as report_table
 from sae_transcoder.reports import watch
+from sae_transcoder.reports.table import print_runs, runs_table, state_counts
 from sae_transcoder.run_store import run_records
 from sae_transcoder.run_store.run_records import Record
 from sae_transcoder.run_store.status import State
@@ -46,7 +46,7 @@ def submit_and_wait(
         return [record for record in run_records.read_all([folder], lambda _: None) if record.directory.resolve() in directories]
 
     def draw(records: Sequence[Record]) -> RenderableType:
-        return report_table.table(records, console, counts_first=True) if console.is_terminal else report_table.counts(records)
+        return runs_table(records, console, counts_first=True) if console.is_terminal else state_counts(records)
 
     try:
         if packs:
@@ -70,6 +70,6 @@ def submit_run(cfg: Config, console: Console) -> None:
     submit_and_wait([[cfg]], [directory], directory, console, wait=cfg.wait)
     if cfg.wait:
         records = run_records.read_all([directory], lambda _: None)
-        report_table.tell(records, console)
+        print_runs(records, console)
         if any(record.status.state != State.done for record in records):
             sys.exit(1)

@@ -1,0 +1,68 @@
+"""Measures coders that lie on disk: loads the language model and the coders, checks that they fit each other."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from sae_transcoder.coder.corrected_coder import SparseCoder
+from sae_transcoder.coder.names import hookpoint_of
+from sae_transcoder.config import Config, ConfigError
+from sae_transcoder.data import token_sets
+from sae_transcoder.evaluation import heldout
+from sae_transcoder.evaluation.request import EvaluationRequest
+from sae_transcoder.language_model import hookpoints, layers, loading, model_checks
+from sae_transcoder.preflight.device import find_device
+from sae_transcoder.process import devices
+from sae_transcoder.process.broken_device import diagnosing
+from sae_transcoder.run_store.eval_file import Evaluation
+
+
+def measure_stored(request: EvaluationRequest) -> Evaluation:
+    """The held-out metrics of the coders. Raises ConfigError where coders cannot be read or do not fit the model."""
+    cfg = request.cfg
+    device = find_device(cfg)
+    outline = loading.outline(cfg)
+    coder_dirs = request.coder_dirs
+    if request.only_selected:
+        wanted = hookpoints.hookpoint_names(cfg, outline)
+        if missing := [point for point in wanted if point not in map(hookpoint_of, coder_dirs)]:
+            raise ConfigError(f"{request.path}: no coders for {', '.join(missing)}; it holds {', '.join(coder_dirs)}")
+        coder_dirs = {name: coder_dir for name, coder_dir in coder_dirs.items() if hookpoint_of(name) in wanted}
+    points = list(dict.fromkeys(map(hookpoint_of, coder_dirs)))
+    modules = dict(outline.named_modules())
+    if missing := [point for point in points if point not in modules]:
+        raise ConfigError(
+            f"{request.path}: coders on {', '.join(missing)}, which model_name={cfg.model_name} does not have "
+            f"(it has {hookpoints.name_patterns(filter(None, modules))}); set model or model_name"
+        )
+    widths = hookpoints.widths(cfg, outline, points)
+    with diagnosing(), devices.configured(cfg, device):
+        coders, faults = load_coders(cfg, coder_dirs, widths, device)
+        num_layers = layers.num_layers_needed(cfg, outline, points)
+        faults += model_checks.faults(cfg, outline, layers.compile_obstacle(cfg, outline, points, num_layers, device))
+        if faults:
+            raise ConfigError(*faults)
+        sequences = token_sets.heldout_sequences(cfg, lambda: loading.tokenizer(cfg), loading.text_config(outline).vocab_size)
+        coders_to_evaluate = heldout.CodersToEvaluate(cfg, coders)
+        model = layers.load_for_hookpoints(cfg, device, num_layers, points)
+        (result,) = heldout.measure(model, [coders_to_evaluate], sequences, all_metrics=True)
+        return result.evaluation(coders_to_evaluate, request.step, request.tokens)
+
+
+def load_coders(
+    cfg: Config, coder_dirs: Mapping[str, Path], widths: Mapping[str, int], device: torch.device
+) -> tuple[dict[str, SparseCoder], list[str]]:
+    """The coders {name: coder} in float32, and a fault for each that cannot be read or whose width is not that of its hookpoint."""
+    coders, faults = {}, []
+    for name, coder_dir in coder_dirs.items():
+        try:
+            coders[name] = SparseCoder.load_from_disk(coder_dir, device).float().requires_grad_(False)
+        except Exception as error:  # json, safetensors and torch raise many kinds for damaged files
+            faults.append(f"{coder_dir}: cannot be read ({str(error).splitlines()[0]})")
+            continue
+        if coders[name].d_in != (width := widths[hookpoint_of(name)]):
+            faults.append(
+                f"{coder_dir}: a coder of width {coders[name].d_in}, {hookpoint_of(name)} of model_name={cfg.model_name} has {width}; set model"
+            )
+    return coders, faults

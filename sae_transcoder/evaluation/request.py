@@ -1,0 +1,77 @@
+"""What `sae-eval PATH [overrides]` asks for: which coders, which settings, where the result goes. Nothing here imports torch."""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sae_transcoder.coder.stored_coders import coders_dir, find_coders, run_dir_of
+from sae_transcoder.config import Config, ConfigError, evaluation_settings
+from sae_transcoder.evaluation.settings import (
+    SELECTION,
+    evaluation_config,
+    refuse_trained_on,
+    refuse_unread,
+    run_settings,
+    sparsify_settings,
+)
+from sae_transcoder.preflight.directory import refuse_unwritable
+from sae_transcoder.run_store import status
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """Coders to measure, and how. `coder_dirs`: {coder: its folder}; `only_selected`: measure only those on hookpoints that `cfg` names;
+    `step`, `tokens`: how far training was when they were saved, None where unknown."""
+
+    path: str
+    cfg: Config
+    coder_dirs: dict[str, Path]
+    only_selected: bool
+    output_dir: Path
+    step: int | None
+    tokens: int | None
+
+
+def evaluation_request(path: str, overrides: Sequence[str], output_dir: Path | None) -> EvaluationRequest:
+    """Finds the coders in `path` and composes the settings. The result goes into `output_dir`; by default into `path`, with overrides
+    into a folder below save_dir/evals.
+
+    Raises ConfigError where there are no coders, for settings that an evaluation does not read, and for those that would measure what
+    the coders were trained on.
+    """
+    refuse_unread(overrides)
+    root = coders_dir(path, path)
+    if (root / "cfg.json").is_file():  # the folder of a single coder
+        root, coder_dirs = root.parent, {root.name: root}
+    else:
+        coder_dirs = find_coders(root)
+    if not coder_dirs:
+        raise ConfigError(
+            f"{path}: holds no coders (folders with cfg.json and sae.safetensors); give a run's directory or its coders/"
+        )
+    run_dir = run_dir_of(root)
+    base = run_settings(run_dir) if run_dir else sparsify_settings(root, coder_dirs)
+    only_selected = any(override.split("=")[0] in SELECTION for override in overrides)
+    if only_selected or not run_dir:
+        base = {name: value for name, value in base.items() if name not in SELECTION}
+    cfg = evaluation_config(base, overrides)
+    if run_dir:
+        refuse_trained_on(evaluation_config(base, ()), cfg)
+    if output_dir is None:
+        output_dir = Path(path)
+        if overrides or not output_dir.exists():
+            key = hashlib.sha256(json.dumps([path, evaluation_settings(cfg), sorted(coder_dirs)]).encode()).hexdigest()[:8]
+            output_dir = Path(cfg.save_dir) / "evals" / f"{output_dir.name}-{key}"
+    refuse_unwritable("--output", output_dir)
+    return EvaluationRequest(path, cfg, coder_dirs, only_selected, output_dir, *training_progress(run_dir, root))
+
+
+def training_progress(run_dir: Path | None, root: Path) -> tuple[int | None, int | None]:
+    """Optimizer steps and tokens after which the coders in `root` were saved; None where unknown."""
+    if match := re.fullmatch(r"step(\d+)_tokens(\d+)", root.name):
+        return int(match[1]), int(match[2])
+    run_status = status.read(run_dir) if run_dir and root.name == "coders" else None
+    return (run_status.step, run_status.tokens) if run_status and run_status.state == status.State.done else (None, None)

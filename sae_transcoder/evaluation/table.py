@@ -1,0 +1,29 @@
+"""The table that sae-eval prints."""
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from sae_transcoder.run_store.eval_file import Evaluation
+
+COLUMNS = {
+    "FVU": "fvu", "CE loss score": "ce_loss_score", "CE loss": "ce_loss_with_sae", "without": "ce_loss_without_sae", "KL": "kl_div_with_sae",
+    "L0": "l0", "cosine": "cossim", "alive": "frac_alive",
+}  # fmt: skip
+
+
+def print_table(evaluation: Evaluation, eval_path: Path) -> None:
+    """Prints the main metrics of each coder, and where all metrics are."""
+    table = Table(box=None, pad_edge=False)
+    for header in ("coder", "latents", "k", *COLUMNS):
+        table.add_column(header, justify="left" if header == "coder" else "right")
+    rows = [(c.coder, f"{c.num_latents:,}", str(c.k), c.metrics) for c in evaluation.coders]
+    rows += [(f"together: {len(t.coders)}", "", "", t.metrics) for t in evaluation.together]
+    for coder, latents, k, metrics in rows:
+        table.add_row(coder, latents, k, *(f"{metrics[name]:.4f}" if name in metrics else "" for name in COLUMNS.values()))
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    console.print(table)
+    tokens = evaluation.coders[0].metrics["total_tokens_eval_sparsity_variance"]
+    console.print(f"{tokens:,.0f} held-out tokens of {evaluation.config['dataset_name']}; all metrics: {eval_path}", soft_wrap=True)

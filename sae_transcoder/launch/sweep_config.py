@@ -1,0 +1,34 @@
+"""From a sweep's overrides to its jobs, without Hydra's command line."""
+
+from collections.abc import Sequence
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from hydra_plugins.sae_transcoder_local import GridSweeper
+from sae_transcoder.config import ConfigError, composition
+
+
+def load_sweep_config(overrides: Sequence[str]) -> tuple[ConfigLoader, DictConfig]:
+    """Hydra's loader, and the config that all jobs of the sweep have in common, with its `hydra` node. Raises ConfigError."""
+    if faults := composition.override_faults(overrides, []):
+        raise ConfigError(*faults)
+    try:
+        with composition.hydra_on_conf():
+            loader = GlobalHydra.instance().config_loader()
+            return loader, loader.load_configuration("config", list(overrides), RunMode.MULTIRUN)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(composition.explain(error, overrides)) from error
+
+
+def combinations(loader: ConfigLoader, master: DictConfig, overrides: Sequence[str]) -> list[list[str]]:
+    """The overrides of each job: every combination of the comma-separated values and of hydra.sweeper.params, in order."""
+    params = OmegaConf.select(master, "hydra.sweeper.params") or {}
+    texts = [*(f"{name}={values}" for name, values in params.items()), *overrides]
+    parsed = OverridesParser.create(loader).parse_overrides(texts)
+    return [job for batch in GridSweeper.split_arguments(parsed, None) for job in batch]

@@ -1,0 +1,59 @@
+"""The columns of the table of runs, in the terminal and in report.html."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sae_transcoder.reports import formats
+from sae_transcoder.run_store import run_records
+from sae_transcoder.run_store.run_records import Record
+from sae_transcoder.run_store.status import State
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column. `key`: a name of run_records.values; `show`: the text of its cell, from all values of the run."""
+
+    key: str
+    header: str
+    show: Callable[[Mapping[str, Any]], str]
+    right: bool = True
+
+
+def value_column(key: str, header: str, show: Callable[[Any], str]) -> Column:
+    """A column that shows one value."""
+    return Column(key, header, lambda values: show(values[key]))
+
+
+def setting_column(name: str) -> Column:
+    """The column of a config field; a run without a config has a dash."""
+    return Column(name, name, lambda values: formats.setting(values[name]) if values["model_type"] is not None else "-")
+
+
+PROGRESS = (
+    Column("run", "run", lambda values: values["run"], right=False),
+    Column("state", "state", lambda values: values["state"], right=False),
+    Column("step", "step", lambda values: f"{values['step']:,}/{values['total']:,}"),
+    value_column("tokens_per_s", "tokens/s", formats.number(",.0f")),
+    value_column("eta", "ETA", formats.time_left),
+)
+METRICS = (
+    value_column("train_fvu", "train FVU", formats.fvu),
+    value_column("fvu", "held-out FVU", formats.fvu),
+    value_column("ce_loss_score", "CE score", formats.number(".4f")),
+    value_column("l0", "L0", formats.number(".1f")),
+    value_column("dead_fraction", "dead", formats.percent),
+)
+COLUMNS = {column.key: column for column in (*PROGRESS, *METRICS)}
+
+
+def columns(records: Sequence[Record]) -> list[Column]:
+    """The table's columns: progress, the settings in which the runs differ, metrics."""
+    return [*PROGRESS, *map(setting_column, run_records.differing(records)), *METRICS]
+
+
+def count_states(records: Sequence[Record]) -> dict[State, int]:
+    """{state: number of runs in it}, in the order of State, without states that no run is in."""
+    num_runs = Counter(record.status.state for record in records)
+    return {state: num_runs[state] for state in State if num_runs[state]}

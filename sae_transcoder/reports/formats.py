@@ -1,0 +1,33 @@
+"""How a value of a run reads in tables, messages and tooltips."""
+
+from collections.abc import Callable
+from typing import Any
+
+from sae_transcoder.run_store import observed_status
+
+
+def setting(value: Any) -> str:
+    """A setting as the command line takes it."""
+    if isinstance(value, list):
+        return f"[{','.join(map(setting, value))}]"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
+
+
+def number(spec: str) -> Callable[[Any], str]:
+    """Returns a function that formats a number; None is a dash."""
+    return lambda value: "-" if value is None else format(value, spec)
+
+
+def fvu(value: float | None) -> str:
+    """An FVU with four decimals; from 10 on, as after a divergence, with three digits."""
+    return "-" if value is None else f"{value:.4f}" if not abs(value) >= 10 else f"{value:.3g}"
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def time_left(seconds: float | None) -> str:
+    return "-" if seconds is None else observed_status.duration(seconds)

@@ -1,0 +1,56 @@
+"""What the Pareto plots show: sparsity against a metric, and which coders are optimal."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from sae_transcoder.reports.plot_data import PlottedCoder
+
+
+@dataclass(frozen=True)
+class Tradeoff:
+    """One row of the Pareto plot, L0 against a metric. `cost`: the metric, or its negative where a high one is good."""
+
+    label: str
+    metric: Callable[[PlottedCoder], float]
+    cost: Callable[[PlottedCoder], float]
+
+    def plottable(self, coders: Iterable[PlottedCoder]) -> list[PlottedCoder]:
+        """The coders that have a point: the metric exists, and L0 has a logarithm."""
+        return [coder for coder in coders if math.isfinite(self.metric(coder)) and coder.l0 > 0]
+
+
+TRADEOFFS = (
+    Tradeoff("FVU, held out", lambda coder: coder.fvu, lambda coder: coder.fvu),
+    Tradeoff("CE loss score", lambda coder: coder.ce_loss_score, lambda coder: -coder.ce_loss_score),
+)
+
+
+def pareto_mask(costs: Sequence[tuple[float, float]]) -> list[bool]:
+    """For each pair of costs, whether no other pair is at most as high in both and lower in one."""
+    optimal = [False] * len(costs)
+    best = math.inf
+    order = sorted(range(len(costs)), key=lambda i: costs[i])
+    for _, group in itertools.groupby(order, key=lambda i: costs[i][0]):
+        equal_first = list(group)
+        lowest = costs[equal_first[0]][1]
+        if lowest < best:
+            best = lowest
+            for i in equal_first:
+                optimal[i] = costs[i][1] == lowest
+    return optimal
+
+
+def pareto_optimal(coders: Sequence[PlottedCoder], tradeoff: Tradeoff) -> list[PlottedCoder]:
+    """The Pareto-optimal coders of a panel."""
+    return list(itertools.compress(coders, pareto_mask([(coder.l0, tradeoff.cost(coder)) for coder in coders])))
+
+
+def best_of_each_k(coders: Sequence[PlottedCoder], cost: Callable[[PlottedCoder], float]) -> list[PlottedCoder]:
+    """Of the coders of each k the one of the lowest cost, ordered by L0."""
+    best: dict[int, PlottedCoder] = {}
+    for coder in coders:
+        if coder.k not in best or cost(coder) < cost(best[coder.k]):
+            best[coder.k] = coder
+    return sorted(best.values(), key=lambda coder: coder.l0)
