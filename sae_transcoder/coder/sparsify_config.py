@@ -35,7 +35,7 @@ def sparsify_configs(cfg: Config, hookpoints: list[str], steps: int) -> tuple[Sp
         save_best=cfg.save_best,
         finetune=cfg.finetune,
         distribute_modules=cfg.distribute_modules,
-        log_to_wandb=False,  # sparsify's Trainer is not run; trackers.py logs
+        log_to_wandb=False,  # sparsify's Trainer is not run; trackers/ logs
         wandb_log_frequency=cfg.log_every,
         run_name=run_name(cfg),
         save_dir=str(run_dir(cfg)),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 CUDA_CONTEXT = 10**9  # bytes that CUDA and its libraries take; not measured
 BFLOAT16, FLOAT32, FLOAT64, INT64 = 2, 4, 8, 8  # bytes
-CANDIDATES = {"cpu": 8, "cuda": 32}  # latents that are looked at for each that is chosen (selection.py)
+CANDIDATES = {"cpu": 8, "cuda": 32}  # latents that are looked at for each that is chosen (coder/latent_selection.py)
 
 
 def latents(cfg: Config, width: int) -> int:
