@@ -18,7 +18,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from sae_transcoder.config import FIELD_GROUPS, FIELDS, GROUPS, Config, ConfigError, run_dir, run_name
+from sae_transcoder.config import FIELD_GROUPS, FIELDS, GROUPS, OPTIMIZERS, Config, ConfigError, run_dir, run_name
 
 PACKAGE = Path(__file__).parents[1]
 # conf/ lies beside the package in a clone, inside it in a wheel.
@@ -42,7 +42,11 @@ def field_list() -> str:
 
 def register() -> None:
     """Registers the schema and the resolvers of conf/config.yaml with Hydra."""
-    ConfigStore.instance().store(name="schema", node=Config)
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    for optimizer in OPTIMIZERS:
+        if not (CONF / "optimizer" / f"{optimizer}.yaml").exists():  # a file there says when to choose it, and may set more
+            store.store(group="optimizer", name=optimizer, node={"optimizer": str(optimizer)}, package="_global_")
     resolvers: dict[str, Callable[..., str]] = {
         "run_dir": lambda *, _root_: str(run_dir(typed(_root_))),
         "run_name": lambda *, _root_: run_name(typed(_root_)),

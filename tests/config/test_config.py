@@ -1,8 +1,10 @@
 """The command line and the composed config: groups, defaults, presets, and what is refused before torch is imported."""
 
 import ast
+import copy
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from collections import defaultdict
@@ -11,11 +13,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from helpers.command_line import composed, refused
 from sae_transcoder import config, train
-from sae_transcoder.config import FIELDS, GROUPS, Config, HardwareConfig, SlurmConfig, SweepConfig, run_name, signature
+from sae_transcoder.config import FIELDS, GROUPS, Config, HardwareConfig, SlurmConfig, SweepConfig, composition, run_name, signature
 from sae_transcoder.config.checks import AT_LEAST, faults
 from sae_transcoder.config.composition import CONF
 
@@ -66,6 +69,14 @@ def test_every_field_that_a_preset_sets_arrives(experiment: str) -> None:
     for name, value in OmegaConf.to_container(OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml")).items():
         if name not in ("defaults", "hydra"):
             assert getattr(cfg, name) == value, name
+
+
+def test_an_optimizer_without_a_file_in_conf_is_chosen_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    conf = Path(shutil.copytree(CONF, tmp_path / "conf"))
+    (conf / "optimizer" / "muon.yaml").unlink()
+    monkeypatch.setattr(composition, "CONF", conf)
+    monkeypatch.setattr(ConfigStore.instance(), "repo", copy.deepcopy(ConfigStore.instance().repo))
+    assert composed("model_type=sae", "optimizer=muon", "k=16").optimizer == "muon"
 
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("*/*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}")
