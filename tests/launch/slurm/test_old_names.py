@@ -22,7 +22,7 @@ def test_a_pack_that_was_pickled_by_its_old_name_trains(cache: Path, tmp_path: P
     cfg = short(cache, tmp_path, "hardware=slurm", "device=cpu", "max_steps=2")
     text = pickle.dumps(PackTask([cfg], code_version.current().digest), protocol=0)  # names are lines of their own in it
     old = text.replace(b"csae_transcoder.launch.slurm.job\nPackTask\n", b"csae_transcoder.slurm_job\nPack\n")
-    old = re.sub(rb"csae_transcoder\.config\.\w+\n", b"csae_transcoder.config\n", old)
+    old = re.sub(rb"csae_transcoder\.config\.[\w.]+\n", b"csae_transcoder.config\n", old)
     names = re.findall(rb"csae_transcoder\.([\w.]+)\n(\w+)\n", old)
     assert {module for module, _ in names} == {b"slurm_job", b"config"}
     job_record.write(tmp_path, "7", JobRecord([str(run_dir(cfg))], "1:00:00", None, 120, None, "0.1.0"))
