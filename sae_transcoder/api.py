@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sae_transcoder.config import Config, ConfigError, Hardware, composition, old_json, run_dir
 from sae_transcoder.launch.sweep import RunFailed, train_jobs
-from sae_transcoder.launch.sweep_config import combinations, load_sweep_config
+from sae_transcoder.launch.sweep_from_overrides import combinations, load_sweep_config
 from sae_transcoder.launch.sweep_jobs import is_grid
 from sae_transcoder.preflight.plan import check_settings, make_plan
 from sae_transcoder.run_store import eval_file, observed_status, run_files

@@ -38,10 +38,12 @@ METRICS = {
         "frac_alive": "share of latents that fire at least once",
         "freq_over_1_percent": "share of latents that fire on more than 1 % of tokens",
         "freq_over_10_percent": "share of latents that fire on more than 10 % of tokens",
-        "normalized_freq_over_1_percent": "share of all firing that is by latents of more than 1 %",
-        "normalized_freq_over_10_percent": "share of all firing that is by latents of more than 10 %",
+        "normalized_freq_over_1_percent": "share of all firing by latents that fire on more than 1 % of tokens",
+        "normalized_freq_over_10_percent": "share of all firing by latents that fire on more than 10 % of tokens",
         "average_max_encoder_cosine_sim": "mean over latents of the largest cosine with another latent's encoder row",
         "average_max_decoder_cosine_sim": "the same for decoder rows",
     },
 }
 NAMES = tuple(name for category in METRICS.values() for name in category)
+END_TO_END = tuple(name for part in ("behavior", "performance") for name in METRICS[f"model_{part}_preservation"])
+"""Those that need forwards of the whole language model."""

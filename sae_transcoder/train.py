@@ -30,7 +30,7 @@ def run(composed: DictConfig) -> float | None:
     if cfg.hardware == Hardware.slurm:
         from rich.console import Console
 
-        from sae_transcoder.launch.slurm.wait import submit_run
+        from sae_transcoder.launch.slurm.submit_and_wait import submit_run
 
         submit_run(cfg, Console(highlight=False))
         return None
@@ -100,7 +100,7 @@ def main() -> None:
             print(f"{error}; {GOES_ON} here", file=sys.stderr)
         sys.exit(128 + error.number)
     except (DeviceBroken, PeerFailed) as error:
-        resumable = isinstance(error, DeviceBroken) or error.blameless
+        resumable = isinstance(error, DeviceBroken) or error.is_resumable
         refuse([f"{error}; {GOES_ON} the last save" if resumable else str(error)])
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

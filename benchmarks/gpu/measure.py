@@ -36,7 +36,7 @@ from sae_transcoder.preflight import device_memory
 from sae_transcoder.preflight.plan import make_plan
 from sae_transcoder.preflight.plan_cache import PlanCache
 from sae_transcoder.process.memory_errors import is_out_of_memory
-from sae_transcoder.training import checkpoint, engine, out_of_memory
+from sae_transcoder.training import checkpoint, engine, free_memory
 
 SKIP = 5  # steps before the clock starts: kernels are compiled, memory is found, AuxK begins to act
 FREQUENT = 8  # ids that are left out, where tokens are
@@ -81,7 +81,7 @@ class Stretches:
     def warming_up(self) -> Iterator[None]:
         """Open until the clock starts: first it tells what loading took."""
         tell(loading=self.memory.peaks())
-        self.memory.forget()
+        self.memory.clear_traceback_locals()
         yield
 
     @contextmanager
@@ -131,7 +131,7 @@ class Stretches:
     @contextmanager
     def ending(self) -> Iterator[None]:
         """The last batch, and what follows it."""
-        self.memory.forget()
+        self.memory.clear_traceback_locals()
         yield
         tell(ending=self.memory.peaks())
 
@@ -195,7 +195,7 @@ def train(row: Row, shape: Shape, folder: Path, device: str, steps: int) -> None
         # What the estimate refuses is tried: whether it was right is what the row says.
         stack.enter_context(patch.object(device_memory, "faults", lambda *_: []))
         stack.enter_context(patch.object(loading, "load", load))
-        stack.enter_context(patch.object(out_of_memory, "make_room", no_room))
+        stack.enter_context(patch.object(free_memory, "make_room", no_room))
         # Copies of the coders are made at the save, and not written.
         stack.enter_context(patch.object(checkpoint, "export", lambda _, target: target.mkdir(parents=True, exist_ok=True)))
         estimated(cfgs)

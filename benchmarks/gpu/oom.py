@@ -19,7 +19,7 @@ import torch
 from sae_transcoder.coder.corrected_coder import CorrectedCoder
 from sae_transcoder.config import Config
 from sae_transcoder.config.composition import composed
-from sae_transcoder.training import engine
+from sae_transcoder.training import engine, smaller_packs
 
 RUNS, STEPS, BATCH, LENGTH = 8, 4, 8, 256
 ROOM = 1.2e9  # bytes; each run's weights, gradients and moments take 0.27e9
@@ -46,19 +46,19 @@ def little_memory(device: str) -> Iterator[None]:
         torch.cuda.set_per_process_memory_fraction(ROOM / total)
         yield
         return
-    run_pack, forward, running = engine.run_pack, CorrectedCoder.forward, 0
+    train_batches, forward, running = smaller_packs.train_batches, CorrectedCoder.forward, 0
 
     def noted(model: Any, runs: Any, *rest: Any) -> Any:
         nonlocal running
         running = len(runs)
-        return run_pack(model, runs, *rest)
+        return train_batches(model, runs, *rest)
 
     def refused(*arguments: Any, **named: Any) -> Any:
         if running > 2:
             raise torch.OutOfMemoryError("raised by oom.py")
         return forward(*arguments, **named)
 
-    with patch.object(engine, "run_pack", noted), patch.object(CorrectedCoder, "forward", refused):
+    with patch.object(smaller_packs, "train_batches", noted), patch.object(CorrectedCoder, "forward", refused):
         yield
 
 

@@ -53,7 +53,7 @@ class Memory:
         own = {"allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
         return own | {"reserved_now": torch.cuda.memory_reserved(), "in_use": total - free}
 
-    def forget(self) -> None:
+    def clear_traceback_locals(self) -> None:
         """Gives back what torch holds and does not use, and begins anew with the peaks."""
         if self.on_gpu:
             torch.cuda.empty_cache()

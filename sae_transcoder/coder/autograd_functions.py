@@ -11,7 +11,7 @@ from sae_transcoder.coder.sparse_products import SparseProducts
 
 
 class Selection(NamedTuple):
-    """Selected latents of one coder, or of several side by side, whose tokens and latents follow each other."""
+    """Selected latents of one coder, or of several side by side, whose tokens and latents are concatenated."""
 
     preacts: Tensor  # of the selected latents, in the shape that `products` takes
     products: SparseProducts

@@ -27,7 +27,7 @@ def batched_forward(
 ) -> list[ForwardOutput]:
     """The output of each coder's forward for the same inputs x [token, d_in] and targets y [token, d]; the coders have an equal `batch_key`.
 
-    dead: for each coder the latents that its AuxK may use [row], None for no AuxK. Tokens and latents of the coders follow each other.
+    dead: for each coder the latents that its AuxK may use [row], None for no AuxK. tokens and latents of the coders are concatenated.
     """
     num_coders, first, max_auxk = len(coders), coders[0], max_auxk_latents(y.shape[-1])
     weight, bias = torch.cat([c.encoder.weight for c in coders]), torch.cat([c.encoder.bias for c in coders])

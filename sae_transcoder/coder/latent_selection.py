@@ -28,7 +28,8 @@ TWO_STAGES = {"cpu": TwoStages(8, 16, 0), "cuda": TwoStages(32, 1, 2**14)}
 def top_k(preacts: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest values of each row of `preacts` [token, latent] and their indices, both [token, k], in no order.
 
-    Where it pays, in two stages: only columns with the k largest maxima can hold a top-k value, so only these are searched.
+    Where it pays, in two stages: latents form columns of `group`. Only the k columns with the largest maxima can hold a top-k value, so
+    only these are searched.
     """
     latents = preacts.shape[1]
     group, min_k, min_latents = TWO_STAGES[preacts.device.type]

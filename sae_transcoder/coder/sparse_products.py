@@ -112,7 +112,7 @@ class EmbeddingBags:
 class DenseProducts:
     """Multiplies matrices of the number format `dtype`, in which acts [entry] lie between zeros, a chunk of tokens at a time.
 
-    num_coders: coders side by side, whose tokens and latents follow each other; each has its own product, and all are one chunk.
+    num_coders: coders side by side, whose tokens and latents are concatenated; each has its own product, and all are one chunk.
     """
 
     def __init__(self, indices: LatentIndices, dtype: torch.dtype, num_coders: int = 1):
@@ -177,7 +177,7 @@ class DenseProducts:
 class AllLatents:
     """Multiplies matrices of the number format `dtype`, for latents that are selected for every token: acts [coder, token, latent].
 
-    num_coders: coders side by side, whose tokens and latents follow each other in all other tensors.
+    num_coders: coders side by side, whose tokens and latents are concatenated in all other tensors.
     """
 
     def __init__(self, dtype: torch.dtype, num_coders: int = 1):
@@ -207,8 +207,8 @@ class ProductRules(NamedTuple):
     max_bag: int | None  # of EmbeddingBags
 
 
-# A CPU reads about four rows in a product in the time of one on its own (benchmarks/bare.py; the latents that fire keep to bags all the same,
-# so that their results stay what they were), and its threads share the bags. By arithmetic a GPU reads 500; no GPU has been measured.
+# A CPU reads about four rows in a product in the time of one on its own (benchmarks/bare.py; the latents that fire use bags nevertheless,
+# so that results do not change), and its threads share the bags. By arithmetic a GPU reads 500; no GPU has been measured.
 PRODUCT_RULES = {"cpu": ProductRules(0, 4, None), "cuda": ProductRules(500, 500, 256)}
 
 

@@ -18,7 +18,7 @@ from sae_transcoder.config import (
     TrackerMode,
 )  # fmt: skip
 from sae_transcoder.config.slurm_checks import slurm_faults
-from sae_transcoder.metric_names import METRICS, NAMES
+from sae_transcoder.metric_names import END_TO_END, NAMES
 
 DEFAULTS = asdict(Config())
 AT_LEAST = {f.name: f.metadata["at_least"] for f in fields(Config) if "at_least" in f.metadata}
@@ -33,7 +33,6 @@ READ_BY = {
     "shuffle_buffer": {DatasetKind.hub, DatasetKind.pretokenized},
 }
 # Metrics that only eval_end_to_end=true measures.
-END_TO_END_METRICS = [*METRICS["model_behavior_preservation"], *METRICS["model_performance_preservation"]]
 
 
 def faults(cfg: Config) -> list[str]:
@@ -175,7 +174,7 @@ def evaluation_faults(cfg: Config) -> list[str]:
         near = get_close_matches(cfg.objective, NAMES, n=3)
         choices = " or ".join(near) or "one of " + ", ".join(NAMES)
         return [f"objective={cfg.objective}: there is no such held-out metric; choose {choices}"]
-    if not cfg.eval_end_to_end and cfg.objective in END_TO_END_METRICS:
+    if not cfg.eval_end_to_end and cfg.objective in END_TO_END:
         return [f"objective={cfg.objective} with eval_end_to_end=False: it is not measured then; set one of them"]
     return []
 

@@ -21,6 +21,11 @@ def warmup_steps(cfg: Config, steps: int) -> int:
     return min(1000, steps // 20) if cfg.lr_warmup_steps is None else cfg.lr_warmup_steps
 
 
+def num_latents(cfg: Config, width: int) -> int:
+    """Latents of a coder on a hookpoint of this width."""
+    return cfg.num_latents or width * cfg.expansion_factor
+
+
 def evaluation_batch(cfg: Config, vocabulary: int) -> int:
     """Sequences per forward of an evaluation: the run's batch, or fewer where their logits would need too much memory."""
     return max(1, min(cfg.batch_size, MAX_LOGITS // (cfg.max_seq_length * vocabulary)))

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from sae_transcoder.config import Config, ConfigError, DatasetKind
+from sae_transcoder.config.run_length import needed_samples
 from sae_transcoder.data import sources, token_ids
 from sae_transcoder.data.cache_key import cache_key_parts
-from sae_transcoder.data.run_length import needed_samples
 from sae_transcoder.data.token_cache import WINDOW, Sequences, cached_sequences, mixed_order
 
 MEMMAP_BLOCK = 64  # consecutive sequences of a memmap that stay together when the file is shuffled

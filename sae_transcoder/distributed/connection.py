@@ -34,7 +34,7 @@ class PeerFailed(Exception):
     """Another rank failed, and this one ends with it; the message is that rank's own."""
 
     @property
-    def blameless(self) -> bool:
+    def is_resumable(self) -> bool:
         """Whether the run itself did not fail and can continue from its last save: that rank left no message, or its GPU failed."""
         return any(text in str(self) for text in (LOST, FAILED))
 
@@ -90,7 +90,7 @@ class Connection:
             except RuntimeError as error:  # the store went with the rank that kept it
                 self.failure = self.failure or f"{LOST} ({str(error).splitlines()[0]})"
             if (data_group := self.data_group) is not None:
-                data_group.abort()  # gloo's end with the connections of the rank that failed
+                data_group.abort()  # gloo's sums end when the failed rank closes its connections
             return
 
     def close(self) -> None:
@@ -101,7 +101,7 @@ class Connection:
         if self.failure is None:
             import torch.distributed as dist
 
-            self.control_group = self.data_group = None  # what holds threads must not wait for the end of the interpreter
+            self.control_group = self.data_group = None  # groups hold threads: release them before the interpreter ends
             dist.destroy_process_group()
             del self.store
 
@@ -166,7 +166,7 @@ class Connection:
             self.store.compare_set("fault", "", json.dumps({"why": self.failure, "trace": trace}))
             dist.destroy_process_group(self.control_group)
             self.control_group = None
-            # nccl's would wait for what is under way.
+            # destroying nccl's would wait for the sums under way.
             if self.data_group is not None and dist.get_backend(self.data_group) == "gloo":
                 dist.destroy_process_group(self.data_group)
                 self.data_group = None

@@ -13,7 +13,7 @@ from sae_transcoder.evaluation import heldout
 from sae_transcoder.evaluation.request import EvaluationRequest
 from sae_transcoder.language_model import hookpoints, layers, loading, model_checks
 from sae_transcoder.preflight.device import find_device
-from sae_transcoder.process import devices
+from sae_transcoder.process import device_settings
 from sae_transcoder.process.broken_device import diagnosing
 from sae_transcoder.run_store.eval_file import Evaluation
 
@@ -37,7 +37,7 @@ def measure_stored(request: EvaluationRequest) -> Evaluation:
             f"(it has {hookpoints.name_patterns(filter(None, modules))}); set model or model_name"
         )
     widths = hookpoints.widths(cfg, outline, points)
-    with diagnosing(), devices.configured(cfg, device):
+    with diagnosing(), device_settings.configured(cfg, device):
         coders, faults = load_coders(cfg, coder_dirs, widths, device)
         num_layers = layers.num_layers_needed(cfg, outline, points)
         faults += model_checks.faults(cfg, outline, layers.compile_obstacle(cfg, outline, points, num_layers, device))

@@ -17,7 +17,7 @@ from sae_transcoder.evaluation.settings import (
     run_settings,
     sparsify_settings,
 )
-from sae_transcoder.preflight.directory import refuse_unwritable
+from sae_transcoder.preflight.run_directory import refuse_unwritable
 from sae_transcoder.run_store import status
 
 

@@ -100,7 +100,7 @@ def compile_obstacle(
 
 
 def automatic_obstacle(cfg: Config, model: PreTrainedModel, device: torch.device) -> CompileObstacle | None:
-    """Why compile_model=null does not compile layers that could be; None: it does."""
+    """Why compile_model=null leaves the layers uncompiled; None: it compiles them."""
     if device.type != "cuda":
         return CompileObstacle("the model is on a CPU", COMPILE_FIX)
     if cfg.deterministic:  # compiled layers round otherwise, and the hookpoints of a whole pack decide which are compiled

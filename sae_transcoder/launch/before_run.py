@@ -36,14 +36,14 @@ class BeforeTheRun(Callback):
             refuse(error.faults, on_every_rank=True)
         if ranks.leads:
             try:
-                end_unless_trained(config)
+                end_unless_to_be_trained(config)
             except SystemExit as end:
                 code = end.code
         if (code := ranks.broadcast(code)) is not None:
             sys.exit(code)
 
 
-def end_unless_trained(config: DictConfig) -> None:
+def end_unless_to_be_trained(config: DictConfig) -> None:
     """Checks all that the run needs, here or on the cluster. Ends the program if the run is refused, need not be started, or is a dry run."""
     try:
         cfg = composition.typed(config)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from sae_transcoder.config import LossFn
 from sae_transcoder.preflight.peak import peak
 from sae_transcoder.preflight.plan import Plan
-from sae_transcoder.preflight.shared import SHARED
+from sae_transcoder.preflight.side_by_side import SHARED
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +30,7 @@ def device_count(device: torch.device) -> int:
 
 def memory(plans: Sequence[Plan]) -> int:
     """Bytes that a pack of these runs needs on its device."""
-    return peak([plan.memory for plan in plans]).held
+    return peak([plan.memory for plan in plans]).total_bytes
 
 
 def group_into_packs(plans: Sequence[Plan], workers: int) -> list[list[int]]:

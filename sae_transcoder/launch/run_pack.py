@@ -19,20 +19,20 @@ def run_pack(pack: Pack, stop: StopSignal) -> Errors:
     Raises Stopped after a signal, DeviceBroken if the GPU fails, PeerFailed if the GPU of another rank does or that rank is gone; then
     another process can continue the runs.
     """
-    from sae_transcoder.training import engine, failure, out_of_memory
+    from sae_transcoder.training import engine, failure, free_memory
     from sae_transcoder.training.managed_run import RunClaimed
 
     try:
         outcomes = engine.train_pack(pack, stop)
     except Exception as error:  # concerns all runs: a model that cannot be loaded, for instance
-        if isinstance(error, PeerFailed) and error.blameless:
+        if isinstance(error, PeerFailed) and error.is_resumable:
             raise
         why = failure.why(error)
         for cfg in pack:
             observed_status.mark(run_dir(cfg), State.failed, why)
         return {run_dir(cfg): why for cfg in pack}
     finally:
-        out_of_memory.free_memory()
+        free_memory.free_memory()
     errors: Errors = {}
     for cfg, outcome in zip(pack, outcomes, strict=True):
         errors[run_dir(cfg)] = None

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
 from sae_transcoder.config import Hardware, run_dir, sweep_dir
-from sae_transcoder.launch import packs, workers
+from sae_transcoder.launch import packs, worker_pool
 from sae_transcoder.launch.checks import check_cluster, end_dry_run
 from sae_transcoder.launch.sweep_files import write_sweep_files
 from sae_transcoder.launch.sweep_jobs import SweepJob, compose_sweep, is_grid, plan_jobs
@@ -51,7 +51,7 @@ def train_jobs(loader: ConfigLoader, master: DictConfig, job_overrides: Sequence
     with open_dict(master):
         master.hydra.sweep.dir = str(sweep_dir(lead))  # where a search puts its result
     to_train = [plans[job.number] for job in {run_dir(job.cfg): job for job in jobs if job.action.trains}.values()]
-    num_workers = workers.worker_count(to_train[0]) if to_train else 0
+    num_workers = worker_pool.worker_count(to_train[0]) if to_train else 0
     planned = [[to_train[i] for i in pack] for pack in packs.group_into_packs(to_train, num_workers)]
     print_counts(jobs, console)
     if lead.dry_run:
@@ -62,11 +62,11 @@ def train_jobs(loader: ConfigLoader, master: DictConfig, job_overrides: Sequence
     write_sweep_files(master, jobs)
     configs = [[plan.cfg for plan in pack] for pack in planned]
     if lead.hardware == Hardware.slurm:
-        from sae_transcoder.launch.slurm.wait import submit_and_wait
+        from sae_transcoder.launch.slurm.submit_and_wait import submit_and_wait
 
         submit_and_wait(configs, [run_dir(job.cfg) for job in jobs], sweep_dir(lead), console, wait=lead.wait)
     elif configs:
-        errors = workers.run(configs, num_workers, planned[0][0].device, console)
+        errors = worker_pool.run(configs, num_workers, planned[0][0].device, console)
         for job in jobs:
             job.error = job.error or errors.get(run_dir(job.cfg))
     return jobs

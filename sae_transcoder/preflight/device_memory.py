@@ -31,10 +31,10 @@ def on_cluster(cfg: Config, device: torch.device) -> int | None:
 
 def faults(cfg: Config, needed: Peak, available: int | None, device: torch.device) -> list[str]:
     """A run that needs more than all of its device's memory. available: bytes; None where they are not known."""
-    if available is None or needed.held <= available:
+    if available is None or needed.total_bytes <= available:
         return []
     parts = ", ".join(f"{what} {held / 1e9:,.1f}" for what, held in needed.parts.items())
     return [
         f"expansion_factor={cfg.expansion_factor}, num_latents={cfg.num_latents}, batch_size={cfg.batch_size}: the run needs about "
-        f"{needed.held / 1e9:,.1f} GB {needed.moment} ({parts}), {device} has {available / 1e9:,.1f}; lower them, or choose fewer hookpoints"
+        f"{needed.total_bytes / 1e9:,.1f} GB {needed.moment} ({parts}), {device} has {available / 1e9:,.1f}; lower them, or choose fewer hookpoints"
     ]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from sae_transcoder.config import Config
 
 if TYPE_CHECKING:
-    from sae_transcoder.data.run_length import RunLength
+    from sae_transcoder.config.run_length import RunLength
 
 
 def length_faults(cfg: Config, length: RunLength, samples: int) -> list[str]:

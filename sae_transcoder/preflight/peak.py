@@ -29,15 +29,15 @@ SAVE = (Moment.copy, Moment.reconstruction, Moment.comparison, Moment.prediction
 class Part(NamedTuple):
     """Bytes that a run holds at some moments.
 
-    Runs side by side hold parts of the same name and equal `shared` together: only the `times` largest of them. With `shared` None
+    Runs side by side hold parts of the same name and equal `shared` together: only the `at_once` largest of them. With `shared` None
     each run holds its own.
     """
 
     name: str
-    held: int
+    num_bytes: int
     moments: Sequence[Moment]
     shared: Hashable = None
-    times: int = 1
+    at_once: int = 1
 
 
 class Peak(NamedTuple):
@@ -47,24 +47,24 @@ class Peak(NamedTuple):
     parts: dict[str, int]
 
     @property
-    def held(self) -> int:
+    def total_bytes(self) -> int:
         """Bytes in all."""
         return sum(self.parts.values())
 
 
 def peak(runs: Sequence[Sequence[Part]]) -> Peak:
     """The worst moment of runs side by side."""
-    return max((Peak(moment, held(moment, runs)) for moment in Moment), key=lambda peak: peak.held)
+    return max((Peak(moment, bytes_by_part(moment, runs)) for moment in Moment), key=lambda peak: peak.total_bytes)
 
 
-def held(moment: Moment, runs: Sequence[Sequence[Part]]) -> dict[str, int]:
+def bytes_by_part(moment: Moment, runs: Sequence[Sequence[Part]]) -> dict[str, int]:
     """What runs side by side hold at this moment, {part: bytes}."""
     groups: dict[Hashable, list[Part]] = {}
     for number, part in enumerate(part for run in runs for part in run if moment in part.moments):
         groups.setdefault(number if part.shared is None else (part.name, part.shared), []).append(part)
     total: dict[str, int] = {}
     for parts in groups.values():
-        times = max(part.times for part in parts)
-        largest = sorted((part.held for part in parts), reverse=True)[:times]
+        at_once = max(part.at_once for part in parts)
+        largest = sorted((part.num_bytes for part in parts), reverse=True)[:at_once]
         total[parts[0].name] = total.get(parts[0].name, 0) + sum(largest)
     return total

@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING
 
 from sae_transcoder import distributed
 from sae_transcoder.coder.names import coder_names
-from sae_transcoder.config import Config, Tracker, checks
+from sae_transcoder.config import Config, Tracker, checks, num_latents
 from sae_transcoder.config.errors import raise_faults
-from sae_transcoder.preflight import device_memory, memory
-from sae_transcoder.preflight.coder_faults import share_faults, width_faults
+from sae_transcoder.preflight import device_memory, memory_estimate
+from sae_transcoder.preflight.coder_size_faults import share_faults, width_faults
 from sae_transcoder.preflight.device import find_device, torch_device
-from sae_transcoder.preflight.directory import refuse_directory, refuse_unwritable
-from sae_transcoder.preflight.header_warnings import warnings
 from sae_transcoder.preflight.length_faults import length_faults
+from sae_transcoder.preflight.likely_mistakes import warnings
 from sae_transcoder.preflight.peak import Part, peak
 from sae_transcoder.preflight.plan_cache import PlanCache
+from sae_transcoder.preflight.run_directory import refuse_directory, refuse_unwritable
 
 if TYPE_CHECKING:
     import torch
 
-    from sae_transcoder.data.run_length import RunLength
+    from sae_transcoder.config.run_length import RunLength
     from sae_transcoder.data.token_sets import TokenSets
     from sae_transcoder.language_model.compilation import CompileObstacle
     from sae_transcoder.language_model.sizes import ModelSizes
@@ -47,18 +47,18 @@ class Plan:
     available: int | None  # bytes of the device; None where it is a cluster's, and not known
     warnings: list[str]
     start_from: dict[str, Path]  # {coder: folder of the weights to start from}
-    uncompiled: CompileObstacle | None  # why the language model's layers are not compiled; None: they are
+    compile_obstacle: CompileObstacle | None  # why the language model's layers are not compiled; None: they are
     ranks: int = 1  # processes that train it together
 
     @property
     def latents(self) -> dict[str, int]:
         """{hookpoint: number of latents}."""
-        return {point: memory.latents(self.cfg, width) for point, width in self.widths.items()}
+        return {point: num_latents(self.cfg, width) for point, width in self.widths.items()}
 
     @property
     def coder_parameters(self) -> int:
         """Parameters of all coders."""
-        return memory.all_parameters(self.cfg, self.widths)
+        return memory_estimate.all_parameters(self.cfg, self.widths)
 
 
 def make_plan(cfg: Config, cache: PlanCache | None = None, *, on_slurm: bool = False, processes: int | None = None) -> Plan:
@@ -77,7 +77,7 @@ def make_plan(cfg: Config, cache: PlanCache | None = None, *, on_slurm: bool = F
     from sae_transcoder.language_model.sizes import sizes_of
 
     device = torch_device(cfg) if on_slurm else find_device(cfg)
-    widths, model_layers, uncompiled = check_model(cfg, cache, device, processes, on_slurm)
+    widths, model_layers, obstacle = check_model(cfg, cache, device, processes, on_slurm)
     start_from = find_start_weights(cfg, widths)
     outline = cache.outline(cfg, model_layers)
     model_sizes = sizes_of(cfg, outline, resolve_dtype(cfg, device))
@@ -95,7 +95,7 @@ def make_plan(cfg: Config, cache: PlanCache | None = None, *, on_slurm: bool = F
         available=available,
         warnings=warnings(cfg, length, device.type, model_sizes.width),
         start_from=start_from,
-        uncompiled=uncompiled,
+        compile_obstacle=obstacle,
         ranks=processes,
     )
 
@@ -124,19 +124,19 @@ def check_model(
 
     Raises ConfigError for a model that is not there, or that does not go with the coders, the ranks or the length asked for.
     """
-    from sae_transcoder.data.run_length import needed_samples, run_length
+    from sae_transcoder.config.run_length import needed_samples, run_length
     from sae_transcoder.language_model import hookpoints, layers, model_checks
 
     outline = cache.outline(cfg)
     points = hookpoints.hookpoint_names(cfg, outline)
     widths, model_layers = cache.widths(cfg, points), cache.needed_layers(cfg, points)
-    uncompiled = layers.compile_obstacle(cfg, outline, points, model_layers, device, here=not on_slurm)
-    faults = model_checks.faults(cfg, outline, uncompiled) + width_faults(cfg, widths) + share_faults(cfg, len(widths), processes)
+    obstacle = layers.compile_obstacle(cfg, outline, points, model_layers, device, here=not on_slurm)
+    faults = model_checks.faults(cfg, outline, obstacle) + width_faults(cfg, widths) + share_faults(cfg, len(widths), processes)
     samples = needed_samples(cfg, batch_ranks(cfg, processes))
     if samples is not None:  # else the length is known once the data is read
         faults += length_faults(cfg, run_length(cfg, samples, batch_ranks(cfg, processes)), samples)
     raise_faults(faults)
-    return widths, model_layers, uncompiled
+    return widths, model_layers, obstacle
 
 
 def batch_ranks(cfg: Config, processes: int) -> int:
@@ -148,7 +148,7 @@ def find_start_weights(cfg: Config, widths: Mapping[str, int]) -> dict[str, Path
     """{coder: folder of the weights that `finetune` starts from}. Raises ConfigError as finetune.start_coders does."""
     from sae_transcoder.coder import finetune
 
-    sizes = {point: memory.latents(cfg, width) for point, width in widths.items()}
+    sizes = {point: num_latents(cfg, width) for point, width in widths.items()}
     return finetune.start_coders(cfg, [name for point in widths for name in coder_names(point, cfg.init_seeds)], widths, sizes)
 
 
@@ -156,7 +156,7 @@ def check_memory(
     cfg: Config, widths: Mapping[str, int], model_sizes: ModelSizes, device: torch.device, processes: int, on_slurm: bool
 ) -> tuple[list[Part], int | None]:
     """Returns what the run holds on its device, and the device's bytes (None: not known). Raises ConfigError for a run that needs more."""
-    parts = memory.memory_estimate(cfg, widths, model_sizes, device.type, processes)
+    parts = memory_estimate.memory_estimate(cfg, widths, model_sizes, device.type, processes)
     available = device_memory.on_cluster(cfg, device) if on_slurm else device_memory.here(device)
     raise_faults(device_memory.faults(cfg, peak([parts]), available, device))
     return parts, available
@@ -164,7 +164,7 @@ def check_memory(
 
 def check_tokens(cfg: Config, cache: PlanCache, vocabulary: int, processes: int) -> tuple[TokenSets, RunLength]:
     """Reads the data and returns it with the run's length. Raises ConfigError for data that cannot be read or does not suffice."""
-    from sae_transcoder.data.run_length import run_length
+    from sae_transcoder.config.run_length import run_length
 
     ranks = batch_ranks(cfg, processes)
     tokens = cache.tokens(cfg, vocabulary, ranks)

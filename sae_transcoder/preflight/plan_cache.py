@@ -49,8 +49,8 @@ class PlanCache:
 
     def tokens(self, cfg: Config, vocabulary: int, batch_ranks: int) -> TokenSets:
         """The run's sequences, where `batch_ranks` ranks share each batch. Raises ConfigError as token_sets.prepare does."""
+        from sae_transcoder.config.run_length import needed_samples
         from sae_transcoder.data import token_sets
-        from sae_transcoder.data.run_length import needed_samples
         from sae_transcoder.language_model import loading
 
         source = str({f.name: getattr(cfg, f.name) for f in fields(DatasetConfig) if f.name != "max_samples"})

@@ -10,20 +10,21 @@ from contextlib import contextmanager
 
 from sae_transcoder.process.memory_errors import is_out_of_memory
 
-# The messages of torch, which has an exception for the first of these, and of Triton. Too little memory has the same, and breaks nothing.
+# The messages of torch, which has an exception for the first of these, and of Triton. Out-of-memory errors carry the same messages, but
+# break nothing.
 BROKEN = ("CUDA error", "HIP error", "CUDA driver error", "Triton Error [CUDA]")
 FAILED = "the GPU failed"
 EXIT_CODE = 128 + signal.SIGABRT  # as when CUDA itself ends the process
 
 
 class DeviceBroken(BaseException):
-    """This process can no longer use its GPU; its runs are interrupted. No Exception, like Stopped: it ends a sweep too."""
+    """This process can no longer use its GPU; its runs are interrupted. A BaseException, like Stopped, so that it ends a sweep too."""
 
     def __init__(self, error: Exception):
         super().__init__(f"{FAILED} ({type(error).__name__}: {str(error).partition(chr(10))[0]})")
 
 
-def end_if_broken(error: Exception) -> None:
+def raise_if_broken(error: Exception) -> None:
     """Raises DeviceBroken for an error after which the GPU cannot be used."""
     import torch
 
@@ -39,5 +40,5 @@ def diagnosing() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        end_if_broken(error)
+        raise_if_broken(error)
         raise

@@ -10,16 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from sae_transcoder.config import FIELDS
+from sae_transcoder.metric_names import END_TO_END, NAMES
 from sae_transcoder.reports.errors import ReportError
-from sae_transcoder.run_store.eval_file import METRICS, NAMES, CoderMetrics
+from sae_transcoder.run_store.eval_file import CoderMetrics
 from sae_transcoder.run_store.run_files import TYPES
 from sae_transcoder.run_store.run_records import Record, mean_of
 
-TOGETHER = tuple(
-    f"together_{name}"
-    for category in ("model_behavior_preservation", "model_performance_preservation")
-    for name in METRICS[category]
-)
+TOGETHER = tuple(f"together_{name}" for name in END_TO_END)
 COLUMN_TYPES: dict[str, type] = (
     {"run": str, "state": str, "step": int, "total": int, "tokens": int, "tokens_per_s": float, "why": str}
     | {name: TYPES[name] for name in FIELDS}

@@ -1,4 +1,4 @@
-"""Readers of one run's files for sae-report. They check every value: a crash, an editor or another version may have left anything there.
+"""Reads and writes one run's files. They check every value: a crash, an editor or another version may have left anything there.
 
 Each returns None or {} where there is no file, and raises ValueError or OSError where it cannot be read. Nothing here imports torch.
 Only read_curve reads all of metrics.jsonl; read_last reads its end.

@@ -10,16 +10,16 @@ import torch
 from safetensors.torch import load_model
 from torch import Tensor
 
+from sae_transcoder.coder.build_optimizers import optimizers, step_together
 from sae_transcoder.coder.corrected_coder import ForwardOutput
 from sae_transcoder.coder.names import coder_names
-from sae_transcoder.coder.optimizers import optimizers, step_together
 from sae_transcoder.coder.positions import PositionFilter
 from sae_transcoder.coder.sparsify_config import sparsify_configs
-from sae_transcoder.config import Config
-from sae_transcoder.data.run_length import run_length
+from sae_transcoder.config import Config, num_latents
+from sae_transcoder.config.run_length import run_length
 from sae_transcoder.distributed import ALONE, Ranks
 from sae_transcoder.language_model.forward import Activations
-from sae_transcoder.training.k_schedule import k_at, possible_k
+from sae_transcoder.training.k_schedule import k_at, valid_k
 from sae_transcoder.training.new_coders import new_coders
 from sae_transcoder.training.task import Task
 
@@ -50,9 +50,9 @@ class CoderTrainer:
         self.names = [name for point in widths for name in coder_names(point, cfg.init_seeds)]  # on all ranks
         self.hookpoints = [point for point in widths if local_hookpoints is None or point in local_hookpoints]
         self.coders = new_coders(cfg, self.coder_config, {point: widths[point] for point in self.hookpoints}, device)
-        self.max_latents = max(cfg.num_latents or width * cfg.expansion_factor for width in widths.values())  # on all ranks
+        self.max_latents = max(num_latents(cfg, width) for width in widths.values())  # on all ranks
         first_width = next(iter(widths.values()))
-        self.k_start = min(cfg.num_latents or first_width * cfg.expansion_factor, round(first_width * 10))
+        self.k_start = min(num_latents(cfg, first_width), round(first_width * 10))
         self.optimizers, self.schedules = optimizers(cfg, list(self.coders.values()), self.length)
         self.batch = self.step = self.tokens = self.rows_in_batch = 0
         self.biases_set: set[str] = set()  # coders whose biases were set from data
@@ -90,7 +90,7 @@ class CoderTrainer:
         # sparsify counts batches, and lags by one.
         k = k_at(self.cfg, self.k_start, self.step if self.cfg.corrections else max(0, self.batch - 1))
         for coder in self.coders.values():
-            coder.cfg.k = possible_k(coder, k) if self.cfg.corrections else k
+            coder.cfg.k = valid_k(coder, k) if self.cfg.corrections else k
 
     def tasks(self, tokens: Tensor, activations: Mapping[str, Activations]) -> list[Task]:
         """Prepares each coder for the batch `tokens` [batch, position], on the host, with activations {hookpoint: ...}; returns its work."""

@@ -56,7 +56,7 @@ def facts(plan: Plan) -> dict[str, str]:
         "steps": f"{length.steps:,} of {cfg.grad_acc_steps} x {length.batch} sequences",
         **ranks(plan),
         "optimizer": f"{cfg.optimizer}, lr {rate}{warmup}",
-        "memory": f"about {size(needed.held, 'B')}, most {needed.moment} ({parts})",
+        "memory": f"about {size(needed.total_bytes, 'B')}, most {needed.moment} ({parts})",
         "directory": str(run_dir(cfg)),
     }
 
@@ -68,10 +68,10 @@ def first_layers(plan: Plan) -> str:
 
 def compiled(plan: Plan) -> str:
     """Whether the language model's layers are compiled, or why they are not; empty where the settings turn that off, and on a CPU."""
-    if plan.uncompiled is None:
+    if plan.compile_obstacle is None:
         return ", compiled"
     is_expected = plan.cfg.compile_model is False or plan.device.type != "cuda"
-    return "" if is_expected else f", not compiled ({plan.uncompiled})"
+    return "" if is_expected else f", not compiled ({plan.compile_obstacle})"
 
 
 def ranks(plan: Plan) -> dict[str, str]:

@@ -14,8 +14,8 @@ from sae_transcoder.run_store.run_log import log_to_run
 from sae_transcoder.run_store.status import State
 from sae_transcoder.training.checkpoint import DiskError
 from sae_transcoder.training.divergence import Diverged
+from sae_transcoder.training.free_memory import clear_traceback_locals
 from sae_transcoder.training.managed_run import ManagedRun
-from sae_transcoder.training.out_of_memory import forget
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ def fail(run: ManagedRun, error: Exception) -> Exception:
         is_known = isinstance(error, ConfigError | DiskError | Diverged)
         log.log(logging.INFO if is_known else logging.ERROR, "%s", error, exc_info=None if is_known else error)
     run.close(State.failed, why(error))
-    forget(error)
+    clear_traceback_locals(error)
     return error
 
 
@@ -49,7 +49,7 @@ def fail_together(runs: Sequence[ManagedRun], error: BaseException, ranks: Ranks
     elif not isinstance(error, ConfigError):
         log.log(logging.INFO if isinstance(error, DeviceBroken) else logging.ERROR, "%s", error, exc_info=error)
     state = State.failed
-    if isinstance(error, DeviceBroken) or (isinstance(error, PeerFailed) and error.blameless):
+    if isinstance(error, DeviceBroken) or (isinstance(error, PeerFailed) and error.is_resumable):
         state = State.preempted if slurm_client.submitted_job() else State.interrupted  # SLURM requeues a job by itself
     for run in runs:
         run.close(state, why(error), writes_status=ranks.leads or not first_reports_it)

@@ -12,8 +12,8 @@ def k_at(cfg: Config, k_start: int, num_done: int) -> int:
     return round(k_start * (1 - progress) + cfg.k * progress)
 
 
-def possible_k(coder: SparseCoder, k: int) -> int:
-    """The smallest number of active latents from `k` on that the coder can have: at most all, for groupmax a divisor of them."""
+def valid_k(coder: SparseCoder, k: int) -> int:
+    """The smallest valid number of active latents, `k` or above: at most all latents, for groupmax a divisor of their number."""
     k = min(k, coder.num_latents)
     if coder.cfg.activation == "groupmax":
         k = next(divisor for divisor in range(k, coder.num_latents + 1) if coder.num_latents % divisor == 0)

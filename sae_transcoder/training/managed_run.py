@@ -11,7 +11,7 @@ from sae_transcoder.config import ConfigError, run_dir, signature
 from sae_transcoder.distributed import ALONE, Ranks, split_hookpoints
 from sae_transcoder.evaluation.heldout import CodersToEvaluate, EvalResult
 from sae_transcoder.language_model import compilation
-from sae_transcoder.preflight.memory import coder_parameters
+from sae_transcoder.preflight.memory_estimate import coder_parameters
 from sae_transcoder.preflight.plan import Plan
 from sae_transcoder.process.atomic_files import sync
 from sae_transcoder.run_store import eval_file, status
@@ -19,13 +19,13 @@ from sae_transcoder.run_store.eval_file import Evaluation
 from sae_transcoder.run_store.run_log import RunLog
 from sae_transcoder.run_store.status import State
 from sae_transcoder.trackers.logbook import Logbook
-from sae_transcoder.training import checkpoint, resume
+from sae_transcoder.training import checkpoint, resume_checks
+from sae_transcoder.training.coder_copies import copy_coders
 from sae_transcoder.training.coder_trainer import CoderTrainer
+from sae_transcoder.training.collect_from_ranks import collect_coders, collect_metrics
 from sae_transcoder.training.display import Bar
 from sae_transcoder.training.divergence import refuse_diverged
-from sae_transcoder.training.publishable import publishable_coders
-from sae_transcoder.training.split_modules import collect_coders, collect_metrics
-from sae_transcoder.training.status_report import StatusReport
+from sae_transcoder.training.status_writer import StatusWriter
 from sae_transcoder.training.trainer_state import rank_state, release, restore, training_state
 
 
@@ -51,7 +51,7 @@ class ManagedRun:
         Raises ConfigError where the state does not fit, RunClaimed where another process has the directory.
         """
         self.plan, self.cfg, self.directory, self.ranks = plan, plan.cfg, run_dir(plan.cfg), ranks
-        self.settings = resume.current_settings(plan, dtype, ranks)
+        self.settings = resume_checks.current_settings(plan, dtype, ranks)
         self.opened = self.closed = self.finished = self.mid_batch = False
         self.log: RunLog | None = None
         self.logbook: Logbook | None = None
@@ -84,7 +84,7 @@ class ManagedRun:
             batch_ranks, local_hookpoints = ALONE, self.hookpoints_by_rank[self.ranks.rank]
         num_samples = len(plan.tokens.train)
         self.trainer = CoderTrainer(cfg, plan.widths, num_samples, plan.device, plan.start_from, batch_ranks, local_hookpoints)
-        self.status = StatusReport(self.directory, signature(cfg), self.trainer)
+        self.status = StatusWriter(self.directory, signature(cfg), self.trainer)
         self.best = dict.fromkeys(self.trainer.names, float("inf"))
         self.evaluation: Evaluation | None = None  # on rank 0, once the run is done
         self.warning: str | None = None
@@ -92,7 +92,7 @@ class ManagedRun:
             self._restore(state)
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self.warning = resume.check_settings(self.directory, self.cfg, state["settings"], self.settings)
+        self.warning = resume_checks.check_settings(self.directory, self.cfg, state["settings"], self.settings)
         trainer_state, rng = state["run"], state["rng"]
         if not self.ranks.leads:
             of_rank = checkpoint.load_rank_state(self.directory, signature(self.cfg), self.ranks.rank, trainer_state["counts"][0])
@@ -106,7 +106,7 @@ class ManagedRun:
         if self.ranks.leads:
             self.log = RunLog(self.directory)
             try:
-                self.status.write(State.running)  # first: a folder with files but without it counts as somebody else's
+                self.status.write(State.running)  # first: a folder that holds files but no status.json is refused
                 self.logbook = Logbook(self.cfg, self.directory, self.trainer.step)
             except BaseException as error:  # a tracker that cannot be opened, a full disk
                 self.status.try_write(State.failed, f"{type(error).__name__}: {error}")
@@ -136,15 +136,15 @@ class ManagedRun:
         return self.cfg.keep_every is not None and self.trainer.step % self.cfg.keep_every == 0
 
     @property
-    def should_publish(self) -> bool:
+    def should_copy_coders(self) -> bool:
         """Whether copies of the coders are needed after this step, for any of these."""
         return self.should_save or self.should_evaluate or self.should_snapshot
 
     def coders_to_evaluate(self) -> CodersToEvaluate | None:
         """Copies of the coders of all ranks as they would be published now; None on ranks other than 0."""
         if not self.cfg.distribute_modules:
-            return CodersToEvaluate(self.cfg, publishable_coders(self.trainer)) if self.ranks.leads else None
-        local = publishable_coders(self.trainer)
+            return CodersToEvaluate(self.cfg, copy_coders(self.trainer)) if self.ranks.leads else None
+        local = copy_coders(self.trainer)
         coders = collect_coders(local, self.trainer.names, self.hookpoints_by_rank, self.ranks, self.plan.device)
         return CodersToEvaluate(self.cfg, coders) if self.ranks.leads else None
 

@@ -14,12 +14,12 @@ from sae_transcoder.config import LossFn
 from sae_transcoder.distributed import Ranks, rank_rows
 from sae_transcoder.language_model import forward
 from sae_transcoder.language_model.forward import Activations
-from sae_transcoder.process.broken_device import end_if_broken
+from sae_transcoder.process.broken_device import raise_if_broken
 from sae_transcoder.process.memory_errors import is_out_of_memory
 from sae_transcoder.process.stop_signal import Stopped, StopSignal
 from sae_transcoder.process.to_device import copy_to_device
 from sae_transcoder.run_store.status import State
-from sae_transcoder.training import display, out_of_memory
+from sae_transcoder.training import display, free_memory
 from sae_transcoder.training.batched_training import grouped, train_on_batch
 from sae_transcoder.training.end_to_end import train_end_to_end
 from sae_transcoder.training.failure import fail, tell
@@ -28,7 +28,7 @@ from sae_transcoder.training.read_ahead import read_ahead
 from sae_transcoder.training.step_end import Errors, after_step, isolate_failure
 
 
-def run_pack(model: PreTrainedModel, runs: Sequence[ManagedRun], stop: StopSignal, console: Console, ranks: Ranks) -> Errors:
+def train_batches(model: PreTrainedModel, runs: Sequence[ManagedRun], stop: StopSignal, console: Console, ranks: Ranks) -> Errors:
     """Trains batch after batch until every run is done or has failed. Returns the error of each failed run. Raises Stopped after a signal,
     DeviceBroken where the GPU fails.
 
@@ -43,10 +43,10 @@ def run_pack(model: PreTrainedModel, runs: Sequence[ManagedRun], stop: StopSigna
         while active := [run for run in runs if not run.closed]:
             batch_errors = train_next_batch(model, active, bar)
             for error in batch_errors.values():
-                end_if_broken(error)
+                raise_if_broken(error)
             bar.update(longest.trainer.step, longest.trainer.tokens - tokens_before)
             if len(active) > 1 and any(map(is_out_of_memory, batch_errors.values())):
-                out_of_memory.make_room(active, list(batch_errors.values()))
+                free_memory.close_pack(active, list(batch_errors.values()))
                 break
             for run, error in batch_errors.items():
                 errors[run] = fail(run, error)
@@ -69,7 +69,7 @@ def train_next_batch(model: PreTrainedModel, active: Sequence[ManagedRun], bar: 
     runs = [run for run in active if run.trainer.batch == index]
     longest = max(runs, key=lambda run: run.trainer.length.samples)
     start, end = longest.trainer.length.rows(index)
-    runs = [run for run in runs if run.trainer.length.rows(index)[1] == end]  # one whose last batch is not full has it to itself
+    runs = [run for run in runs if run.trainer.length.rows(index)[1] == end]  # a run with a shorter last batch trains on it alone
     errors: Errors = {}
     is_end_to_end = longest.cfg.loss_fn != LossFn.fvu  # then the run is alone
     try:
@@ -119,7 +119,7 @@ def interrupt(runs: Sequence[ManagedRun], number: int, ranks: Ranks) -> None:
             try:
                 run.save_state()
             except Exception as error:  # a full disk: the others are still saved
-                end_if_broken(error)
+                raise_if_broken(error)
                 if ranks.size > 1:
                     raise
                 fail(run, error)

@@ -9,14 +9,14 @@ from sae_transcoder import config
 from sae_transcoder.distributed import Ranks
 from sae_transcoder.language_model import loading
 from sae_transcoder.preflight.plan import Plan
-from sae_transcoder.process.broken_device import end_if_broken
+from sae_transcoder.process.broken_device import raise_if_broken
 from sae_transcoder.process.memory_errors import is_out_of_memory
 from sae_transcoder.run_store import eval_file
 from sae_transcoder.run_store.run_log import log_to_run
 from sae_transcoder.training import display
 from sae_transcoder.training.failure import portable, tell
+from sae_transcoder.training.free_memory import clear_traceback_locals
 from sae_transcoder.training.managed_run import ManagedRun, RunClaimed
-from sae_transcoder.training.out_of_memory import forget
 from sae_transcoder.training.outcome import Outcome, TrainedRun
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ def claim(plans: Mapping[int, Plan], ranks: Ranks) -> tuple[dict[int, ManagedRun
         try:
             return ManagedRun(plan, loading.resolve_dtype(plan.cfg, plan.device), ranks)
         except Exception as error:
-            end_if_broken(error)
+            raise_if_broken(error)
             return error
 
     # Rank 0 locks the directories before the others read what is there.
@@ -72,7 +72,7 @@ def outcomes_of(errors: Mapping[int, Exception], plans: Mapping[int, Plan], cons
         if not is_out_of_memory(error) or len(plans) == 1 or ranks.size > 1:
             outcomes[i] = error
             tell(directory, error, len(plans), console)
-        forget(error)
+        clear_traceback_locals(error)
     return outcomes
 
 

@@ -10,8 +10,8 @@ from sae_transcoder.evaluation.heldout import CodersToEvaluate, EvalResult
 from sae_transcoder.process.memory_errors import is_out_of_memory
 from sae_transcoder.run_store.run_log import log_to_run
 from sae_transcoder.training import display
+from sae_transcoder.training.free_memory import clear_traceback_locals, free_memory
 from sae_transcoder.training.managed_run import ManagedRun
-from sae_transcoder.training.out_of_memory import forget, free_memory
 
 Errors = dict[ManagedRun, Exception]  # of each run that failed
 
@@ -23,7 +23,7 @@ def after_step(model: PreTrainedModel, stepped: Sequence[ManagedRun], bar: displ
     for run in stepped:
         with isolate_failure([run], errors):
             metrics[run] = run.training_metrics()  # now, because the other ranks wait while rank 0 evaluates
-            if metrics[run] or run.should_publish:
+            if metrics[run] or run.should_copy_coders:
                 run.ranks.synchronize(run.plan.device)
     # All together; where memory does not suffice for copies of all coders, one run at a time.
     groups = [[run for run in stepped if run not in errors]]
@@ -33,7 +33,7 @@ def after_step(model: PreTrainedModel, stepped: Sequence[ManagedRun], bar: displ
         if len(group) > 1 and any(map(is_out_of_memory, group_errors.values())):
             del coders, results
             for error in filter(is_out_of_memory, group_errors.values()):
-                forget(error)
+                clear_traceback_locals(error)
             errors |= {run: error for run, error in group_errors.items() if not is_out_of_memory(error)}
             del group_errors
             free_memory()
@@ -67,7 +67,7 @@ def evaluate(
     coders: dict[ManagedRun, CodersToEvaluate] = {}
     errors: Errors = {}
     for run in runs:
-        if run.should_publish:
+        if run.should_copy_coders:
             with isolate_failure([run], errors):
                 if copies := run.coders_to_evaluate():
                     coders[run] = copies

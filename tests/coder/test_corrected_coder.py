@@ -182,13 +182,13 @@ def test_importing_our_coder_asks_no_driver_and_sparsify_still_does() -> None:
         name: subprocess.run([sys.executable, "-c", asking.format(name)], capture_output=True).returncode
         for name in (
             "sae_transcoder.coder.corrected_coder",
-            "sae_transcoder.preflight.plan, sae_transcoder.coder.optimizers",
+            "sae_transcoder.preflight.plan, sae_transcoder.coder.build_optimizers",
             "sparsify",
         )
     }
     assert codes == {
         "sae_transcoder.coder.corrected_coder": 0,
-        "sae_transcoder.preflight.plan, sae_transcoder.coder.optimizers": 0,
+        "sae_transcoder.preflight.plan, sae_transcoder.coder.build_optimizers": 0,
         "sparsify": 3,
     }
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from helpers.characters import EOS, HELD, LENGTH, Characters, characters, settings
 from helpers.token_data import WINDOW, documents, jsonl, packed, sets, shuffled, windowed
-from sae_transcoder.data.run_length import needed_samples
+from sae_transcoder.config.run_length import needed_samples
 
 
 def test_text_is_packed_with_a_separator_before_each_document_and_read_in_shuffled_windows(tmp_path: Path, corpus: str) -> None:

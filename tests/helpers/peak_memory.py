@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from sae_transcoder.config import Config
 from sae_transcoder.preflight.plan import Plan, make_plan
 from sae_transcoder.preflight.plan_cache import PlanCache
-from sae_transcoder.training import engine
+from sae_transcoder.training import engine, smaller_packs
 
 
 def weights(model: PreTrainedModel) -> int:
@@ -23,9 +23,9 @@ def train(cfgs: Sequence[Config]) -> tuple[list[Plan], int]:
     """Trains the runs side by side; their plans, and the bytes that the language model and all other tensors held at most."""
     cache = PlanCache()
     plans = [make_plan(cfg, cache) for cfg in cfgs]
-    model = engine.loaded(plans)  # before, since weights that are mapped from a file are not allocated
+    model = smaller_packs.loaded(plans)  # before, since weights that are mapped from a file are not allocated
     with (
-        patch.object(engine, "loaded", lambda _: model),
+        patch.object(smaller_packs, "loaded", lambda _: model),
         profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled,
     ):
         engine.train(cfgs)

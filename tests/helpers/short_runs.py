@@ -11,6 +11,7 @@ from helpers.command_line import composed
 from helpers.device import ON_DEVICE
 from sae_transcoder.config import Config, run_dir
 from sae_transcoder.training import checkpoint, engine
+from sae_transcoder.training.managed_run import ManagedRun
 
 
 def short(cache: Path, folder: Path, *overrides: str) -> Config:
@@ -64,13 +65,13 @@ def assert_same(one: Path, other: Path) -> None:
 def interrupted(cfg: Config) -> Path:
     """Trains `cfg` until it has saved for the first time; returns the path of its training state."""
 
-    def stop(self: engine.ManagedRun) -> None:
+    def stop(self: ManagedRun) -> None:
         real(self)
         raise KeyboardInterrupt
 
-    real = engine.ManagedRun.save_state
+    real = ManagedRun.save_state
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine.ManagedRun, "save_state", stop)
+        patch.setattr(ManagedRun, "save_state", stop)
         with pytest.raises(KeyboardInterrupt):
             engine.train([cfg])
     return checkpoint.state_path(run_dir(cfg))

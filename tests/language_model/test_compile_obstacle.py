@@ -106,4 +106,4 @@ def test_the_header_says_whether_the_model_is_compiled_and_on_a_gpu_why_not(cach
     assert "on cuda, not compiled (deterministic=true: a compiled layer rounds otherwise; " in shown("deterministic=true")
     here = replace(make_plan(short(cache, tmp_path)), device=CPU)
     assert display.facts(here)["model"].endswith("on cpu")
-    assert display.facts(replace(here, uncompiled=None))["model"].endswith("on cpu, compiled")
+    assert display.facts(replace(here, compile_obstacle=None))["model"].endswith("on cpu, compiled")

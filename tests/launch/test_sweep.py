@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from helpers.sweeps import SHORT, assert_equal, by, config, here, runs, states
 from sae_transcoder.config import ConfigError, Optimizer, composition, run_name
 from sae_transcoder.config.composition import CONF, typed
-from sae_transcoder.launch import sweep, workers
+from sae_transcoder.launch import sweep, worker_pool
 from sae_transcoder.launch.sweep_jobs import compose_sweep
 from sae_transcoder.run_store import status
 from sae_transcoder.training import engine
@@ -116,7 +116,7 @@ def test_a_sweep_with_any_fault_starts_nothing_and_says_all(
 ) -> None:
     names = {a.split("=")[0] for a in arguments}
     settings = [a for a in SHORT if a.split("=")[0] not in names]
-    with patch.object(workers, "run", side_effect=AssertionError):
+    with patch.object(worker_pool, "run", side_effect=AssertionError):
         code, _, errors = here("-m", *settings, *arguments, f"save_dir={tmp_path}/out", f"cache_dir={cache}")
     assert code == 1
     for part in parts:

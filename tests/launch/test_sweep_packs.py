@@ -17,11 +17,11 @@ from helpers.device import ON_DEVICE
 from helpers.short_runs import short
 from helpers.sweeps import SHAPE, SHORT, assert_equal, by, config, here, runs, states
 from sae_transcoder.config import run_dir
-from sae_transcoder.launch import packs, workers
+from sae_transcoder.launch import packs, worker_pool
 from sae_transcoder.preflight.plan import make_plan
-from sae_transcoder.preflight.shared import check_shared
+from sae_transcoder.preflight.side_by_side import check_shared
 from sae_transcoder.run_store import status
-from sae_transcoder.training import engine, managed_run, pack_loop
+from sae_transcoder.training import engine, managed_run, smaller_packs
 
 pytestmark = pytest.mark.device
 
@@ -237,7 +237,7 @@ def test_a_look_at_whether_a_run_lives_does_not_keep_it_from_starting(cache: Pat
     cfg = short(cache, tmp_path, "max_steps=1")
     run_dir(cfg).mkdir(parents=True)
     descriptor = os.open(run_dir(cfg) / ".lock", os.O_CREAT | os.O_RDWR)
-    real = engine.claim
+    real = smaller_packs.claim
 
     def looking(*arguments: object) -> object:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -245,14 +245,14 @@ def test_a_look_at_whether_a_run_lives_does_not_keep_it_from_starting(cache: Pat
         return real(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "claim", looking)
+        patch.setattr(smaller_packs, "claim", looking)
         engine.train([cfg])
 
 
 def test_workers_on_a_cpu_see_no_gpu_and_those_on_gpus_one_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert workers.gpus(torch.device("cpu")) == []
+    assert worker_pool.gpus(torch.device("cpu")) == []
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,3")
-    assert workers.gpus(torch.device("cuda")) == ["GPU-a", "3"]
+    assert worker_pool.gpus(torch.device("cuda")) == ["GPU-a", "3"]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    assert workers.gpus(torch.device("cuda")) == ["0", "1", "2"]
+    assert worker_pool.gpus(torch.device("cuda")) == ["0", "1", "2"]

@@ -46,7 +46,7 @@ WHY = f"the GPU failed (AcceleratorError: {SAID})"
 )
 def test_too_little_memory_is_recognised_however_it_is_said_and_breaks_nothing(error: Exception) -> None:
     assert is_out_of_memory(error)
-    broken_device.end_if_broken(error)
+    broken_device.raise_if_broken(error)
 
 
 @pytest.mark.parametrize(
@@ -65,13 +65,13 @@ def test_too_little_memory_is_recognised_however_it_is_said_and_breaks_nothing(e
 def test_an_error_that_leaves_the_gpu_of_no_use_is_recognised(error: Exception) -> None:
     assert not is_out_of_memory(error)
     with pytest.raises(DeviceBroken, match=r"the GPU failed \((AcceleratorError|RuntimeError): [^\n]*\)$"):
-        broken_device.end_if_broken(error)
+        broken_device.raise_if_broken(error)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("CUDA error"), OSError()])
 def test_other_errors_are_the_runs_own(error: Exception) -> None:
     assert not is_out_of_memory(error)
-    broken_device.end_if_broken(error)
+    broken_device.raise_if_broken(error)
 
 
 def test_a_pack_whose_gpu_says_out_of_memory_as_an_error_of_cuda_goes_on_in_halves(

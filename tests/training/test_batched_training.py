@@ -13,9 +13,9 @@ from helpers.device import DEVICE
 from helpers.tiny_models import VOCABULARY, tiny_config, tiny_model
 from helpers.trainers import train_alone, train_together
 from sae_transcoder.coder import batched_coders, latent_selection, sparse_products
+from sae_transcoder.coder.build_optimizers import step_together
 from sae_transcoder.coder.chunk_sizes import CHUNK_SIZE
 from sae_transcoder.coder.corrected_coder import CorrectedCoder
-from sae_transcoder.coder.optimizers import step_together
 from sae_transcoder.config import Config
 from sae_transcoder.language_model.forward import Activations, capture
 from sae_transcoder.training import batched_training

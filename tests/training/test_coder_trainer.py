@@ -8,10 +8,10 @@ from helpers.device import DEVICE
 from helpers.tiny_models import VOCABULARY, tiny_config, tiny_model
 from helpers.trainers import train_alone
 from sae_transcoder.coder.positions import PositionFilter
-from sae_transcoder.data.run_length import run_length
+from sae_transcoder.config.run_length import run_length
 from sae_transcoder.language_model.forward import Activations, capture
+from sae_transcoder.training.coder_copies import copy_coders
 from sae_transcoder.training.coder_trainer import CoderTrainer
-from sae_transcoder.training.publishable import publishable_coders
 from sae_transcoder.training.trainer_state import restore, training_state
 
 pytestmark = pytest.mark.device
@@ -211,7 +211,7 @@ def test_exported_coders_have_unit_norm_decoders_and_leave_the_run_as_it_was(opt
     run = trained(tiny_config("sae", optimizer=optimizer, k_decay_steps=2, batch_size=1), tokens(4))
     run.coders["layers.1"].cfg.k = 9
     before = [p.clone() for p in run.coders["layers.1"].parameters()]
-    exported = publishable_coders(run)["layers.1"]
+    exported = copy_coders(run)["layers.1"]
     torch.testing.assert_close(exported.W_dec.norm(dim=1), torch.ones(exported.num_latents, device=DEVICE))
     assert exported.cfg.k == 4
     assert all(torch.equal(a, b) for a, b in zip(before, run.coders["layers.1"].parameters(), strict=True))

@@ -18,7 +18,7 @@ from helpers.trainers import train_end_to_end
 from sae_transcoder.coder.positions import PositionFilter
 from sae_transcoder.coder.sparsify_config import sparsify_configs
 from sae_transcoder.config import Config, ConfigError, run_dir
-from sae_transcoder.data.run_length import run_length
+from sae_transcoder.config.run_length import run_length
 from sae_transcoder.language_model.forward import end_to_end_loss
 from sae_transcoder.training import engine
 from sae_transcoder.training.coder_trainer import CoderTrainer

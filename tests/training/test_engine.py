@@ -23,6 +23,7 @@ from sae_transcoder.language_model.loading import DEMO, load
 from sae_transcoder.preflight.plan import make_plan
 from sae_transcoder.run_store import eval_file, status
 from sae_transcoder.training import checkpoint, engine
+from sae_transcoder.training.managed_run import ManagedRun
 
 pytestmark = pytest.mark.device
 
@@ -279,15 +280,15 @@ def test_the_others_of_a_pack_go_on_where_one_fails_or_cannot_go_on(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = short(cache, tmp_path, "max_steps=4"), short(cache, tmp_path, "k=9")
-    real = engine.ManagedRun.after_step
+    real = ManagedRun.after_step
 
-    def fails(self: engine.ManagedRun, *args: object) -> None:
+    def fails(self: ManagedRun, *args: object) -> None:
         if self.cfg is second and self.trainer.step == 6:
             raise RuntimeError("boom")
         real(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine.ManagedRun, "after_step", fails)
+        patch.setattr(ManagedRun, "after_step", fails)
         with pytest.raises(RuntimeError, match="boom"):
             engine.train([first, second])
     assert [status.read(run_dir(cfg)).state for cfg in (first, second)] == ["done", "failed"]

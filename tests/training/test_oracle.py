@@ -14,7 +14,7 @@ from helpers.tiny_models import tiny_config, tiny_model
 from helpers.trainers import train_alone
 from sae_transcoder.coder.sparsify_config import sparsify_configs
 from sae_transcoder.config import Config
-from sae_transcoder.data.run_length import run_length
+from sae_transcoder.config.run_length import run_length
 from sae_transcoder.language_model.forward import capture
 from sae_transcoder.language_model.hookpoints import widths
 from sae_transcoder.training.coder_trainer import CoderTrainer

@@ -17,7 +17,7 @@ from sae_transcoder import distributed
 from sae_transcoder.config import ConfigError, run_dir
 from sae_transcoder.config.composition import composed
 from sae_transcoder.preflight.device import find_device
-from sae_transcoder.preflight.peak import Moment, held, peak
+from sae_transcoder.preflight.peak import Moment, bytes_by_part, peak
 from sae_transcoder.preflight.plan import make_plan
 from sae_transcoder.run_store import eval_file, status
 from sae_transcoder.training import checkpoint, engine
@@ -308,7 +308,7 @@ def test_a_rank_whose_store_is_gone_takes_the_first_rank_for_lost_and_breaks_off
     group.abort.assert_called_once_with()
     with pytest.raises(distributed.PeerFailed, match="another rank is gone without a word") as failed:
         ranks.synchronize(torch.device("cpu"))
-    assert failed.value.blameless
+    assert failed.value.is_resumable
 
 
 def test_each_rank_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,7 +334,7 @@ def test_length_and_memory_are_those_of_all_ranks(tmp_path: Path) -> None:
     cfg = composed([*SHAPE, "batch_size=4", "max_steps=3", "grad_acc_steps=2", f"save_dir={tmp_path}", "max_samples=64"])
     one, four = make_plan(cfg, processes=1), make_plan(cfg, processes=2)
     assert (one.length.samples, four.length.samples, four.length.steps) == (24, 48, 3)
-    assert held(Moment.update, [four.memory])["gradients exchanged"] == 4 * one.coder_parameters
+    assert bytes_by_part(Moment.update, [four.memory])["gradients exchanged"] == 4 * one.coder_parameters
     with pytest.raises(ConfigError, match="batch_size=4 on 17 ranks with max_samples=64: not one full batch"):
         make_plan(replace(cfg, max_steps=None), processes=17)
     shared = composed([*SHAPE, SHARE, "layers=[0,1,2]", f"save_dir={tmp_path}"])

@@ -1,4 +1,4 @@
-"""What a field says of itself beside its type and default: its bounds, and whether it changes the result.
+"""The metadata of a field: its bounds, and whether it changes the result.
 
 A field with `result=False` does not change what is trained. All others make up the run's signature.
 """

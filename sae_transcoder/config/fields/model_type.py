@@ -26,7 +26,7 @@ class ModelTypeConfig:
     model_type: ModelType = MISSING
     """sae: a module's output is reconstructed from itself; transcoder: from the module's input."""
     site: Site | None = None
-    """Which module of a layer `layers` and `layer_stride` mean: residual (the layer's output), mlp or attention.
+    """The module in each layer that `layers` and `layer_stride` choose: residual (the layer's output), mlp or attention.
     null: residual for an SAE, mlp for a transcoder."""
     layers: list[int] | None = None
     """Layer indices, counted from 0. null: every `layer_stride`-th layer."""

@@ -1,4 +1,4 @@
-"""The optimizers: what each has, and the fields that set one up. coder/optimizers.py builds them."""
+"""The optimizers: what each has, and the fields that set one up. coder/build_optimizers.py builds them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ class OptimizerFacts:
     automatic_lr: Callable[[int], float]
     """sparsify's learning rate for a coder of so many latents where none is set (trainer.py:149, 171, 199)."""
     states: int
-    """Numbers of optimizer state per parameter."""
+    """State tensors of each parameter's size."""
     step_bytes: int
-    """Bytes that a step computes at once for each number of the largest weight matrix."""
+    """Bytes that a step computes at once for each entry of the largest weight matrix."""
     scheduled: bool = True
     """Whether its rate rises in a warmup and falls to 0; False: the rate is constant."""
     weight_decay: float | None = 0.0

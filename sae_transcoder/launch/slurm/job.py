@@ -16,7 +16,7 @@ from sae_transcoder.distributed import PeerFailed
 from sae_transcoder.launch.crashes import restarted
 from sae_transcoder.launch.run_pack import Errors, run_pack
 from sae_transcoder.launch.worker import log_warnings
-from sae_transcoder.launch.workers import spread
+from sae_transcoder.launch.worker_pool import spread
 from sae_transcoder.process import code_version
 from sae_transcoder.process.broken_device import EXIT_CODE, DeviceBroken
 from sae_transcoder.process.stop_signal import Stopped, StopSignal

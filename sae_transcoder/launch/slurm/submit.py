@@ -150,7 +150,7 @@ def make_executor(cfg: Config, folder: Path, code: Path, num_arrays: int) -> sub
         # Else the working directory would precede the copied code in sys.path, and SBATCH_EXPORT=NONE, which some sites set, would hide this.
         f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(path)} SLURM_EXPORT_ENV=ALL",
     ]  # fmt: skip
-    teardown = ["code=$?", f"{python} -m sae_transcoder.launch.slurm.after {shlex.quote(str(folder))} $code", "exit $?"]
+    teardown = ["code=$?", f"{python} -m sae_transcoder.launch.slurm.job_end {shlex.quote(str(folder))} $code", "exit $?"]
     executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=10**6)  # after.py counts them
     executor.update_parameters(
         name=cfg.sweep_name or "sae-train",

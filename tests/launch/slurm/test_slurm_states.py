@@ -15,7 +15,7 @@ from helpers.tiny_models import tiny_model
 from sae_transcoder import slurm_client
 from sae_transcoder.config.composition import composed
 from sae_transcoder.config.slurm_checks import slurm_faults
-from sae_transcoder.launch.slurm.after import JobEndDecision, decide_requeue
+from sae_transcoder.launch.slurm.job_end import JobEndDecision, decide_requeue
 from sae_transcoder.preflight.device_memory import on_cluster
 from sae_transcoder.run_store import job_record, observed_status, status
 from sae_transcoder.run_store.job_record import JobRecord

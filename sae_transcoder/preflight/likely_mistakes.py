@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sae_transcoder.config import OPTIMIZERS, Config, LossFn
 
 if TYPE_CHECKING:
-    from sae_transcoder.data.run_length import RunLength
+    from sae_transcoder.config.run_length import RunLength
 
 # Numbers in the hidden states of a batch [token, width]. Below LAUNCH_BOUND a GPU waits for kernel launches more than a quarter of the
 # time; from BUSY on it is busy. Arithmetic for SmolLM2-135M: 5 ms of launches a batch, 1 us of work a token. No GPU has been measured.

@@ -15,8 +15,8 @@ from helpers.peak_memory import train
 from sae_transcoder.coder.chunk_sizes import CHUNK_SIZE, SMALL_BATCH
 from sae_transcoder.language_model.sizes import ModelSizes
 from sae_transcoder.launch import packs
-from sae_transcoder.preflight.memory import CUDA_CONTEXT, memory_estimate
-from sae_transcoder.preflight.peak import Moment, Part, held, peak
+from sae_transcoder.preflight.memory_estimate import CUDA_CONTEXT, memory_estimate
+from sae_transcoder.preflight.peak import Moment, Part, bytes_by_part, peak
 from sae_transcoder.preflight.plan import make_plan
 from sae_transcoder.training import engine
 
@@ -127,15 +127,15 @@ def on_cuda(model: ModelSizes, point: str, *settings: str) -> list[Part]:
 def test_a_pack_fills_a_gpu(estimate: list[Part], least: int, most: int) -> None:
     """No GPU has been measured: the bounds are those of weights, gradients, moments and a copy of each run, in 85 % of 80 GiB."""
     room = packs.USABLE * CARD
-    assert peak([estimate] * least).held < room < peak([estimate] * most).held
+    assert peak([estimate] * least).total_bytes < room < peak([estimate] * most).total_bytes
 
 
 def test_a_large_coder_on_many_tokens_fits_a_gpu() -> None:
     """Pre-activations are never whole: these would be 17 GB in bfloat16."""
     large = ["batch_size=64", "num_latents=131072"]
     without, acting = (peak([on_cuda(LLAMA, "layers.16", *large, f"auxk_alpha={alpha}")]) for alpha in (0, 0.03125))
-    assert without.held == pytest.approx(45e9, rel=0.1)
-    assert acting.held < packs.USABLE * CARD
+    assert without.total_bytes == pytest.approx(45e9, rel=0.1)
+    assert acting.total_bytes < packs.USABLE * CARD
     assert acting.parts["coders"] == pytest.approx(12.9e9, rel=0.01)
 
 
@@ -149,7 +149,7 @@ def test_runs_side_by_side_hold_what_they_share_once() -> None:
     tokens = 64 * 1024
 
     def parts(*runs: list[Part]) -> dict[str, int]:
-        return held(Moment.coder, runs)
+        return bytes_by_part(Moment.coder, runs)
 
     one, two = parts(longer), parts(alike, longer)
     assert {what for what in one if two[what] != one[what]} == {"coders"}

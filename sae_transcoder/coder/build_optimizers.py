@@ -12,7 +12,7 @@ from transformers import get_linear_schedule_with_warmup
 
 from sae_transcoder.coder.sparsify_parts import Muon, SignSGD, SparseCoder
 from sae_transcoder.config import OPTIMIZERS, Config, Optimizer, warmup_steps
-from sae_transcoder.data.run_length import RunLength
+from sae_transcoder.config.run_length import RunLength
 
 
 class Group(NamedTuple):

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from helpers.command_line import composed
-from sae_transcoder.data.run_length import run_length
-from sae_transcoder.preflight.header_warnings import warnings
+from sae_transcoder.config.run_length import run_length
+from sae_transcoder.preflight.likely_mistakes import warnings
 from sae_transcoder.preflight.plan import make_plan
 
 LAUNCHES = "tokens a batch leave a GPU waiting for kernel launches"

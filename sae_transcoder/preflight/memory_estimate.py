@@ -1,6 +1,6 @@
 """The estimate of what a run needs of its device's memory, from the sizes of model, coders and batches.
 
-It counts what the run really holds, tensor by tensor (tests/preflight/test_memory.py measures that on a CPU). Nothing here imports torch.
+It counts what the run really holds, tensor by tensor (tests/preflight/test_memory_estimate.py measures that on a CPU). Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from sae_transcoder import distributed
 from sae_transcoder.coder.chunk_sizes import CHUNK_SIZE, SMALL_BATCH
-from sae_transcoder.config import OPTIMIZERS, Config, LossFn, ModelType, evaluation_batch
+from sae_transcoder.config import OPTIMIZERS, Config, LossFn, ModelType, evaluation_batch, num_latents
 from sae_transcoder.preflight.peak import ALWAYS, BATCH, SAVE, Moment, Part
 
 if TYPE_CHECKING:
@@ -20,17 +20,12 @@ if TYPE_CHECKING:
 
 CUDA_CONTEXT = 10**9  # bytes that CUDA and its libraries take; not measured
 BFLOAT16, FLOAT32, FLOAT64, INT64 = 2, 4, 8, 8  # bytes
-CANDIDATES = {"cpu": 8, "cuda": 32}  # latents that are looked at for each that is chosen (coder/latent_selection.py)
-
-
-def latents(cfg: Config, width: int) -> int:
-    """Latents of a coder on a hookpoint of this width."""
-    return cfg.num_latents or width * cfg.expansion_factor
+CANDIDATES = {"cpu": 8, "cuda": 32}  # latents searched for each one selected (coder/latent_selection.py)
 
 
 def coder_parameters(cfg: Config, width: int) -> int:
     """Parameters of one coder: encoder, decoder, their biases, and the skip connection."""
-    return 2 * width * latents(cfg, width) + latents(cfg, width) + width + cfg.skip_connection * width**2
+    return 2 * width * num_latents(cfg, width) + num_latents(cfg, width) + width + cfg.skip_connection * width**2
 
 
 def all_parameters(cfg: Config, widths: Mapping[str, int]) -> int:
@@ -63,7 +58,7 @@ def largest_share(cfg: Config, widths: Mapping[str, int], processes: int) -> dic
 def coder_parts(cfg: Config, widths: Mapping[str, int], device: str) -> Iterator[Part]:
     """Weights, optimizer states, the tokens since each latent fired, and gradients."""
     numbers = all_parameters(cfg, widths)
-    counts = sum(latents(cfg, d) for d in widths.values()) * len(cfg.init_seeds) * (INT64 + 1)
+    counts = sum(num_latents(cfg, d) for d in widths.values()) * len(cfg.init_seeds) * (INT64 + 1)
     yield Part("coders", numbers * FLOAT32 * (1 + OPTIMIZERS[cfg.optimizer].states) + counts, ALWAYS)
     if cfg.grad_acc_steps > 1:
         yield Part("gradients", numbers * FLOAT32, BATCH)
@@ -74,7 +69,7 @@ def coder_parts(cfg: Config, widths: Mapping[str, int], device: str) -> Iterator
 
 def trains_together(cfg: Config, widths: Mapping[str, int], device: str) -> bool:
     """Whether the run's coders are computed together with those of other runs (training/batched_training.py)."""
-    most = max(latents(cfg, d) for d in widths.values())
+    most = max(num_latents(cfg, d) for d in widths.values())
     return cfg.loss_fn == LossFn.fvu and cfg.batch_size * cfg.max_seq_length * most <= SMALL_BATCH[device]
 
 
@@ -96,7 +91,7 @@ def coder_steps(cfg: Config, widths: Mapping[str, int], tokens: int, device: str
     if not trains_together(cfg, widths, device) or not cfg.corrections or cfg.multi_topk or cfg.skip_connection:
         return Part("coders' steps", largest, (Moment.coder,), "one by one")
     stacked = max(coder_parameters(cfg, d) for d in widths.values()) * FLOAT32  # a copy of the weights beside those of other coders
-    at_once = max(1, CHUNK_SIZE[device] // (tokens * max(latents(cfg, d) for d in widths.values())))
+    at_once = max(1, CHUNK_SIZE[device] // (tokens * max(num_latents(cfg, d) for d in widths.values())))
     seeds = min(at_once, len(cfg.init_seeds))
     return Part("coders' steps", seeds * (largest + stacked), (Moment.coder,), "together", at_once // seeds)
 
@@ -145,8 +140,8 @@ def auxk_can_act(cfg: Config) -> bool:
 
 
 def latents_per_token(cfg: Config, d: int) -> list[int]:
-    """How many latents a token chooses at most, for each reconstruction: by k, by AuxK and by Multi-TopK."""
-    size = latents(cfg, d)
+    """How many latents are selected for a token at most, for each reconstruction: by k, by AuxK and by Multi-TopK."""
+    size = num_latents(cfg, d)
     k = min(size, 10 * d) if cfg.k_decay_steps else cfg.k
     return [k, *([min(size, d // 2)] if auxk_can_act(cfg) else []), *([min(size, 4 * k)] if cfg.multi_topk else [])]
 
@@ -168,7 +163,7 @@ def forward_bytes(cfg: Config, d: int, tokens: int) -> int:
 
 def step_bytes(cfg: Config, d: int, tokens: int, device: str) -> int:
     """Bytes that a coder's forward and backward make at once, on a batch of so many tokens in `micro_acc_steps` pieces."""
-    tokens, size, chosen = math.ceil(tokens / cfg.micro_acc_steps), latents(cfg, d), latents_per_token(cfg, d)
+    tokens, size, chosen = math.ceil(tokens / cfg.micro_acc_steps), num_latents(cfg, d), latents_per_token(cfg, d)
     row, forward = tokens * d * FLOAT32, forward_bytes(cfg, d, tokens)
     item = BFLOAT16 if device == "cuda" else FLOAT32  # bytes of a pre-activation
     if not cfg.corrections:
@@ -192,7 +187,7 @@ def step_bytes(cfg: Config, d: int, tokens: int, device: str) -> int:
 def update_parts(cfg: Config, widths: Mapping[str, int], device: str, processes: int) -> Iterator[Part]:
     """What an optimizer's step computes, and before it the gradients that ranks exchange."""
     largest = max(widths.values(), key=lambda d: coder_parameters(cfg, d))
-    matrix = latents(cfg, largest) * largest  # numbers
+    matrix = num_latents(cfg, largest) * largest  # numbers
     optimizer = OPTIMIZERS[cfg.optimizer]
     if not optimizer.fused or cfg.corrections:
         held = matrix * optimizer.step_bytes
@@ -214,7 +209,7 @@ def save_parts(cfg: Config, widths: Mapping[str, int], model: ModelSizes) -> Ite
     sequences = min(evaluation_batch(cfg, model.vocabulary), cfg.eval_samples)
     tokens = sequences * cfg.max_seq_length
     d = max(widths.values(), key=lambda d: coder_parameters(cfg, d))
-    size = latents(cfg, d)
+    size = num_latents(cfg, d)
     encoded = tokens * (2 * size * FLOAT32 + 2 * d * FLOAT32)
     yield from activation_parts(cfg, widths, tokens, model.itemsize, (Moment.reconstruction,))
     yield Part("reconstructions", max(encoded, tokens * d * 8 * FLOAT64), (Moment.reconstruction,), True)

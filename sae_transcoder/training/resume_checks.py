@@ -21,14 +21,14 @@ def current_settings(plan: Plan, dtype: torch.dtype, ranks: Ranks) -> dict[str, 
         "dtype": str(dtype),
         "threads": torch.get_num_threads(),
         "forward_batch_size": plan.cfg.forward_batch_size,
-        "compile_model": plan.uncompiled is None,
+        "compile_model": plan.compile_obstacle is None,
         "data": fingerprint(plan),
         "ranks": ranks.size,
     }
 
 
 def fingerprint(plan: Plan) -> str:
-    """Tells a run's tokens from others by how many there are, the first and the last."""
+    """A hash of the run's first and last eight training sequences and of the first eight held out."""
     train, heldout = plan.tokens.train, plan.tokens.heldout
     samples = [train[:8], train[max(0, plan.length.samples - 8) : plan.length.samples], heldout[:8]]
     return hashlib.sha256(b"".join(rows.tobytes() for rows in samples)).hexdigest()[:16]

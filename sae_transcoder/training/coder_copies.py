@@ -2,12 +2,12 @@
 
 import copy
 
+from sae_transcoder.coder.build_optimizers import averaged_weights
 from sae_transcoder.coder.corrected_coder import SparseCoder
-from sae_transcoder.coder.optimizers import averaged_weights
 from sae_transcoder.training.coder_trainer import CoderTrainer
 
 
-def publishable_coders(trainer: CoderTrainer) -> dict[str, SparseCoder]:
+def copy_coders(trainer: CoderTrainer) -> dict[str, SparseCoder]:
     """Copies the coders: with signum its averaged weights, decoder rows at norm 1 where the settings ask for it, the final k."""
     with averaged_weights(trainer.optimizers, [p for coder in trainer.coders.values() for p in coder.parameters()]):
         copies = copy.deepcopy(trainer.coders)

@@ -1,4 +1,4 @@
-"""Settings of the whole process, made before it uses a device: torch, its allocator, malloc, the limit of open files."""
+"""Settings that a process makes before it uses a device: torch, its allocator, malloc, the limit of open files."""
 
 from __future__ import annotations
 

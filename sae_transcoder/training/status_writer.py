@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 HEARTBEAT_EVERY = 5.0  # seconds
 
 
-class StatusReport:
+class StatusWriter:
     """Writes status.json of a run."""
 
     def __init__(self, directory: Path, signature: str, trainer: CoderTrainer):

@@ -14,10 +14,10 @@ from sae_transcoder.training.managed_run import ManagedRun
 log = logging.getLogger(__name__)
 
 
-def make_room(active: Sequence[ManagedRun], errors: Sequence[Exception]) -> None:
+def close_pack(active: Sequence[ManagedRun], errors: Sequence[Exception]) -> None:
     """Closes the runs of a pack that is too large. Runs that are mid-batch continue from their last save, the others from here."""
     for error in errors:
-        forget(error)
+        clear_traceback_locals(error)
     for run in active:
         if not (run.mid_batch or run.closed):
             try:
@@ -27,7 +27,7 @@ def make_room(active: Sequence[ManagedRun], errors: Sequence[Exception]) -> None
         run.close(State.interrupted, "out of memory; goes on in a smaller pack")
 
 
-def forget(error: BaseException | None) -> None:
+def clear_traceback_locals(error: BaseException | None) -> None:
     """Clears the local variables in the tracebacks of an error and of its causes: they keep tensors in memory."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)

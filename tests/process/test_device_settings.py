@@ -13,7 +13,7 @@ from helpers import TESTS, pretend_gpu
 from helpers.short_runs import short
 from helpers.sweeps import SHORT, states
 from helpers.torchrun import ON_RANKS, torchrun
-from sae_transcoder.process import devices
+from sae_transcoder.process import device_settings
 from sae_transcoder.run_store import job_record
 from sae_transcoder.training import engine
 
@@ -116,7 +116,7 @@ import sae_transcoder.{module}
 """
 
 
-@pytest.mark.parametrize("module", ["training.engine", "api", "launch.slurm.job", "launch.workers"])
+@pytest.mark.parametrize("module", ["training.engine", "api", "launch.slurm.job", "launch.worker_pool"])
 def test_before_torch_is_imported_memory_is_to_grow_in_segments_unless_the_environment_says_otherwise(module: str) -> None:
     usual = {name: value for name, value in os.environ.items() if "ALLOC_CONF" not in name}
     code = WATCHED.replace("{module}", module) + "import torch"
@@ -134,25 +134,25 @@ def test_what_one_pack_sets_for_the_process_does_not_reach_the_next_one(
 
     def watching(*_: object) -> dict[int, Exception]:
         threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-        seen.append((threads, deterministic, os.environ.get(devices.CUBLAS)))
+        seen.append((threads, deterministic, os.environ.get(device_settings.CUBLAS)))
         return {0: ValueError("not trained")}
 
     monkeypatch.setattr(engine, "train_plans", watching)
-    monkeypatch.delenv(devices.CUBLAS, raising=False)
+    monkeypatch.delenv(device_settings.CUBLAS, raising=False)
     if workspace:
-        monkeypatch.setenv(devices.CUBLAS, workspace)
+        monkeypatch.setenv(device_settings.CUBLAS, workspace)
     for settings in (["deterministic=true", "threads=2"], ["threads=null"], ["deterministic=true", "threads=null"], ["threads=1"]):
         engine.train_pack([short(cache, tmp_path, *settings)])
     expected = workspace or ":4096:8"
     assert seen == [(2, True, expected), (1, False, workspace), (1, True, expected), (1, False, workspace)]
     assert not torch.are_deterministic_algorithms_enabled()
-    assert os.environ.get(devices.CUBLAS) == workspace
+    assert os.environ.get(device_settings.CUBLAS) == workspace
 
 
 def test_what_was_set_ends_with_a_pack_that_fails(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(devices.CUBLAS, raising=False)
+    monkeypatch.delenv(device_settings.CUBLAS, raising=False)
     monkeypatch.setattr(engine, "train_plans", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         engine.train_pack([short(cache, tmp_path, "deterministic=true")])
     assert not torch.are_deterministic_algorithms_enabled()
-    assert devices.CUBLAS not in os.environ
+    assert device_settings.CUBLAS not in os.environ

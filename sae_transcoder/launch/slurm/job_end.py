@@ -1,8 +1,8 @@
 """What a SLURM job's script runs after the job's tasks: requeues the job, or records how its unfinished runs ended.
 
-    python -m sae_transcoder.launch.slurm.after FOLDER CODE
+    python -m sae_transcoder.launch.slurm.job_end FOLDER CODE
 
-FOLDER holds the job's record; CODE is the exit code of srun. A job is requeued after it stopped in order (time limit, preemption with a grace
+FOLDER holds the job's record; CODE is the exit code of srun. A job is requeued after it stopped cleanly (time limit, preemption with a grace
 time) or crashed (kill -9, out of memory); SLURM itself would count it as ended. When SLURM takes a job from its node (requeue, preemption
 without a grace time, failure of the node), SLURM requeues it, and this is not run.
 """

@@ -2,8 +2,7 @@
 
 from collections.abc import Mapping
 
-from sae_transcoder.config import Activation, Config
-from sae_transcoder.preflight.memory import latents
+from sae_transcoder.config import Activation, Config, num_latents
 
 
 def width_faults(cfg: Config, widths: Mapping[str, int]) -> list[str]:
@@ -11,7 +10,7 @@ def width_faults(cfg: Config, widths: Mapping[str, int]) -> list[str]:
     faults = []
     size_field = "num_latents" if cfg.num_latents else "expansion_factor"
     for point, width in widths.items():
-        size = latents(cfg, width)
+        size = num_latents(cfg, width)
         coder = f"{size_field}={getattr(cfg, size_field)}: the coder on {point} (width {width}) has {size} latents"
         if cfg.k > size:
             faults.append(f"k={cfg.k} with {coder}; lower k or raise {size_field}")
