@@ -35,7 +35,7 @@ PARTS = {
     "table and results": ["launch.sweep:print_table", "launch.sweep:result"],
     "headers": ["training.display:header", "training.display:facts"],
     "language model loaded": ["language_model.loading:load"],
-    "copies of the coders": ["training.publishable:publishable_coders"],
+    "copies of the coders": ["training.coder_copies:copy_coders"],
     "runs made": ["training.managed_run:ManagedRun.__init__"],
     "runs opened": ["training.managed_run:ManagedRun.open"],
     "coders/ and best/": ["training.checkpoint:export"],

@@ -21,7 +21,7 @@ from sae_transcoder.launch import packs, worker_pool
 from sae_transcoder.preflight.plan import make_plan
 from sae_transcoder.preflight.side_by_side import check_shared
 from sae_transcoder.run_store import status
-from sae_transcoder.training import engine, managed_run, smaller_packs
+from sae_transcoder.training import engine, managed_run, pack_loop, smaller_packs
 
 pytestmark = pytest.mark.device
 
