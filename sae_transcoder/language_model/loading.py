@@ -1,6 +1,5 @@
 """Loads the language model: its config, its outline without weights, or the model with weights in the wanted number format."""
 
-import contextlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from huggingface_hub import constants, get_token
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from safetensors import SafetensorError
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import (
@@ -30,6 +30,7 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import get_checkpoint_shard_files
 
 from sae_transcoder.config import Config, ConfigError, LossFn, ModelConfig, Quantization
+from sae_transcoder.language_model.weights import weight_faults
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def model_path(cfg: ModelConfig) -> str:
     return str(DEMO) if cfg.model_name == "demo" else cfg.model_name
 
 
-def _cannot_load(cfg: ModelConfig, part: str, error: Exception) -> ConfigError:
+def cannot_load(cfg: ModelConfig, part: str, error: Exception) -> ConfigError:
     """The message for a part of the model that cannot be loaded, with a fix for each cause that is known."""
     reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     setting = f"model_name={cfg.model_name}" + (f", revision={cfg.revision}" if cfg.revision else "")
@@ -65,7 +66,7 @@ def _cannot_load(cfg: ModelConfig, part: str, error: Exception) -> ConfigError:
     return ConfigError(f"{setting}: its {part} cannot be loaded ({reason}); {fix}")
 
 
-def _config(cfg: ModelConfig, layers: int | None = None) -> Any:
+def config_of(cfg: ModelConfig, layers: int | None = None) -> Any:
     """The model's config, or that of its first `layers` layers."""
     model_config = AutoConfig.from_pretrained(model_path(cfg), revision=cfg.revision)
     if layers is not None:
@@ -84,12 +85,12 @@ def outline(cfg: ModelConfig, layers: int | None = None) -> PreTrainedModel:
     Raises ConfigError where the model's config cannot be loaded or describes no text model.
     """
     try:
-        model_config = _config(cfg, layers)
+        model_config = config_of(cfg, layers)
         with FakeTensorMode(), no_init_weights():  # some initialisations read values, and there are none
             # Shapes do not depend on the number format; the kernels of mixtures of experts exist in bfloat16 only.
             model = AutoModel.from_config(model_config, dtype=torch.bfloat16)
     except (OSError, ValueError, KeyError) as error:
-        raise _cannot_load(cfg, "config", error) from error
+        raise cannot_load(cfg, "config", error) from error
     return model.eval()
 
 
@@ -98,7 +99,7 @@ def tokenizer(cfg: ModelConfig) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(model_path(cfg), revision=cfg.revision)
     except (OSError, ValueError, KeyError) as error:
-        raise _cannot_load(cfg, "tokenizer", error) from error
+        raise cannot_load(cfg, "tokenizer", error) from error
 
 
 def fetch(cfg: ModelConfig) -> None:
@@ -114,7 +115,7 @@ def fetch(cfg: ModelConfig) -> None:
                 if path:
                     return
     except (OSError, ValueError) as error:
-        raise _cannot_load(cfg, "weights", error) from error
+        raise cannot_load(cfg, "weights", error) from error
 
 
 def load(cfg: Config, device: torch.device, layers: int | None = None) -> PreTrainedModel:
@@ -124,34 +125,36 @@ def load(cfg: Config, device: torch.device, layers: int | None = None) -> PreTra
     where only the evaluation needs it. Raises ConfigError where the weights cannot be loaded, or lack a head that the loss needs.
     """
     dtype = resolve_dtype(cfg, device)
-    transformers_logging.disable_progress_bar()
-    kwargs: dict[str, Any] = dict(revision=cfg.revision, dtype=dtype)
+    kwargs: dict[str, Any] = dict(revision=cfg.revision, dtype=dtype, ignore_mismatched_sizes=True)  # weight_faults refuses them
     try:
-        model_config = _config(cfg, layers)
+        model_config = config_of(cfg, layers)
         if cfg.quantization is not None:
             kwargs["quantization_config"] = _bitsandbytes_config(cfg.quantization, dtype)
         if cfg.quantization is not None or getattr(model_config, "quantization_config", None) is not None:
             kwargs["device_map"] = {"": device}  # quantized weights cannot be moved afterwards
-        if not needs_head(cfg, model_config):
-            with _quiet() if layers is not None else contextlib.nullcontext():  # else it reports every weight of the other layers
-                return _frozen(AutoModel.from_pretrained(model_path(cfg), config=model_config, **kwargs), device)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(model_path(cfg), output_loading_info=True, **kwargs)
+        kind = AutoModelForCausalLM if needs_head(cfg, model_config) else AutoModel
+        with quiet():  # it reports what weight_faults tells
+            loaded: Any = kind.from_pretrained(model_path(cfg), config=model_config, output_loading_info=True, **kwargs)
         model, info = loaded
-    except (OSError, ValueError, ImportError) as error:  # ImportError: a package that a quantized checkpoint needs
-        raise _cannot_load(cfg, "weights", error) from error
-    if not info["missing_keys"]:
-        return _frozen(model, device)
-    if cfg.loss_fn != LossFn.fvu:
-        missing = ", ".join(sorted(info["missing_keys"]))
+    except (OSError, ValueError, ImportError, SafetensorError) as error:  # ImportError: a package that a quantized checkpoint needs
+        raise cannot_load(cfg, "weights", error) from error
+    head = {key for key in info["missing_keys"] if has_head(model) and not key.startswith(f"{model.base_model_prefix}.")}
+    if head and cfg.loss_fn != LossFn.fvu:
+        missing = ", ".join(sorted(head))
         raise ConfigError(f"loss_fn={cfg.loss_fn} with model_name={cfg.model_name}: its weights lack {missing}; use loss_fn=fvu")
+    if faults := weight_faults(cfg, model, info, layers):
+        raise ConfigError(*faults)
+    if not head:
+        return _frozen(model, device)
     log.warning("model_name=%s: no language-modelling head among its weights, so no end-to-end evaluation", cfg.model_name)
     return _frozen(model.base_model, device)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """While open, transformers reports errors only."""
+def quiet() -> Iterator[None]:
+    """While open, transformers reports errors only; it shows no progress from then on."""
     verbosity = transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     try:
         yield

@@ -1,13 +1,16 @@
-"""Checks whether a language model, and this machine, can do what the settings ask. The model's outline is enough."""
+"""Checks whether a language model, and this machine, can do what the settings ask: from the model's outline, and its files' headers."""
 
+import os
 from importlib.util import find_spec
 from typing import Any
 
-from transformers import PreTrainedModel
+from safetensors import SafetensorError
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 from sae_transcoder.config import Config, LossFn
 from sae_transcoder.language_model import loading
 from sae_transcoder.language_model.compilation import CompileObstacle
+from sae_transcoder.language_model.weights import weight_faults
 
 
 def faults(cfg: Config, outline: PreTrainedModel, obstacle: CompileObstacle | None) -> list[str]:
@@ -18,6 +21,29 @@ def faults(cfg: Config, outline: PreTrainedModel, obstacle: CompileObstacle | No
         *compile_faults(cfg, obstacle),
         *token_faults(cfg, loading.text_config(outline)),
     ]
+
+
+def stored_weight_faults(cfg: Config, layers: int | None = None) -> list[str]:
+    """What is wrong with the weights on this machine, told from the files' headers; empty where they are not here yet.
+
+    layers: how many of the model's first layers the run loads; None: all.
+    """
+    model_config = loading.config_of(cfg, layers)
+    if getattr(model_config, "quantization_config", None) is not None:
+        return []  # whose tensors only its own package knows
+    kind = AutoModelForCausalLM if loading.needs_head(cfg, model_config) else AutoModel
+    options: dict[str, Any] = dict(config=model_config, revision=cfg.revision, local_files_only=True, device_map={"": "meta"})
+    try:
+        with loading.quiet():
+            loaded: Any = kind.from_pretrained(
+                loading.model_path(cfg), output_loading_info=True, ignore_mismatched_sizes=True, **options
+            )
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        if not os.path.isdir(loading.model_path(cfg)):
+            return []  # it is downloaded when the run begins
+        raise loading.cannot_load(cfg, "weights", error) from error
+    model, info = loaded
+    return weight_faults(cfg, model, info, layers)
 
 
 def loss_faults(cfg: Config, model_config: Any) -> list[str]:

@@ -132,6 +132,7 @@ def check_model(
     widths, model_layers = cache.widths(cfg, points), cache.needed_layers(cfg, points)
     obstacle = layers.compile_obstacle(cfg, outline, points, model_layers, device, here=not on_slurm)
     faults = model_checks.faults(cfg, outline, obstacle) + width_faults(cfg, widths) + share_faults(cfg, len(widths), processes)
+    faults += cache.weight_faults(cfg, model_layers)
     samples = needed_samples(cfg, batch_ranks(cfg, processes))
     if samples is not None:  # else the length is known once the data is read
         faults += length_faults(cfg, run_length(cfg, samples, batch_ranks(cfg, processes)), samples)

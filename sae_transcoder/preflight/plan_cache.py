@@ -47,6 +47,13 @@ class PlanCache:
         key = ("layers", *model_key(cfg), cfg.loss_fn, cfg.eval_end_to_end, *hookpoints)
         return self._once(key, lambda: layers.num_layers_needed(cfg, self.outline(cfg), hookpoints))
 
+    def weight_faults(self, cfg: Config, layers: int | None) -> list[str]:
+        """What is wrong with the model's weights on this machine, of which the run loads the first `layers` layers; None: all."""
+        from sae_transcoder.language_model import model_checks
+
+        key = ("weights", *model_key(cfg), cfg.loss_fn, cfg.eval_end_to_end, layers)
+        return self._once(key, lambda: model_checks.stored_weight_faults(cfg, layers))
+
     def tokens(self, cfg: Config, vocabulary: int, batch_ranks: int) -> TokenSets:
         """The run's sequences, where `batch_ranks` ranks share each batch. Raises ConfigError as token_sets.prepare does."""
         from sae_transcoder.config.run_length import needed_samples

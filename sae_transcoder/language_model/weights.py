@@ -1,0 +1,77 @@
+"""Whether a model's weights fit its config: which tensors its loader misses, and which of the file's nothing takes.
+
+transformers fills what is missing with random numbers, and trains on. It says so in a report only.
+"""
+
+import re
+from collections.abc import Collection, Iterable
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from sae_transcoder.config import Config, LossFn
+
+# {prefix: what saves a model under it, and what to save in its place}
+PREFIXES = {
+    "_orig_mod.": "torch.compile saves such names: save the model that was compiled (model._orig_mod)",
+    "module.": "DataParallel and its like save such names: save the model inside (model.module)",
+}
+# Tensors that older versions of transformers saved and newer ones compute.
+BUFFERS = re.compile(r"(rotary_emb\.inv_freq|masked_bias|(attn|attention)\.bias)$")
+SHOWN = 3  # names in a message
+
+
+def weight_faults(cfg: Config, model: PreTrainedModel, info: dict[str, Any], layers: int | None = None) -> list[str]:
+    """What `info`, from_pretrained's loading info, says of weights that do not fit the model.
+
+    A head that only the evaluation needs, and a pooler, may be missing. Tensors outside the model's layers may be left over, such as other
+    heads, and those of layers that are not loaded: `layers` are the first ones, None for all.
+    """
+    missing = {key for key in info["missing_keys"] if not may_be_missing(cfg, model, key)}
+    left_over = set(info["unexpected_keys"])
+    mismatched = sorted(str(key[0]) for key in info["mismatched_keys"])
+    in_layers = {key for key in left_over if is_of_a_layer(model, key, layers) and not BUFFERS.search(key)}
+    faults = []
+    if missing or in_layers:
+        parts = [f"lack {named(missing)}"] if missing else []
+        parts += (
+            [f"hold {named(unused)}, which the model has no place for"] if (unused := left_over if missing else in_layers) else []
+        )
+        cause = prefix_cause(missing, left_over) or "give the config that the weights were saved with"
+        faults.append(f"{' and '.join(parts)}; {cause}")
+    if mismatched:
+        faults.append(f"have other shapes than the config says for {named(mismatched)}; give the config that they were saved with")
+    return [f"model_name={cfg.model_name}: its weights {fault}" for fault in faults]
+
+
+def may_be_missing(cfg: Config, model: PreTrainedModel, key: str) -> bool:
+    """Whether a run can do without a tensor: a pooler above the layers, or a head where the loss does not need it."""
+    is_of_head = model.base_model is not model and not key.startswith(f"{model.base_model_prefix}.")
+    return (is_of_head and cfg.loss_fn == LossFn.fvu) or re.search(r"(^|\.)pooler\.", key) is not None
+
+
+LAYER = re.compile(r"^(.*?)\.(\d+)\.")  # of a tensor's name: its stack, and its layer there
+
+
+def is_of_a_layer(model: PreTrainedModel, key: str, layers: int | None) -> bool:
+    """Whether a tensor's name is that of one of the model's own layers, or of one beyond those of its config; not of one left out."""
+    prefix = f"{model.base_model_prefix}."
+    stacks = {match[1].removeprefix(prefix) for name, _ in model.named_parameters() if (match := LAYER.match(name))}
+    match = LAYER.match(key.removeprefix(prefix))
+    return match is not None and match[1] in stacks and (layers is None or int(match[2]) < layers)
+
+
+def prefix_cause(missing: Collection[str], left_over: Iterable[str]) -> str | None:
+    """Why the file's names differ from the model's by a known prefix; None where they do not."""
+    for prefix, cause in PREFIXES.items():
+        without = {key.removeprefix(prefix) for key in left_over if key.startswith(prefix)}
+        if missing and any(key in without or any(name.endswith(f".{key}") for name in without) for key in missing):
+            return f"the file's names begin with {prefix!r}: {cause}"
+    return None
+
+
+def named(keys: Collection[str]) -> str:
+    """The first names, and how many there are."""
+    names = sorted(keys)
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return f"{', '.join(names[:SHOWN])}{more}"
