@@ -4,10 +4,10 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from sae_transcoder.coder.names import hookpoint_of
-from sae_transcoder.coder.stored_coders import coders_dir, find_coders
+from sae_transcoder.coder.stored_coders import coders_dir, expected_shapes, find_coders, tensor_faults, tensor_headers
 from sae_transcoder.config import Config, ConfigError, ModelType
 
 
@@ -39,20 +39,13 @@ def shape_faults(cfg: Config, folder: Path, name: str, width: int, latents: int)
     """How the coder stored in `folder` differs from the one to be trained."""
     try:
         settings = json.loads((folder / "cfg.json").read_text())
-        with safe_open(folder / "sae.safetensors", framework="pt") as file:
-            shapes = {key: list(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-    except (ValueError, SafetensorError) as error:
+        headers = tensor_headers(folder)
+    except (ValueError, OSError, SafetensorError) as error:
         return [f"finetune={cfg.finetune}: {folder} cannot be read ({error})"]
-    expected = {"encoder.weight": [latents, width], "encoder.bias": [latents], "W_dec": [latents, width], "b_dec": [width]}
-    if cfg.skip_connection:
-        expected["W_skip"] = [width, width]
-    faults = []
-    for key in sorted(expected.keys() | shapes.keys()):
-        if expected.get(key) != shapes.get(key):
-            faults.append(
-                f"finetune={cfg.finetune}: {name} has {key} of shape {shapes.get(key)}, the run's coder {expected.get(key)}; "
-                "set num_latents (or expansion_factor), skip_connection and the hookpoints as they were"
-            )
+    faults = [
+        f"finetune={cfg.finetune}: {name} {fault}; set num_latents (or expansion_factor), skip_connection and the hookpoints as they were"
+        for fault in tensor_faults(headers, expected_shapes(width, latents, skip=cfg.skip_connection))
+    ]
     is_transcoder = cfg.model_type == ModelType.transcoder
     if settings.get("transcode", False) != is_transcoder:
         other = "a transcoder" if settings["transcode"] else "an SAE"

@@ -1,6 +1,8 @@
 """Coders on disk in sparsify's format: in a run's directory, in any folder, or on the hub."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 from natsort import natsorted
 
@@ -40,3 +42,50 @@ def find_coders(root: Path) -> dict[str, Path]:
     folders = [p.parent for pattern in ("*/cfg.json", "seed*/*/cfg.json") for p in root.glob(pattern)]
     by_name = {coder_name(p.relative_to(root)): p for p in folders if (p / "sae.safetensors").is_file()}
     return {name: by_name[name] for name in natsorted(by_name)}
+
+
+def tensor_headers(folder: Path) -> dict[str, tuple[list[int], str]]:
+    """{tensor: its shape and number format, such as F32} of a stored coder. Raises OSError or SafetensorError for a damaged file."""
+    from safetensors import safe_open
+
+    with safe_open(folder / "sae.safetensors", framework="numpy") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        return {name: (list(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
+
+
+def expected_shapes(width: int, num_latents: int, *, skip: bool) -> dict[str, list[int]]:
+    """{tensor: shape} of sparsify's coder."""
+    shapes = {
+        "encoder.weight": [num_latents, width],
+        "encoder.bias": [num_latents],
+        "W_dec": [num_latents, width],
+        "b_dec": [width],
+    }
+    return shapes | ({"W_skip": [width, width]} if skip else {})
+
+
+def tensor_faults(headers: dict[str, tuple[list[int], str]], expected: dict[str, list[int]]) -> list[str]:
+    """How a stored coder's tensors differ from those expected: missing, extra, of another shape, or no floating-point numbers."""
+    faults = [f"lacks {name} of shape {expected[name]}" for name in expected.keys() - headers.keys()]
+    faults += [f"has a tensor {name} that such a coder does not have" for name in headers.keys() - expected.keys()]
+    for name in expected.keys() & headers.keys():
+        shape, number_format = headers[name]
+        if shape != expected[name]:
+            faults.append(f"has {name} of shape {shape}, not {expected[name]}")
+        if not number_format.startswith(("F", "BF")):
+            faults.append(f"has {name} in {number_format}, no floating-point numbers")
+    return sorted(faults)
+
+
+def coder_faults(folder: Path) -> list[str]:
+    """What is wrong with a stored coder by itself, told from its cfg.json and the header of its tensors."""
+    try:
+        cfg: dict[str, Any] = json.loads((folder / "cfg.json").read_text())
+        width = int(cfg["d_in"])
+        num_latents = int(cfg.get("num_latents") or width * cfg["expansion_factor"])
+        faults = tensor_faults(tensor_headers(folder), expected_shapes(width, num_latents, skip=bool(cfg.get("skip_connection"))))
+    except KeyError as error:
+        faults = [f"cfg.json lacks {error.args[0]}"]
+    except Exception as error:  # json and safetensors raise many kinds for damaged files
+        faults = [str(error).splitlines()[0] if str(error) else type(error).__name__]
+    return [f"{folder}: cannot be read ({fault})" for fault in faults]

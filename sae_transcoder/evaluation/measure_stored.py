@@ -7,6 +7,7 @@ import torch
 
 from sae_transcoder.coder.corrected_coder import SparseCoder
 from sae_transcoder.coder.names import hookpoint_of
+from sae_transcoder.coder.stored_coders import coder_faults
 from sae_transcoder.config import Config, ConfigError
 from sae_transcoder.data import token_sets
 from sae_transcoder.evaluation import heldout
@@ -54,11 +55,15 @@ def load_coders(
     cfg: Config, coder_dirs: Mapping[str, Path], widths: Mapping[str, int], device: torch.device
 ) -> tuple[dict[str, SparseCoder], list[str]]:
     """The coders {name: coder} in float32, and a fault for each that cannot be read or whose width is not that of its hookpoint."""
-    coders, faults = {}, []
+    coders: dict[str, SparseCoder] = {}
+    faults: list[str] = []
     for name, coder_dir in coder_dirs.items():
+        if own_faults := coder_faults(coder_dir):
+            faults += own_faults
+            continue
         try:
             coders[name] = SparseCoder.load_from_disk(coder_dir, device).float().requires_grad_(False)
-        except Exception as error:  # json, safetensors and torch raise many kinds for damaged files
+        except Exception as error:  # of settings that sparsify does not know
             faults.append(f"{coder_dir}: cannot be read ({str(error).splitlines()[0]})")
             continue
         if coders[name].d_in != (width := widths[hookpoint_of(name)]):

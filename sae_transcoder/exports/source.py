@@ -8,7 +8,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sae_transcoder.coder.stored_coders import find_coders, run_dir_of
+from sae_transcoder.coder.stored_coders import coder_faults, find_coders, run_dir_of
 from sae_transcoder.config import FIELDS, ConfigError
 from sae_transcoder.run_store import eval_file, run_files, status
 from sae_transcoder.run_store.eval_file import Evaluation
@@ -66,8 +66,6 @@ def read_source(path: str) -> Source:
 
 def read_coder(coder_dir: Path) -> StoredCoder:
     """Reads a coder's files. Raises ConfigError where they are damaged."""
-    try:
-        cfg = json.loads((coder_dir / "cfg.json").read_text())
-        return StoredCoder(coder_dir, cfg, load_file(coder_dir / "sae.safetensors"))
-    except Exception as error:  # json and safetensors raise many kinds for damaged files
-        raise ConfigError(f"{coder_dir}: cannot be read ({str(error).splitlines()[0]}); export another copy") from error
+    if faults := coder_faults(coder_dir):
+        raise ConfigError(*(f"{fault}; export another copy" for fault in faults))
+    return StoredCoder(coder_dir, json.loads((coder_dir / "cfg.json").read_text()), load_file(coder_dir / "sae.safetensors"))

@@ -54,7 +54,7 @@ def test_one_layer_of_several_may_be_taken(cache: Path, trained: Path, tmp_path:
     [
         (["layers=[3]"], ["no coder for layers.3", "it holds: layers.1, layers.2"]),
         (["layers=[1]", "expansion_factor=3"], ["encoder.weight of shape [512, 256]", "[768, 256]"]),
-        (["layers=[1]", "skip_connection=true"], ["W_skip of shape None", "[256, 256]"]),
+        (["layers=[1]", "skip_connection=true"], ["lacks W_skip of shape [256, 256]"]),
         (["layers=[1]", "init_seeds=[1,2]"], ["no coder for layers.1/seed1"]),
         (["layers=null", "hookpoints=[layers.1]", "model_type=transcoder"], ["is an SAE", "model_type=transcoder"]),
     ],
