@@ -52,7 +52,7 @@ def local_paths(cfg: Config) -> list[Path] | None:
     if saved_splits(cfg) is not None:
         return sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("cache-"))
     if path.is_dir():
-        files = [p for p in path.rglob("*") if p.is_file()]
+        files = [p for p in path.rglob("*") if p.is_file() and not is_hidden(p.relative_to(path))]
         paths = sorted(p for p in files if p.suffix in BUILDERS) or sorted(files)
     else:
         paths = [path] if path.is_file() else sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
@@ -66,6 +66,11 @@ def local_paths(cfg: Config) -> list[Path] | None:
     if len({BUILDERS.get(kind) for kind in kinds}) > 1 or kinds[0] not in BUILDERS:
         raise ConfigError(f"dataset_name={cfg.dataset_name}: files of the kinds {', '.join(kinds)}; give files of one of {known}")
     return paths
+
+
+def is_hidden(path: Path) -> bool:
+    """Whether a file, or a folder above it, has a name that begins with a dot, as what editors and file managers leave."""
+    return any(part.startswith(".") for part in path.parts)
 
 
 def is_stream(cfg: Config) -> bool:
@@ -105,7 +110,7 @@ def open_rows(cfg: Config, split: str) -> Iterable[dict[str, Any]]:
     else:
         builder = BUILDERS[paths[0].suffix]
         options = {"sample_by": "document"} if builder == "text" else {}
-        files = {"train": [str(p) for p in paths]}
+        files = {"train": [glob.escape(str(p)) for p in paths]}  # datasets takes names for patterns
         rows = datasets.load_dataset(builder, data_files=files, split="train", cache_dir=str(cache_dir(cfg) / "arrow"), **options)
     # In memory: datasets would write the order into the user's own folder.
     return select_column(cfg, rows, rows.column_names).shuffle(seed=cfg.shuffle_seed, keep_in_memory=True)

@@ -1,11 +1,9 @@
 """The sequences to train on and those held out."""
 
 import itertools
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,7 @@ from sae_transcoder.config import Config, ConfigError, DatasetKind
 from sae_transcoder.config.run_length import needed_samples
 from sae_transcoder.data import sources, token_ids
 from sae_transcoder.data.cache_key import cache_key_parts
+from sae_transcoder.data.memmap import open_ids
 from sae_transcoder.data.token_cache import WINDOW, Sequences, cached_sequences, mixed_order
 
 MEMMAP_BLOCK = 64  # consecutive sequences of a memmap that stay together when the file is shuffled
@@ -109,19 +108,15 @@ def from_memmap(cfg: Config, needed: int | None, vocabulary: int) -> TokenSets:
     path = sources.local_name(cfg)
     if not path.is_file():
         raise ConfigError(f"dataset_name={cfg.dataset_name}: no such file; give the path of a flat binary file of token ids")
-    dtype, length = memmap_dtype(cfg, path), cfg.max_seq_length
-    if path.stat().st_size % dtype.itemsize:
-        raise ConfigError(
-            f"dataset_name={cfg.dataset_name}: {path.stat().st_size} bytes are no whole number of {dtype} ids; check tokens_dtype"
-        )
-    count = path.stat().st_size // dtype.itemsize // length
+    ids, length = open_ids(cfg, path), cfg.max_seq_length
+    count = len(ids) // length
     available = count - cfg.eval_samples
     if available < 1:
         raise ConfigError(
             f"dataset_name={cfg.dataset_name}: {count} sequences of max_seq_length={length} tokens, of which eval_samples={cfg.eval_samples} "
             "are held out: none is left to train on; lower max_seq_length or eval_samples"
         )
-    rows = np.memmap(path, dtype, "r", shape=(count, length))
+    rows = ids[: count * length].reshape(count, length)
     blocks = np.random.default_rng(cfg.shuffle_seed).permutation(count // MEMMAP_BLOCK)
     within_windows = mixed_order(cfg.eval_samples, available, cfg.shuffle_seed)
 
@@ -139,23 +134,8 @@ def from_memmap(cfg: Config, needed: int | None, vocabulary: int) -> TokenSets:
     sets = TokenSets(train, Sequences(rows, in_blocks, cfg.eval_samples))
     for sequences in (sets.heldout, sets.train):
         for start in range(0, len(sequences), WINDOW):
-            largest = int(sequences[start : start + WINDOW].max())
-            if largest >= vocabulary:
-                raise ConfigError(token_ids.unknown_id(cfg, largest, vocabulary))
+            window = sequences[start : start + WINDOW]
+            for extreme in (int(window.max()), int(window.min())):
+                if not 0 <= extreme < vocabulary:
+                    raise ConfigError(token_ids.unknown_id(cfg, extreme, vocabulary))
     return sets
-
-
-def memmap_dtype(cfg: Config, path: Path) -> np.dtype:
-    """The number format: tokens_dtype, or what FILE.json beside the file says. Raises ConfigError where neither tells."""
-    if cfg.tokens_dtype is not None:
-        return np.dtype(cfg.tokens_dtype.value)
-    info = path.with_name(path.name + ".json")
-    try:
-        dtype = json.loads(info.read_text())["dtype"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ConfigError(
-            f"tokens_dtype=null: {info} does not say the dtype of {path.name}; set tokens_dtype=uint16 or uint32"
-        ) from None
-    if dtype not in ("uint16", "uint32"):
-        raise ConfigError(f"{info}: dtype {dtype} is not uint16 or uint32; set tokens_dtype")
-    return np.dtype(dtype)

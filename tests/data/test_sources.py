@@ -161,3 +161,23 @@ def test_a_flat_file_is_read_in_place_in_its_own_number_format(tmp_path: Path, d
         prepare(settings(tmp_path, **vars(cfg) | {"max_samples": 70}), untouched, top).train[:], got.train[:70]
     )
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("name", ["part[12].jsonl", "run[7].jsonl", "[x]/a.jsonl", "a*b.jsonl", "q?.jsonl", "[!z].jsonl"])
+def test_a_name_that_exists_is_that_file_whatever_its_characters(tmp_path: Path, name: str) -> None:
+    jsonl(tmp_path / "part1.jsonl", [{"text": "another"}])
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    named = jsonl(tmp_path / name, [{"text": "this one"}])
+    for dataset_name in {named, str(Path(named).parent) if "/" in name else named}:
+        rows = list(sources.read_rows(settings(tmp_path, dataset_name=dataset_name), "train"))
+        assert [row["text"] for row in rows] == ["this one"]
+
+
+def test_hidden_files_and_folders_are_no_part_of_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / ".data" / "texts"  # a hidden folder above is the user's own choice
+    for place in (folder, folder / "sub", folder / ".ipynb_checkpoints", folder / "sub" / ".cache"):
+        place.mkdir(parents=True)
+        jsonl(place / "a.jsonl", [{"text": place.name}])
+    (folder / "._a.jsonl").write_bytes(b"\0\5\26\7 Mac OS X")
+    rows = sources.read_rows(settings(tmp_path, dataset_name=str(folder)), "train")
+    assert sorted(row["text"] for row in rows) == ["sub", "texts"]
