@@ -17,6 +17,7 @@ from sae_transcoder.config import (
     Tracker,
     TrackerMode,
 )  # fmt: skip
+from sae_transcoder.config.naming import MAX_NAME
 from sae_transcoder.config.slurm_checks import slurm_faults
 from sae_transcoder.metric_names import END_TO_END, NAMES
 
@@ -210,8 +211,12 @@ def tracker_faults(cfg: Config) -> list[str]:
 
 def folder_name_faults(cfg: Config) -> list[str]:
     """A `sweep_name` or `run_name` that cannot be a folder's name."""
-    return [
-        f"{name}={value!r}: must be the name of one folder; put the path into save_dir"
-        for name, value in (("sweep_name", cfg.sweep_name), ("run_name", cfg.run_name))
-        if value is not None and (not re.fullmatch(r"[^/\\\0]+", value) or value in (".", ".."))
-    ]
+    faults = []
+    for name, value in (("sweep_name", cfg.sweep_name), ("run_name", cfg.run_name)):
+        if value is not None and (not re.fullmatch(r"[^/\\\0]+", value) or value in (".", "..")):
+            faults.append(f"{name}={value!r}: must be the name of one folder; put the path into save_dir")
+        elif value is not None and (num_bytes := len(value.encode())) > MAX_NAME:
+            faults.append(
+                f"{name}={value[:20]}...: has {num_bytes} bytes, and a folder's name may have {MAX_NAME} here; choose a shorter one"
+            )
+    return faults

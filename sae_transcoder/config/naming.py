@@ -13,6 +13,8 @@ from sae_transcoder.config.fields.dataset import DatasetConfig
 from sae_transcoder.config.fields.evaluation import EvaluationConfig
 from sae_transcoder.config.fields.model import ModelConfig
 
+MAX_NAME = 200  # bytes of a folder's name; most file systems take 255, and files beside it need some more
+
 
 def signature(cfg: Config) -> str:
     """Eight hex digits: a hash of every setting that changes the result, as written."""
@@ -32,7 +34,12 @@ def run_name(cfg: Config) -> str:
         stride = f"all{cfg.layer_stride}" if cfg.layer_stride > 1 else "all"
         where = ["L" + ".".join(map(str, cfg.layers)) if cfg.layers else stride, site(cfg)]
     size = f"n{cfg.num_latents}" if cfg.num_latents else f"x{cfg.expansion_factor}"
-    return "-".join([cfg.model_type, model, *where, f"k{cfg.k}", size, signature(cfg)])
+    name = "-".join([cfg.model_type, model, *where, f"k{cfg.k}", size, signature(cfg)])
+    if len(name) <= MAX_NAME:
+        return name
+    if cfg.layers and not cfg.hookpoints:  # the signature tells those with the same ends apart
+        where[0] = f"L{cfg.layers[0]}..{cfg.layers[-1]}"
+    return "-".join([cfg.model_type, model[:60], *where, f"k{cfg.k}", size, signature(cfg)])
 
 
 def run_dir(cfg: Config) -> Path:

@@ -10,6 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from sae_transcoder.config import FIELDS, GROUPS, Config
+from sae_transcoder.config.naming import MAX_NAME
 
 
 def default_sweep_name(loader: ConfigLoader, master: DictConfig, cfgs: Sequence[Config]) -> str:
@@ -20,7 +21,12 @@ def default_sweep_name(loader: ConfigLoader, master: DictConfig, cfgs: Sequence[
     """
     swept, fixed = swept_fields(loader, master)
     label = fixed.get("experiment") or ("runs" if swept & {"model_type", "experiment"} else str(cfgs[0].model_type))
-    return "-".join([label, *([".".join(sorted(swept))] if swept else []), unswept_hash(cfgs, swept, fixed)])
+    return "-".join([label, *([shortened(".".join(sorted(swept)))] if swept else []), unswept_hash(cfgs, swept, fixed)])
+
+
+def shortened(keys: str) -> str:
+    """The joined names of the swept keys; those of very many end in a hash of all."""
+    return keys if len(keys) <= MAX_NAME // 2 else f"{keys[: MAX_NAME // 2]}.{hashlib.sha256(keys.encode()).hexdigest()[:8]}"
 
 
 def swept_fields(loader: ConfigLoader, master: DictConfig) -> tuple[set[str], dict[str, str]]:

@@ -144,6 +144,17 @@ def test_the_signature_covers_what_changes_the_result_and_nothing_else() -> None
         assert (signature(composed("model_type=sae", override)) == signature(base)) == same, override
 
 
+def test_a_composed_run_name_fits_a_file_system_however_many_layers_and_whatever_the_models_name() -> None:
+    layers = ",".join(map(str, range(80)))
+    cfg = composed("model_type=transcoder", f"layers=[{layers}]", "k=16")
+    assert run_name(cfg) == f"transcoder-smollm2_135m-L0..79-mlp-k16-x8-{signature(cfg)}"
+    assert run_name(composed("model_type=transcoder", f"layers=[{layers.replace(',40,', ',')}]", "k=16")) != run_name(cfg)
+    long = composed("model_type=sae", f"model_name={'m' * 300}", f"layers=[{layers}]")
+    assert len(run_name(long)) <= 200
+    few = composed("model_type=sae", "layers=[0,1,2,3,4,5,6,7,8,9,10,11]")
+    assert "-L0.1.2.3.4.5.6.7.8.9.10.11-" in run_name(few), "as before where it fits"
+
+
 def test_the_default_run_name_is_readable_and_differs_with_any_setting() -> None:
     cfg = composed("model_type=transcoder", "layers=[6,12]", "k=16")
     assert run_name(cfg) == f"transcoder-smollm2_135m-L6.12-mlp-k16-x8-{signature(cfg)}"
@@ -194,6 +205,8 @@ def test_the_default_run_name_is_readable_and_differs_with_any_setting() -> None
         (["model_type=sae", "init_seeds=[99999999999999999999999]"], ["init_seeds", "64 bits"]),
         (["model_type=sae", "k=null"], ["k: null is not possible"]),
         (["model_type=sae", "hydra.run.dir=/tmp/x"], ["hydra.run.dir=/tmp/x", "save_dir/run_name"]),
+        (["model_type=sae", f"run_name={'r' * 260}"], ["run_name=rrrr", "has 260 bytes", "may have 200"]),
+        (["model_type=sae", f"sweep_name={'s' * 201}"], ["sweep_name=ssss", "has 201 bytes"]),
         (["model_type=sae", "run_name=ünï✓"], ["run_name=ünï✓: cannot be read", "quote"]),
         (["model_type=sae", "layers=[2"], ["layers=[2: cannot be read"]),
         (["model_type=sae", "dataset=demo", "dataset_name=mine"], ["dataset_name=mine with dataset_kind=demo"]),
