@@ -45,7 +45,7 @@ class ObservedStatus:
 # {how a SLURM job ended: (new state of a run of it that had begun, new state of one that was still queued, why)}
 JOB_ENDS = {
     "CANCELLED": (State.cancelled, State.cancelled, "SLURM job {job} was cancelled"),
-    "OUT_OF_MEMORY": (State.failed, State.failed, "SLURM job {job} was killed for lack of memory; raise memory"),
+    "OUT_OF_MEMORY": (State.failed, State.failed, "SLURM job {job} was killed for want of memory; raise memory"),
     "TIMEOUT": (
         State.failed,
         State.failed,
