@@ -14,7 +14,6 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from sae_transcoder.config import ConfigError, Hardware, run_dir
-from sae_transcoder.config.command_help import help_text
 from sae_transcoder.config.composition import CONF, explain, fields_of, override_faults, register, split_arguments, typed
 from sae_transcoder.distributed import PeerFailed, rank, refuse
 from sae_transcoder.process.broken_device import DeviceBroken
@@ -84,6 +83,8 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises; the hints that it would print advise what is refused here
     try:
         if sys.argv[1:] in (["--help"], ["-h"]):
+            from sae_transcoder.config.command_help import help_text
+
             print(help_text())
             sys.exit()
         run()

@@ -9,9 +9,6 @@ from omegaconf import DictConfig
 from sae_transcoder import distributed
 from sae_transcoder.config import ConfigError, Hardware, composition, run_dir
 from sae_transcoder.distributed import refuse
-from sae_transcoder.launch.checks import check_cluster, end_dry_run, plan_run
-from sae_transcoder.preflight.plan import check_settings
-from sae_transcoder.run_store import observed_status
 
 
 class BeforeTheRun(Callback):
@@ -45,6 +42,11 @@ class BeforeTheRun(Callback):
 
 def end_unless_to_be_trained(config: DictConfig) -> None:
     """Checks all that the run needs, here or on the cluster. Ends the program if the run is refused, need not be started, or is a dry run."""
+    # Hydra imports this file for --cfg too, which checks nothing.
+    from sae_transcoder.launch.checks import check_cluster, end_dry_run, plan_run
+    from sae_transcoder.preflight.plan import check_settings
+    from sae_transcoder.run_store import observed_status
+
     try:
         cfg = composition.typed(config)
         check_settings(cfg)

@@ -1,6 +1,5 @@
 """How the C library allocates the memory of tensors on a CPU."""
 
-import ctypes
 import os
 
 # glibc's mallopt: its parameters (malloc.h), and the largest values that it accepts.
@@ -14,6 +13,8 @@ def keep_freed() -> bool:
     By default it returns much of it to the kernel, which must clear each page again for the next step: up to a tenth of the demo's time,
     depending on where tensors happen to lie. Does nothing where the environment configures malloc, or where malloc is not glibc's.
     """
+    import ctypes  # takes longer than the rest of this package's import
+
     if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
