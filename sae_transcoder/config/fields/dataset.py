@@ -27,9 +27,9 @@ class DatasetConfig:
 
     dataset_kind: DatasetKind = MISSING
     """hub: text of a hub data set, streamed; local_text: txt, jsonl, parquet or csv files; pretokenized: rows of token ids,
-    on the hub or in jsonl or parquet files; memmap: one flat binary file of token ids; demo: the standard library's sources."""
+    on the hub or in jsonl or parquet files; memmap: one binary file of token ids, flat or numpy's .npy; demo: the standard library's sources."""
     dataset_name: str = MISSING
-    """Hub id, or path (glob patterns allowed) of local files."""
+    """Hub id, or path of local files: a file, a folder without what is hidden in it, or where there is none of that name, a glob pattern."""
     dataset_config: str | None = None
     """Configuration (subset) of a hub data set."""
     dataset_split: str = "train"
@@ -39,7 +39,7 @@ class DatasetConfig:
     tokens_column: str = "input_ids"
     """Column that holds the ids of a pretokenized set; each row is cut into full sequences, what remains of it is dropped."""
     tokens_dtype: TokensDtype | None = None
-    """Number format of a memmap. null: read from the `dtype` key of FILE.json beside the file."""
+    """Number format of a flat memmap. null: read from the `dtype` key of FILE.json beside the file; a .npy file has its own."""
     max_samples: int | None = bounded(1000, at_least=1)
     """Number of training samples, each a packed sequence of `max_seq_length` tokens. null: all there are;
     a hub set then needs `max_steps`."""
