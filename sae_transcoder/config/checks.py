@@ -19,6 +19,7 @@ from sae_transcoder.config import (
 )  # fmt: skip
 from sae_transcoder.config.naming import MAX_NAME
 from sae_transcoder.config.slurm_checks import slurm_faults
+from sae_transcoder.config.type_checks import type_faults
 from sae_transcoder.metric_names import END_TO_END, NAMES
 
 DEFAULTS = asdict(Config())
@@ -42,7 +43,7 @@ def faults(cfg: Config) -> list[str]:
         bound_faults, training_faults, hookpoint_faults, model_faults, dataset_faults, architecture_faults, optimizer_faults,
         evaluation_faults, hardware_faults, slurm_faults, tracker_faults, folder_name_faults,
     )  # fmt: skip
-    return [fault for group in groups for fault in group(cfg)]
+    return type_faults(cfg) or [fault for group in groups for fault in group(cfg)]
 
 
 def bound_faults(cfg: Config) -> list[str]:

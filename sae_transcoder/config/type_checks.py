@@ -1,0 +1,55 @@
+"""Whether each field's value has the type that it is declared with, the elements of lists included.
+
+OmegaConf converts what it composes, but takes a list within a list for anything. Everything else that looks at a config may count on the types.
+"""
+
+import types
+import typing
+from enum import StrEnum
+from typing import Any
+
+from omegaconf import MISSING
+
+from sae_transcoder.config.fields import Config
+
+NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+EXAMPLES = {int: "[1,2]", str: "[a,b]"}
+
+
+def type_faults(cfg: Config) -> list[str]:
+    """One message for each field whose value is of another type."""
+    return [
+        f"{name}={value!r}: must be {wanted(annotation)}"
+        for name, annotation in ANNOTATIONS.items()
+        if (value := getattr(cfg, name)) != MISSING and not is_of_type(value, annotation)
+    ]
+
+
+ANNOTATIONS = typing.get_type_hints(Config)
+
+
+def is_of_type(value: Any, annotation: Any) -> bool:
+    """Whether a value is of a field's type; a whole number is a number, and true is not one."""
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
+        return any(is_of_type(value, option) for option in typing.get_args(annotation))
+    if typing.get_origin(annotation) is list:
+        (element,) = typing.get_args(annotation)
+        return isinstance(value, list) and all(is_of_type(each, element) for each in value)
+    if annotation in (int, float):
+        return isinstance(value, (int, float) if annotation is float else int) and not isinstance(value, bool)
+    if isinstance(annotation, type) and issubclass(annotation, StrEnum):
+        return isinstance(value, str) and value in set(annotation)
+    return isinstance(value, annotation)
+
+
+def wanted(annotation: Any) -> str:
+    """A type in words."""
+    options = [option for option in typing.get_args(annotation) or [annotation] if option is not types.NoneType]
+    null = ", or null" if types.NoneType in typing.get_args(annotation) else ""
+    if typing.get_origin(annotation) is list:
+        options = [annotation]
+    (option,) = options
+    if typing.get_origin(option) is list:
+        (element,) = typing.get_args(option)
+        return f"a list, each of its elements {NAMES[element]}, such as {EXAMPLES[element]}{null}"
+    return (NAMES[option] if option in NAMES else f"one of {', '.join(option)}") + null
