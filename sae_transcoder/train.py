@@ -1,7 +1,4 @@
-"""The command `sae-train`: refuses wrong overrides, lets Hydra compose the config, hands it over, and reports how the run ended.
-
-What is slow to import is imported once the config is known to be valid.
-"""
+"""The command `sae-train`: lets Hydra compose the config, hands it over, reports the end. Slow imports wait until the config is valid."""
 
 import errno
 import os
@@ -53,7 +50,7 @@ def take_json(command: list[str]) -> None:
     """Replaces `json=FILE` in the command by the overrides that it stands for; with --to-yaml prints an experiment file and exits."""
     from sae_transcoder.config import old_json
 
-    _, folders = split_arguments(command[1:])
+    folders = split_arguments(command[1:]).config_dirs
     try:
         if "--to-yaml" in command:
             text, notes = old_json.converted([argument for argument in command[1:] if argument != "--to-yaml"])
@@ -73,13 +70,14 @@ def main() -> None:
     register()
     if "--to-yaml" in sys.argv or any(argument.startswith("json=") for argument in sys.argv[1:]):
         take_json(sys.argv)
-    overrides, folders = split_arguments(sys.argv[1:])
+    overrides, options, folders = split_arguments(sys.argv[1:])
+    if not {"-sc", "--shell-completion"} & {*options}:
+        if faults := override_faults(overrides, folders):
+            refuse(faults)
+        sys.argv[1:] = [*overrides, *options]  # Hydra wants overrides together
     if rank() > 0:  # rank 0 writes .hydra and prints
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-        place = sys.argv.index(overrides[0]) if overrides else len(sys.argv)  # Hydra wants overrides together
-        sys.argv.insert(place, "hydra.output_subdir=null")
-    if not {"-sc", "--shell-completion"} & {*sys.argv} and (faults := override_faults(overrides, folders)):
-        refuse(faults)
+        sys.argv.insert(1, "hydra.output_subdir=null")
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises; the hints that it would print advise what is refused here
     try:
         if sys.argv[1:] in (["--help"], ["-h"]):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -132,21 +133,31 @@ def fields_of(group: str, choices: str, config_dirs: Sequence[Path]) -> set[str]
 INFO_TOPICS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
 
-def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
-    """The overrides among the command line's arguments, and the folders given with --config-dir."""
-    overrides, folders, rest = [], [], list(arguments)
+class Arguments(NamedTuple):
+    """A command line's arguments, each kind in its order."""
+
+    overrides: list[str]
+    options: list[str]
+    config_dirs: list[Path]  # the values of --config-dir
+
+
+def split_arguments(arguments: Sequence[str]) -> Arguments:
+    """Tells overrides from options, which may stand between them."""
+    split, rest = Arguments([], [], []), list(arguments)
     takes_value = {"--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--cfg", "-c", "--package", "-p"}
     while rest:
         argument = rest.pop(0)
         option, _, value = argument.partition("=")
         if argument.startswith("-"):
+            split.options.append(argument)
             if (option in takes_value and not value and rest) or (option in ("--info", "-i") and rest and rest[0] in INFO_TOPICS):
                 value = rest.pop(0)
+                split.options.append(value)
             if option in ("--config-dir", "-cd"):
-                folders.append(Path(value))
+                split.config_dirs.append(Path(value))
         else:
-            overrides.append(argument)
-    return overrides, folders
+            split.overrides.append(argument)
+    return split
 
 
 def explain(error: Exception, overrides: Sequence[str]) -> str:

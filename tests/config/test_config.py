@@ -83,6 +83,36 @@ def test_every_field_that_a_preset_sets_arrives(experiment: str) -> None:
             assert getattr(cfg, name) == value, name
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["experiment=demo", "--cfg", "job", "k=16"],
+        ["--cfg", "job", "experiment=demo", "k=16"],
+        ["experiment=demo", "k=16", "--cfg=job"],
+        ["experiment=demo", "-c", "job", "k=16"],
+    ],
+)
+def test_options_may_stand_anywhere_between_overrides(
+    arguments: list[str], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["sae-train", *arguments])
+    train.main()
+    assert yaml.safe_load(capsys.readouterr().out)["k"] == 16
+
+
+def test_a_folder_of_configs_and_a_multirun_may_stand_between_overrides(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\ndefaults: [demo]\nmax_samples: 16\n")
+    command = ["experiment=mine", "--config-dir", str(tmp_path), "k=4,8", "-m", "dry_run=true", f"save_dir={tmp_path}/out"]
+    monkeypatch.setattr(sys, "argv", ["sae-train", *command])
+    with pytest.raises(SystemExit) as end:
+        train.main()
+    assert end.value.code == 0
+    assert "2 runs (2 new)" in capsys.readouterr().out
+
+
 def test_an_optimizer_without_a_file_in_conf_is_chosen_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     conf = Path(shutil.copytree(CONF, tmp_path / "conf"))
     (conf / "optimizer" / "muon.yaml").unlink()
@@ -209,6 +239,17 @@ def test_the_default_run_name_is_readable_and_differs_with_any_setting() -> None
         (["model_type=sae", f"sweep_name={'s' * 201}"], ["sweep_name=ssss", "has 201 bytes"]),
         (["model_type=sae", "run_name=ünï✓"], ["run_name=ünï✓: cannot be read", "quote"]),
         (["model_type=sae", "layers=[2"], ["layers=[2: cannot be read"]),
+        (
+            ["model_type=sae", "layers=[[1],[2]]"],
+            ["layers=[[1], [2]]: must be a list, each of its elements a whole number, such as [1,2], or null"],
+        ),
+        (["model_type=sae", "init_seeds=[[1]]"], ["init_seeds=[[1]]: must be a list, each of its elements a whole number"]),
+        (["model_type=sae", "exclude_tokens=[[1]]", "k=0"], ["exclude_tokens=[[1]]: must be a list"]),
+        (
+            ["model_type=sae", 'hookpoints=[["layers.1"]]'],
+            ["hookpoints=[['layers.1']]: must be a list, each of its elements a text"],
+        ),
+        (["model_type=sae", "tags=[[a]]", "tracker=wandb"], ["tags=[['a']]: must be a list"]),
         (["model_type=sae", "dataset=demo", "dataset_name=mine"], ["dataset_name=mine with dataset_kind=demo"]),
         (["model_type=sae", "group=x"], ["group=x with tracker=none"]),
         (["model_type=sae", "tracker=trackio", "entity=me"], ["entity=me with tracker=trackio", "tracker_mode=online"]),
