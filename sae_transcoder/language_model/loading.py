@@ -30,7 +30,7 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import get_checkpoint_shard_files
 
 from sae_transcoder.config import Config, ConfigError, LossFn, ModelConfig, Quantization
-from sae_transcoder.language_model.weights import weight_faults
+from sae_transcoder.language_model.weights import is_of_head, weight_faults
 
 log = logging.getLogger(__name__)
 
@@ -138,13 +138,9 @@ def load(cfg: Config, device: torch.device, layers: int | None = None) -> PreTra
         model, info = loaded
     except (OSError, ValueError, ImportError, SafetensorError) as error:  # ImportError: a package that a quantized checkpoint needs
         raise cannot_load(cfg, "weights", error) from error
-    head = {key for key in info["missing_keys"] if has_head(model) and not key.startswith(f"{model.base_model_prefix}.")}
-    if head and cfg.loss_fn != LossFn.fvu:
-        missing = ", ".join(sorted(head))
-        raise ConfigError(f"loss_fn={cfg.loss_fn} with model_name={cfg.model_name}: its weights lack {missing}; use loss_fn=fvu")
     if faults := weight_faults(cfg, model, info, layers):
         raise ConfigError(*faults)
-    if not head:
+    if not any(is_of_head(model, key) for key in info["missing_keys"]):
         return _frozen(model, device)
     log.warning("model_name=%s: no language-modelling head among its weights, so no end-to-end evaluation", cfg.model_name)
     return _frozen(model.base_model, device)

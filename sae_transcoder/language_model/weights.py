@@ -18,6 +18,7 @@ PREFIXES = {
 }
 # Tensors that older versions of transformers saved and newer ones compute.
 BUFFERS = re.compile(r"(rotary_emb\.inv_freq|masked_bias|(attn|attention)\.bias)$")
+POOLER = re.compile(r"(^|\.)pooler\.")  # above all layers
 SHOWN = 3  # names in a message
 
 
@@ -27,7 +28,8 @@ def weight_faults(cfg: Config, model: PreTrainedModel, info: dict[str, Any], lay
     A head that only the evaluation needs, and a pooler, may be missing. Tensors outside the model's layers may be left over, such as other
     heads, and those of layers that are not loaded: `layers` are the first ones, None for all.
     """
-    missing = {key for key in info["missing_keys"] if not may_be_missing(cfg, model, key)}
+    head = {key for key in info["missing_keys"] if is_of_head(model, key)}
+    missing = {key for key in set(info["missing_keys"]) - head if not POOLER.search(key)}
     left_over = set(info["unexpected_keys"])
     mismatched = sorted(str(key[0]) for key in info["mismatched_keys"])
     in_layers = {key for key in left_over if is_of_a_layer(model, key, layers) and not BUFFERS.search(key)}
@@ -41,13 +43,15 @@ def weight_faults(cfg: Config, model: PreTrainedModel, info: dict[str, Any], lay
         faults.append(f"{' and '.join(parts)}; {cause}")
     if mismatched:
         faults.append(f"have other shapes than the config says for {named(mismatched)}; give the config that they were saved with")
-    return [f"model_name={cfg.model_name}: its weights {fault}" for fault in faults]
+    faults = [f"model_name={cfg.model_name}: its weights {fault}" for fault in faults]
+    if head and cfg.loss_fn != LossFn.fvu:
+        faults.append(f"loss_fn={cfg.loss_fn} with model_name={cfg.model_name}: its weights lack {named(head)}; use loss_fn=fvu")
+    return faults
 
 
-def may_be_missing(cfg: Config, model: PreTrainedModel, key: str) -> bool:
-    """Whether a run can do without a tensor: a pooler above the layers, or a head where the loss does not need it."""
-    is_of_head = model.base_model is not model and not key.startswith(f"{model.base_model_prefix}.")
-    return (is_of_head and cfg.loss_fn == LossFn.fvu) or re.search(r"(^|\.)pooler\.", key) is not None
+def is_of_head(model: PreTrainedModel, key: str) -> bool:
+    """Whether a tensor belongs to the language-modelling head."""
+    return model.base_model is not model and not key.startswith(f"{model.base_model_prefix}.")
 
 
 LAYER = re.compile(r"^(.*?)\.(\d+)\.")  # of a tensor's name: its stack, and its layer there
