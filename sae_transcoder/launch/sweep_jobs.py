@@ -11,7 +11,9 @@ from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig
 
 from sae_transcoder.config import Config, ConfigError, SlurmConfig, SweepConfig, run_dir, signature, sweep_dir
+from sae_transcoder.config.checks import folder_name_faults
 from sae_transcoder.config.composition import compose_jobs
+from sae_transcoder.config.errors import raise_faults
 from sae_transcoder.launch.checks import plan_run
 from sae_transcoder.launch.sweep_name import default_sweep_name
 from sae_transcoder.preflight.plan import Plan, check_settings
@@ -59,6 +61,7 @@ def compose_sweep(loader: ConfigLoader, master: DictConfig, job_overrides: Seque
         if len(values) > 1:
             raise ConfigError(f"{name}={','.join(values)}: cannot differ within a sweep; start a sweep for each")
     name = cfgs[0].sweep_name or default_sweep_name(loader, master, cfgs)
+    raise_faults(folder_name_faults(cfgs[0]))  # before the file system is asked for it
     if (folder := sweep_dir(replace(cfgs[0], sweep_name=name))).is_file() or (folder / status.NAME).exists():
         kind = "a file" if folder.is_file() else "a run's directory"
         raise ConfigError(f"sweep_name={name}: {folder} is {kind}; choose another sweep_name")

@@ -106,6 +106,7 @@ def test_the_default_name_depends_on_all_settings_but_swept_values() -> None:
         (["k=glob(*)"], ["the sweep has no jobs"]),
         (["k=4,8", "hydra/launcher=basic"], ["hydra/launcher=basic", "trains no sweep"]),
         (["k=4,8", "expansion_facto=2"], ["did you mean expansion_factor"]),
+        ([f"sweep_name={'s' * 260}", "k=4,8"], ["sweep_name=ssss", "has 260 bytes"]),
         (["k=4,,8"], ["k=4,,8: cannot be read"]),
         (["k=4,8", "sweep_name=a/b"], ["sweep_name='a/b'"]),
     ],
