@@ -11,6 +11,7 @@ os.environ["TRACKIO_DIR"] = tempfile.mkdtemp(prefix="trackio-")  # read when tra
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # also in the processes that tests start: several at once would wait for each other
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,22 @@ def _same_bits_each_time() -> None:
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the runs of a test file keep their tokenised text."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(params=["as here", "as on a GPU"])
+def ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ways of working that a device of this kind takes, and those that a GPU takes."""
+    from sae_transcoder.coder import latent_selection, sparse_products
+
+    for table in (sparse_products.PRODUCT_RULES, latent_selection.TWO_STAGES) if request.param == "as on a GPU" else ():
+        monkeypatch.setitem(table, DEVICE.type, table["cuda"])
+
+
+@pytest.fixture
+def on_the_device() -> Iterator[None]:
+    """Tensors are made on the device under test."""
+    with torch.device(DEVICE):
+        yield
 
 
 @pytest.fixture

@@ -6,13 +6,13 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from enum import StrEnum
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin
 
 import yaml
 
 from sae_transcoder.config import FIELDS, GROUPS, Config, ConfigError, ModelType, Tracker
+from sae_transcoder.config.type_checks import ANNOTATIONS, is_of_type
 
 RENAMED = {"wandb_project": "project", "wandb_entity": "entity", "wandb_log_frequency": "log_every"}
 TRACKING = ("experiment_tracker", "log_to_wandb")  # both together are now `tracker`
@@ -84,11 +84,11 @@ def _unknown_keys(path: Path, content: Mapping[str, Any]) -> list[str]:
 
 
 def _mistyped_values(path: Path, content: Mapping[str, Any]) -> list[str]:
-    types_of_fields = get_type_hints(Config)
+    types_of_fields = ANNOTATIONS
     faults = []
     for name, value in content.items():
         expected = {"experiment_tracker": Tracker, "log_to_wandb": bool}.get(name) or types_of_fields.get(RENAMED.get(name, name))
-        if expected is None or (name in WRONG_DEFAULTS and _same(value, WRONG_DEFAULTS[name][0])) or _fits(value, expected):
+        if expected is None or (name in WRONG_DEFAULTS and _same(value, WRONG_DEFAULTS[name][0])) or is_of_type(value, expected):
             continue
         faults.append(f"json={path}: {name} is {json.dumps(value)}, and must be {_type_in_words(expected)}")
     return faults
@@ -97,19 +97,6 @@ def _mistyped_values(path: Path, content: Mapping[str, Any]) -> list[str]:
 def _same(value: Any, other: Any) -> bool:
     """Whether two values are equal; true and 1 are not."""
     return value == other and isinstance(value, bool) == isinstance(other, bool)
-
-
-def _fits(value: Any, field_type: Any) -> bool:
-    """Whether a JSON value has a field's type. Whole numbers pass as floats; nothing else is converted."""
-    if get_origin(field_type) in (Union, types.UnionType):
-        return any(_fits(value, one) for one in get_args(field_type))
-    if get_origin(field_type) is list:
-        return isinstance(value, list) and all(_fits(one, get_args(field_type)[0]) for one in value)
-    if isinstance(field_type, type) and issubclass(field_type, StrEnum):
-        return isinstance(value, str) and value in list(field_type)
-    if field_type is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return isinstance(value, field_type) and (field_type is bool or not isinstance(value, bool))
 
 
 TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", types.NoneType: "null"}

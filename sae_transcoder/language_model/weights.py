@@ -32,7 +32,7 @@ def weight_faults(cfg: Config, model: PreTrainedModel, info: dict[str, Any], lay
     missing = {key for key in set(info["missing_keys"]) - head if not POOLER.search(key)}
     left_over = set(info["unexpected_keys"])
     mismatched = sorted(str(key[0]) for key in info["mismatched_keys"])
-    in_layers = {key for key in left_over if is_of_a_layer(model, key, layers) and not BUFFERS.search(key)}
+    in_layers = tensors_of_layers(model, left_over, layers)
     faults = []
     if missing or in_layers:
         parts = [f"lack {named(missing)}"] if missing else []
@@ -57,12 +57,12 @@ def is_of_head(model: PreTrainedModel, key: str) -> bool:
 LAYER = re.compile(r"^(.*?)\.(\d+)\.")  # of a tensor's name: its stack, and its layer there
 
 
-def is_of_a_layer(model: PreTrainedModel, key: str, layers: int | None) -> bool:
-    """Whether a tensor's name is that of one of the model's own layers, or of one beyond those of its config; not of one left out."""
+def tensors_of_layers(model: PreTrainedModel, keys: Iterable[str], layers: int | None) -> set[str]:
+    """Those of the names that are of the model's own layers, or of layers beyond those of its config; not buffers, nor of layers left out."""
     prefix = f"{model.base_model_prefix}."
     stacks = {match[1].removeprefix(prefix) for name, _ in model.named_parameters() if (match := LAYER.match(name))}
-    match = LAYER.match(key.removeprefix(prefix))
-    return match is not None and match[1] in stacks and (layers is None or int(match[2]) < layers)
+    matches = {key: match for key in keys if not BUFFERS.search(key) and (match := LAYER.match(key.removeprefix(prefix)))}
+    return {key for key, match in matches.items() if match[1] in stacks and (layers is None or int(match[2]) < layers)}
 
 
 def prefix_cause(missing: Collection[str], left_over: Iterable[str]) -> str | None:

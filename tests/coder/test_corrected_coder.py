@@ -12,7 +12,6 @@ from sparsify import SparseCoder, SparseCoderConfig, sparse_coder
 from sparsify.fused_encoder import fused_encoder
 
 from helpers.device import DEVICE, ON_GPU, by_device
-from sae_transcoder.coder import latent_selection, sparse_products
 from sae_transcoder.coder.chunk_sizes import CHUNK_SIZE
 from sae_transcoder.coder.corrected_coder import CorrectedCoder
 
@@ -60,14 +59,6 @@ def dense_losses(coder: SparseCoder, x: torch.Tensor, dead: torch.Tensor | None)
         predicted = reconstruct(dead, min(WIDTH // 2, count))
         aux = min(count / (WIDTH // 2), 1.0) * (predicted - error.detach()).pow(2).sum() / variance
     return error.pow(2).sum() / variance, aux, multi
-
-
-@pytest.fixture(params=["as here", "as on a GPU"])
-def ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The ways of working that a device of this kind takes, and those that a GPU takes."""
-    if request.param == "as on a GPU":
-        for table in (sparse_products.PRODUCT_RULES, latent_selection.TWO_STAGES):
-            monkeypatch.setitem(table, DEVICE.type, table["cuda"])
 
 
 @pytest.mark.usefixtures("ways")

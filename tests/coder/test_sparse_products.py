@@ -1,7 +1,5 @@
 """Products of sparse activations: each kind equals products of dense matrices, for as many latents a token or differing numbers."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -20,14 +18,7 @@ from sae_transcoder.coder.sparse_products import (
 )
 
 TOKENS, LATENTS, WIDTH = 37, 24, 5
-pytestmark = [pytest.mark.device, pytest.mark.usefixtures("float32_coders")]
-
-
-@pytest.fixture(autouse=True)
-def _on_the_device() -> Iterator[None]:
-    """Tensors are made on the device under test."""
-    with torch.device(DEVICE):
-        yield
+pytestmark = [pytest.mark.device, pytest.mark.usefixtures("on_the_device", "float32_coders")]
 
 
 def generator() -> torch.Generator:

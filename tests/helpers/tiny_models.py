@@ -19,34 +19,19 @@ from sae_transcoder.config import Config
 from sae_transcoder.language_model.loading import DEMO
 
 VOCABULARY = 256
-
-
+SIZES: dict[str, int] = dict(
+    vocab_size=VOCABULARY,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    max_position_embeddings=64,
+)
 TINY = {
-    "llama": lambda: LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        max_position_embeddings=64,
-    ),
+    "llama": lambda: LlamaConfig(**SIZES),
     "gpt2": lambda: GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_inner=48, n_layer=4, n_head=4, n_positions=64),
-    "neox": lambda: GPTNeoXConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        max_position_embeddings=64,
-    ),
-    "bert": lambda: BertConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        max_position_embeddings=64,
-    ),
+    "neox": lambda: GPTNeoXConfig(**SIZES),
+    "bert": lambda: BertConfig(**SIZES),
 }
 
 

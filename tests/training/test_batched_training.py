@@ -1,7 +1,7 @@
 """Runs that train on a batch together end as they would alone, and ask a GPU once for what they have in common."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from helpers.device import DEVICE
 from helpers.tiny_models import VOCABULARY, tiny_config, tiny_model
 from helpers.trainers import train_alone, train_together
-from sae_transcoder.coder import batched_coders, latent_selection, sparse_products
+from sae_transcoder.coder import batched_coders
 from sae_transcoder.coder.build_optimizers import step_together
 from sae_transcoder.coder.chunk_sizes import CHUNK_SIZE
 from sae_transcoder.coder.corrected_coder import CorrectedCoder
@@ -25,21 +25,7 @@ TOKENS, WIDTH, LATENTS = 24, 8, 32
 POINT = {"sae": "layers.1", "transcoder": "layers.1.mlp"}
 
 
-pytestmark = [pytest.mark.device, pytest.mark.usefixtures("float32_coders")]
-
-
-@pytest.fixture(autouse=True)
-def _on_the_device() -> Iterator[None]:
-    """Tensors are made on the device under test."""
-    with torch.device(DEVICE):
-        yield
-
-
-@pytest.fixture(params=["as here", "as on a GPU"])
-def ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "as on a GPU":
-        for table in (sparse_products.PRODUCT_RULES, latent_selection.TWO_STAGES):
-            monkeypatch.setitem(table, DEVICE.type, table["cuda"])
+pytestmark = [pytest.mark.device, pytest.mark.usefixtures("on_the_device", "float32_coders")]
 
 
 @pytest.fixture
