@@ -5,7 +5,7 @@ from sae_transcoder.config.derived import evaluation_batch, normalize_decoder, n
 from sae_transcoder.config.errors import ConfigError
 from sae_transcoder.config.fields import FIELD_GROUPS, FIELDS, GROUPS, Config
 from sae_transcoder.config.fields.architecture import Activation, ArchitectureConfig
-from sae_transcoder.config.fields.dataset import DatasetConfig, DatasetKind, TokensDtype
+from sae_transcoder.config.fields.dataset import DatasetConfig, DatasetKind, SpecialTokensInText, TokensDtype, TrainOn
 from sae_transcoder.config.fields.evaluation import EvaluationConfig
 from sae_transcoder.config.fields.hardware import Hardware, HardwareConfig, SlurmConfig
 from sae_transcoder.config.fields.model import Dtype, ModelConfig, Quantization

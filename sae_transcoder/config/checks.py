@@ -29,7 +29,10 @@ AT_MOST = {f.name: f.metadata["at_most"] for f in fields(Config) if "at_most" in
 READ_BY = {
     "dataset_config": {DatasetKind.hub, DatasetKind.pretokenized},
     "dataset_split": {DatasetKind.hub, DatasetKind.pretokenized},
+    "dataset_weights": {DatasetKind.hub, DatasetKind.local_text, DatasetKind.pretokenized},
     "text_column": {DatasetKind.hub, DatasetKind.local_text},
+    "messages_column": {DatasetKind.hub, DatasetKind.local_text},
+    "special_tokens_in_text": {DatasetKind.hub, DatasetKind.local_text, DatasetKind.demo},
     "tokens_column": {DatasetKind.pretokenized},
     "tokens_dtype": {DatasetKind.memmap},
     "shuffle_buffer": {DatasetKind.hub, DatasetKind.pretokenized},
@@ -134,12 +137,35 @@ def dataset_faults(cfg: Config) -> list[str]:
         faults.append(
             f"eval_split={cfg.eval_split} with dataset_kind={cfg.dataset_kind}: only hub data sets have splits; leave it out"
         )
+    if cfg.separator is not None and cfg.separator != "none" and not cfg.separator.isdecimal():
+        faults.append(f"separator={cfg.separator}: must be a token id, none, or null")
+    faults += mixture_faults(cfg)
     if min(cfg.exclude_tokens, default=0) < 0:
         faults.append(f"exclude_tokens={cfg.exclude_tokens}: token ids are 0 or above")
     if cfg.exclude_first_tokens >= cfg.max_seq_length:
         faults.append(
             f"exclude_first_tokens={cfg.exclude_first_tokens} with max_seq_length={cfg.max_seq_length}: no position is left"
         )
+    return faults
+
+
+def mixture_faults(cfg: Config) -> list[str]:
+    """Faults of data sets of several parts."""
+    lists = {name: value for name in ("dataset_name", "dataset_config") if isinstance(value := getattr(cfg, name), list)}
+    if not lists:
+        wants_none = cfg.dataset_weights is not None
+        return [f"dataset_weights={cfg.dataset_weights}: {cfg.dataset_name} is no mixture; leave it out"] if wants_none else []
+    faults = list_faults(cfg, "dataset_name") if len(lists) == 1 and "dataset_name" in lists else []
+    if cfg.dataset_kind in (DatasetKind.memmap, DatasetKind.demo):
+        faults.append(f"dataset_name={cfg.dataset_name} with dataset_kind={cfg.dataset_kind}: it has one part; give one name")
+    count = len(next(iter(lists.values())))
+    if count < 2 or len({len(value) for value in lists.values()}) > 1:
+        faults.append(
+            f"{', '.join(f'{name}={value}' for name, value in lists.items())}: a mixture has two parts or more, as many in each list"
+        )
+    weights = cfg.dataset_weights
+    if weights is not None and (len(weights) != count or not all(0 < weight < math.inf for weight in weights)):
+        faults.append(f"dataset_weights={weights}: must be {count} numbers above 0, one for each part of the mixture")
     return faults
 
 

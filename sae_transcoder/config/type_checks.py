@@ -5,6 +5,7 @@ OmegaConf converts what it composes, but takes a list within a list for anything
 
 import types
 import typing
+from dataclasses import fields
 from enum import StrEnum
 from typing import Any
 
@@ -13,7 +14,7 @@ from omegaconf import MISSING
 from sae_transcoder.config.fields import Config
 
 NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-EXAMPLES = {int: "[1,2]", str: "[a,b]"}
+EXAMPLES = {int: "[1,2]", float: "[1,0.5]", str: "[a,b]"}
 
 
 def type_faults(cfg: Config) -> list[str]:
@@ -25,7 +26,8 @@ def type_faults(cfg: Config) -> list[str]:
     ]
 
 
-ANNOTATIONS = typing.get_type_hints(Config)
+ANNOTATIONS = typing.get_type_hints(Config) | {f.name: f.metadata["type"] for f in fields(Config) if "type" in f.metadata}
+"""{field: the type of its values}."""
 
 
 def is_of_type(value: Any, annotation: Any) -> bool:
@@ -48,8 +50,12 @@ def wanted(annotation: Any) -> str:
     null = ", or null" if types.NoneType in typing.get_args(annotation) else ""
     if typing.get_origin(annotation) is list:
         options = [annotation]
-    (option,) = options
+    return ", or ".join(map(in_words, options)) + null
+
+
+def in_words(option: Any) -> str:
+    """A type without null, in words."""
     if typing.get_origin(option) is list:
         (element,) = typing.get_args(option)
-        return f"a list, each of its elements {NAMES[element]}, such as {EXAMPLES[element]}{null}"
-    return (NAMES[option] if option in NAMES else f"one of {', '.join(option)}") + null
+        return f"a list, each of its elements {NAMES[element]}, such as {EXAMPLES[element]}"
+    return NAMES[option] if option in NAMES else f"one of {', '.join(option)}"

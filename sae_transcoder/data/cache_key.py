@@ -7,32 +7,44 @@ from pathlib import Path
 from typing import Any
 
 from sae_transcoder.config import Config, DatasetKind
+from sae_transcoder.data.mixture import parts
 from sae_transcoder.data.sources import is_stream, local_name, local_paths
+from sae_transcoder.data.special_tokens import SpecialTokens
 from sae_transcoder.demo import text as demo_text
 
 VOCABULARIES = {"vocab.json", "merges.txt", "vocab.txt", "spiece.model"}  # a tokenizer's files beside those named token*
 
 
-def cache_key_parts(cfg: Config, split: str, vocabulary: int) -> dict[str, Any]:
+def cache_key_parts(cfg: Config, split: str, vocabulary: int, special: SpecialTokens) -> dict[str, Any]:
     """Everything that a split's tokens depend on; the vocabulary decides their number format and which ids are refused."""
-    parts: dict[str, Any] = {
-        "kind": cfg.dataset_kind, "name": cfg.dataset_name, "config": cfg.dataset_config, "split": split, "vocabulary": vocabulary,
-        "max_seq_length": cfg.max_seq_length, "shuffle_seed": cfg.shuffle_seed, "shuffle_buffer": cfg.shuffle_buffer,
+    key: dict[str, Any] = {
+        "split": split, "vocabulary": vocabulary, "length": cfg.max_seq_length - len(special.begin),
+        "shuffle_seed": cfg.shuffle_seed, "shuffle_buffer": cfg.shuffle_buffer, "parts": [part_key(part) for part in parts(cfg)],
+        "weights": cfg.dataset_weights,
     }  # fmt: skip
-    if cfg.dataset_kind == DatasetKind.pretokenized:
-        parts |= {"column": cfg.tokens_column}
-    else:
-        parts |= {"column": cfg.text_column, "tokenizer": tokenizer_identity(cfg)}
+    if cfg.dataset_kind != DatasetKind.pretokenized:
+        key |= {
+            "tokenizer": tokenizer_identity(cfg),
+            "separator": special.separator,
+            "special_tokens_in_text": cfg.special_tokens_in_text,
+        }
+    return key
+
+
+def part_key(cfg: Config) -> dict[str, Any]:
+    """What the rows of one part depend on."""
+    column = cfg.tokens_column if cfg.dataset_kind == DatasetKind.pretokenized else cfg.text_column
+    key: dict[str, Any] = {"kind": cfg.dataset_kind, "name": cfg.dataset_name, "config": cfg.dataset_config, "column": column}
     if cfg.dataset_kind == DatasetKind.demo:
-        parts["python"] = platform.python_version()
+        key["python"] = platform.python_version()
     elif cfg.dataset_kind == DatasetKind.hub:  # its name may be that of a folder
         paths = local_name(cfg).rglob("*") if local_name(cfg).is_dir() else ()
-        parts["files"] = [file_identity(p) for p in sorted(paths) if p.is_file()]
+        key["files"] = [file_identity(p) for p in sorted(paths) if p.is_file()]
     else:
-        parts["files"] = [file_identity(p) for p in local_paths(cfg) or []]
+        key["files"] = [file_identity(p) for p in local_paths(cfg) or []]
     if is_stream(cfg):  # a cache is continued along the order of the stream, which depends on the version of datasets
-        parts["datasets"] = version("datasets")
-    return parts
+        key["datasets"] = version("datasets")
+    return key
 
 
 def file_identity(path: Path) -> tuple[str, int, int]:

@@ -1,4 +1,4 @@
-"""Token sequences on disk: written once as documents are read, extended when a longer run needs more, read in a mixed order."""
+"""Token sequences on disk: written once as documents are read, extended when a longer run needs more."""
 
 import hashlib
 import json
@@ -15,47 +15,12 @@ from filelock import FileLock
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from sae_transcoder.data.token_ids import Document
 from sae_transcoder.process.atomic_files import replace_text
 
-WINDOW = 1024  # sequences among which the order is mixed, so that one long document does not fill a batch
 WRITE_EVERY = 256  # sequences held in memory before they are written
 PLAIN_EVERY = 5.0  # seconds between two lines where there is no terminal
-
-
-@dataclass(frozen=True)
-class Sequences:
-    """Token sequences on disk in reading order: `s[a:b]` is an int64 array [sequence, position]."""
-
-    rows: np.ndarray  # [sequence, position], as they lie on disk
-    row_numbers: Callable[[np.ndarray], np.ndarray]  # positions in the reading order -> rows
-    length: int
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, positions: slice) -> np.ndarray:
-        return self.rows[self.row_numbers(np.arange(*positions.indices(self.length)))].astype(np.int64)
-
-
-def mixed_order(first: int, available: int, seed: int) -> Callable[[np.ndarray], np.ndarray]:
-    """A reading order of `available` rows from `first` on, mixed within each window: positions in it -> rows.
-
-    A window's order depends on the seed, the window and how many rows it has. So as long as windows are complete, a
-    short run reads a prefix of what a long one reads.
-    """
-
-    def order(window: int) -> np.ndarray:
-        return np.random.default_rng([seed, window]).permutation(min(WINDOW, available - window * WINDOW))
-
-    def row_numbers(positions: np.ndarray) -> np.ndarray:
-        windows = positions // WINDOW
-        orders = {w: order(w) for w in np.unique(windows).tolist()}
-        return np.array(
-            [first + w * WINDOW + orders[w][p % WINDOW] for w, p in zip(windows.tolist(), positions.tolist(), strict=True)],
-            np.int64,
-        )
-
-    return row_numbers
+RECORD = np.dtype([("identity", "<u8"), ("tokens", "<u4"), ("part", "<u2")])  # what is kept of a document, see Document
 
 
 @dataclass
@@ -70,7 +35,7 @@ class CacheState:
 
 @dataclass(frozen=True)
 class TokenFile:
-    """One source's sequences in a folder of the cache: tokens.bin, and state.json beside it."""
+    """One source's sequences in a folder of the cache: tokens.bin, a RECORD of each document in documents.bin, and state.json."""
 
     folder: Path
     made_from: Mapping[str, Any]  # everything that the tokens depend on
@@ -81,6 +46,11 @@ class TokenFile:
     def path(self) -> Path:
         """The file of tokens."""
         return self.folder / "tokens.bin"
+
+    @property
+    def records_path(self) -> Path:
+        """The file of documents."""
+        return self.folder / "documents.bin"
 
     def num_bytes(self, sequences: int) -> int:
         """The size of so many sequences."""
@@ -93,7 +63,8 @@ class TokenFile:
         except FileNotFoundError:
             return CacheState()
         state = CacheState(values["sequences"], values["documents"], values["carry"], values["exhausted"])
-        if state.sequences and (not self.path.exists() or self.path.stat().st_size < self.num_bytes(state.sequences)):
+        needed = {self.path: self.num_bytes(state.sequences), self.records_path: state.documents * RECORD.itemsize}
+        if any(size and (not path.exists() or path.stat().st_size < size) for path, size in needed.items()):
             return CacheState()
         return state
 
@@ -101,39 +72,41 @@ class TokenFile:
         """Replaces state.json."""
         replace_text(self.folder / "state.json", json.dumps({**vars(state), "made_from": self.made_from}, default=str))
 
-    def append(
-        self, state: CacheState, needed: int | None, documents: Iterable[np.ndarray], join: bool, show: Callable[[int], None]
-    ) -> None:
+    def append(self, state: CacheState, needed: int | None, documents: Iterable[Document], show: Callable[[int], None]) -> None:
         """Appends the documents' sequences until there are `needed` (None: all); advances `state` and writes it with them.
 
-        join: as in cached_sequences. show: called with the number of sequences that have been written.
+        show: called with the number of sequences that have been written.
         """
-        pending: list[np.ndarray] = []
-        num_pending = 0  # sequences
+        pending: list[Document] = []
+        written = state.sequences
         carry = np.array(state.carry, self.dtype)
-        with self.path.open("ab") as file:
+        with self.path.open("ab") as file, self.records_path.open("ab") as records:
             file.truncate(self.num_bytes(state.sequences))
+            records.truncate(state.documents * RECORD.itemsize)
 
             def flush() -> None:
-                nonlocal num_pending
-                for rows in pending:
-                    file.write(rows.tobytes())
-                file.flush()
-                os.fsync(file.fileno())
+                nonlocal carry, written
+                ids = np.concatenate([carry, *(document.ids.astype(self.dtype) for document in pending)])
+                full = len(ids) // self.length * self.length
+                file.write(ids[:full].tobytes())
+                records.write(np.array([(d.identity, len(d.ids), d.part) for d in pending], RECORD).tobytes())
+                for each in (file, records):
+                    each.flush()
+                    os.fsync(each.fileno())
                 pending.clear()
-                num_pending, state.carry = 0, carry.tolist()
+                carry = ids[full:]
+                written, state.carry = state.sequences, carry.tolist()
                 self.write_state(state)
                 show(state.sequences)
 
+            left_over = len(carry)
             for document in documents:
-                ids = np.concatenate([carry, document.astype(self.dtype)]) if join else document.astype(self.dtype)
-                full = len(ids) // self.length * self.length
-                carry = ids[full:] if join else carry
-                pending.append(ids[:full])
+                pending.append(document)
+                left_over += len(document.ids)
                 state.documents += 1
-                state.sequences += full // self.length
-                num_pending += full // self.length
-                if num_pending >= WRITE_EVERY or len(pending) >= 4096:
+                state.sequences += left_over // self.length
+                left_over %= self.length
+                if state.sequences - written >= WRITE_EVERY or len(pending) >= 4096:
                     flush()
                 if needed is not None and state.sequences >= needed:
                     break
@@ -148,28 +121,38 @@ def cached_sequences(
     length: int,
     vocabulary: int,
     needed: int | None,
-    documents: Callable[[int], Iterable[np.ndarray]],
-    join: bool,
+    documents: Callable[[int], Iterable[Document]],
     label: str,
-) -> np.ndarray:
-    """The sequences of a source as a memory map [sequence, position], at least `needed` (None: all) where the source has so many.
+) -> tuple[np.ndarray, np.ndarray]:
+    """The sequences of a source as a memory map [sequence, position], at least `needed` (None: all) where the source has so many, and a RECORD
+    of each document that they come from, at the end of some that they do not.
 
-    made_from: everything that the tokens depend on; names the folder. documents: (number to skip) -> the following documents' ids.
-    join: documents are packed one after the other; otherwise each is cut by itself and its remainder dropped.
-    A killed process leaves a state from which the next goes on; processes that need the same tokens wait for each other.
+    made_from: everything that the tokens depend on; names the folder. documents: (number to skip) -> the following documents, which are packed
+    one after the other. A killed process leaves a state from which the next goes on; processes that need the same tokens wait for each other.
     """
-    key = hashlib.sha256(json.dumps(made_from, sort_keys=True, default=str).encode()).hexdigest()[:16]
-    folder = cache / key
-    folder.mkdir(parents=True, exist_ok=True)
-    tokens = TokenFile(folder, made_from, length, np.dtype(np.uint16 if vocabulary <= 2**16 else np.uint32))
+    folder = folder_of(cache, made_from)
+    tokens = TokenFile(folder, made_from, length, id_format(vocabulary))
     with FileLock(folder / "lock"):
         state = tokens.read_state()
         if not state.exhausted and (needed is None or state.sequences < needed):
             with progress(label, needed) as show:
-                tokens.append(state, needed, documents(state.documents), join, show)
+                tokens.append(state, needed, documents(state.documents), show)
+    records = np.fromfile(tokens.records_path, RECORD, state.documents) if state.documents else np.zeros(0, RECORD)
     if not state.sequences:
-        return np.zeros((0, length), tokens.dtype)
-    return np.memmap(tokens.path, tokens.dtype, "r", shape=(state.sequences, length))
+        return np.zeros((0, length), tokens.dtype), records
+    return np.memmap(tokens.path, tokens.dtype, "r", shape=(state.sequences, length)), records
+
+
+def folder_of(cache: Path, made_from: Mapping[str, Any]) -> Path:
+    """The folder of what is made from these settings and files; made where it is not there."""
+    key = hashlib.sha256(json.dumps(made_from, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    (cache / key).mkdir(parents=True, exist_ok=True)
+    return cache / key
+
+
+def id_format(vocabulary: int) -> np.dtype:
+    """The number format in which ids below `vocabulary` are kept."""
+    return np.dtype(np.uint16 if vocabulary <= 2**16 else np.uint32)
 
 
 @contextmanager

@@ -1,24 +1,37 @@
 """The token ids of documents: tokenised text, or rows of ids, checked against the model's vocabulary."""
 
+from __future__ import annotations
+
+import hashlib
 import itertools
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from sae_transcoder.config import Config, ConfigError
+from sae_transcoder.config import Config, ConfigError, SpecialTokensInText
 
 TOKENIZE = 64  # documents at a time
 
 
-def tokenize(cfg: Config, rows: Iterable[dict[str, Any]], tokenizer: Any) -> Iterator[np.ndarray]:
-    """Yields each document's ids with the separator before them; a document without text yields no ids."""
-    candidates = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.sep_token_id)
-    separator = next((i for i in candidates if i is not None), None)
-    if separator is None:
-        raise ConfigError(
-            f"model_name={cfg.model_name}: its tokenizer has no end, begin or separator token; use dataset=pretokenized"
-        )
+@dataclass(frozen=True)
+class Document:
+    """A document's token ids."""
+
+    ids: np.ndarray  # [position]; the separator at its end
+    identity: int  # equal for documents that are equal to the letter, else almost never
+    part: int = 0  # of a mixture
+
+
+def document(ids: np.ndarray, part: int = 0) -> Document:
+    """The document of these ids [position]."""
+    return Document(ids, int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=8).digest(), "little"), part)
+
+
+def tokenize(cfg: Config, rows: Iterable[dict[str, Any]], tokenizer: Any, separator: tuple[int, ...]) -> Iterator[np.ndarray]:
+    """Yields each document's ids with the separator after them; a document without text yields no ids."""
+    split_special = {"split_special_tokens": True} if cfg.special_tokens_in_text == SpecialTokensInText.as_text else {}
     rows = iter(rows)
     while batch := list(itertools.islice(rows, TOKENIZE)):
         texts = [row[cfg.text_column] for row in batch]
@@ -29,12 +42,12 @@ def tokenize(cfg: Config, rows: Iterable[dict[str, Any]], tokenizer: Any) -> Ite
             )
         nonempty = [t for t in texts if t]
         ids = iter(
-            tokenizer(nonempty, add_special_tokens=False, verbose=False, return_attention_mask=False)["input_ids"]
+            tokenizer(nonempty, add_special_tokens=False, verbose=False, return_attention_mask=False, **split_special)["input_ids"]
             if nonempty
             else []
         )
         for text in texts:
-            yield np.array([separator, *next(ids)] if text else [], dtype=np.int64)
+            yield np.array([*next(ids), *separator] if text else [], dtype=np.int64)
 
 
 def check_ids(cfg: Config, documents: Iterable[np.ndarray], vocabulary: int) -> Iterator[np.ndarray]:
@@ -49,7 +62,7 @@ def check_ids(cfg: Config, documents: Iterable[np.ndarray], vocabulary: int) -> 
 
 
 def row_ids(cfg: Config, rows: Iterable[dict[str, Any]], skip: int, vocabulary: int) -> Iterator[np.ndarray]:
-    """Yields each row's ids. Raises ConfigError for a row that is no list of integers, or an id outside the vocabulary.
+    """Yields each row's ids, cut to full sequences. Raises ConfigError for a row that is no list of integers, or an id outside the vocabulary.
 
     skip: how many rows were left out before these.
     """
@@ -64,7 +77,7 @@ def row_ids(cfg: Config, rows: Iterable[dict[str, Any]], skip: int, vocabulary: 
             )
         if len(values) and (values.max() >= vocabulary or values.min() < 0):
             raise ConfigError(unknown_id(cfg, int(values.max() if values.max() >= vocabulary else values.min()), vocabulary))
-        yield values.astype(np.int64)
+        yield values[: len(values) // cfg.max_seq_length * cfg.max_seq_length].astype(np.int64)
 
 
 def unknown_id(cfg: Config, token_id: int, vocabulary: int) -> str:

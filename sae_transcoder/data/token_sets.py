@@ -1,9 +1,8 @@
 """The sequences to train on and those held out."""
 
-import itertools
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,10 +11,16 @@ from sae_transcoder.config import Config, ConfigError, DatasetKind
 from sae_transcoder.config.run_length import needed_samples
 from sae_transcoder.data import sources, token_ids
 from sae_transcoder.data.cache_key import cache_key_parts
+from sae_transcoder.data.documents import Encoding, documents, encoding
+from sae_transcoder.data.heldout_cache import StoredHeldOut, cached_heldout
 from sae_transcoder.data.memmap import open_ids
-from sae_transcoder.data.token_cache import WINDOW, Sequences, cached_sequences, mixed_order
+from sae_transcoder.data.mixture import part_names, parts, shares
+from sae_transcoder.data.sequences import WINDOW, Sequences, in_order, mixed_order
+from sae_transcoder.data.token_cache import cached_sequences
+from sae_transcoder.run_store.data_origin import DataOrigin
 
 MEMMAP_BLOCK = 64  # consecutive sequences of a memmap that stay together when the file is shuffled
+BEGINNINGS = 64  # sequences of stored ids that are looked at for a begin token
 
 
 @dataclass(frozen=True)
@@ -24,83 +29,136 @@ class TokenSets:
 
     train: Sequences
     heldout: Sequences
+    origin: DataOrigin
 
 
 def prepare(cfg: Config, tokenizer: Callable[[], Any], vocabulary: int, ranks: int = 1) -> TokenSets:
     """The run's sequences, tokenised or read as far as the run needs them, and cached for the next run.
 
-    tokenizer: loads the model's tokenizer, called only where text has to be tokenised; vocabulary: how many ids the model has; ranks: how many
-    share each batch.
+    tokenizer: loads the model's tokenizer, called only for text; vocabulary: how many ids the model has; ranks: how many share each batch.
     Raises ConfigError for data that cannot be read, lacks its column, has ids beyond the vocabulary or fills no sequence.
     """
     needed = needed_samples(cfg, ranks)
     if cfg.dataset_kind == DatasetKind.memmap:
         return from_memmap(cfg, needed, vocabulary)
-    if cfg.eval_split is not None:
-        refuse_eval_split(cfg)
-    has_eval_split = cfg.dataset_kind == DatasetKind.demo or cfg.eval_split is not None
-    num_heldout = 0 if has_eval_split else cfg.eval_samples  # the first sequences of the training split
+    refuse_eval_split(cfg)
+    how = encoding(cfg, tokenizer, vocabulary)
+    heldout = stored_heldout(cfg, how)
+    num_first = cfg.eval_samples if heldout.divided else 0  # of the sequences to train on, held out
     # Whole windows, so that the order of what is read does not depend on how much is read.
-    total = None if needed is None else num_heldout + math.ceil(needed / WINDOW) * WINDOW
-    rows = split_sequences(cfg, sources.train_split(cfg), tokenizer, vocabulary, total)
-    available = len(rows) - num_heldout
-    if total is not None:
-        available = min(available, total - num_heldout)
+    total = None if needed is None else num_first + math.ceil(needed / WINDOW) * WINDOW
+    rows, records = training_rows(cfg, how, int(heldout.left_out), total)
+    available = (len(rows) if total is None else min(len(rows), total)) - num_first
     if available < 1:
-        raise ConfigError(
-            f"dataset_name={cfg.dataset_name}: {len(rows)} sequences of max_seq_length={cfg.max_seq_length} tokens in all"
-            + (f", of which eval_samples={num_heldout} are held out" if num_heldout else "")
-            + ": none is left to train on; give more text, or lower max_seq_length or eval_samples"
-        )
-    train = Sequences(
-        rows, mixed_order(num_heldout, available, cfg.shuffle_seed), available if needed is None else min(available, needed)
+        raise ConfigError(nothing_left(cfg, len(rows), heldout))
+    order = mixed_order(num_first, available, cfg.shuffle_seed)
+    train = Sequences(rows, order, available if needed is None else min(available, needed), how.special.begin)
+    first, read = before(records, num_first * how.length), before(records, (num_first + available) * how.length)
+    origin = replace(
+        origin_of(cfg, how, heldout, first),
+        begin=how.special.begin if how.tokenizer else common_begin(train),
+        shares=shares(cfg, np.bincount(read["part"], read["tokens"], len(part_names(cfg))).tolist()),
+        copies=int(np.isin(read["identity"], heldout.identities).sum()),
     )
-    return TokenSets(train, heldout_sequences(cfg, tokenizer, vocabulary))
+    return TokenSets(train, heldout_of(cfg, how, heldout, rows), origin)
 
 
-def heldout_sequences(cfg: Config, tokenizer: Callable[[], Any], vocabulary: int) -> Sequences:
-    """The held-out sequences alone, without preparing those to train on; arguments and errors as in `prepare`."""
-    if cfg.eval_split is not None:
-        refuse_eval_split(cfg)
-    if cfg.dataset_kind == DatasetKind.memmap:
-        return from_memmap(cfg, 1, vocabulary).heldout
-    split = cfg.eval_split or ("heldout" if cfg.dataset_kind == DatasetKind.demo else sources.train_split(cfg))
-    rows = split_sequences(cfg, split, tokenizer, vocabulary, cfg.eval_samples)
-    if not len(rows):
+def training_rows(cfg: Config, how: Encoding, left_out: int, total: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """The rows [sequence, position] to train on, at least `total` (None: all) where there are so many, and their documents' records.
+
+    left_out: how many documents at the start of the split are held out.
+    """
+    split = sources.train_split(cfg)
+    key_parts = cache_key_parts(cfg, split, how.vocabulary, how.special) | {"documents_left_out": left_out}
+    label = f"{'reading' if how.tokenizer is None else 'tokenising'} {' + '.join(part_names(cfg))} ({split})"
+    return cached_sequences(
+        sources.cache_dir(cfg), key_parts, how.length, how.vocabulary, total, lambda skip: documents(cfg, split, how, left_out + skip), label
+    )  # fmt: skip
+
+
+def before(records: np.ndarray, num_ids: int) -> np.ndarray:
+    """The records of the documents that begin before so many ids, but those without any."""
+    starts = np.cumsum(records["tokens"], dtype=np.int64) - records["tokens"]
+    return records[(starts < num_ids) & (records["tokens"] > 0)]
+
+
+def nothing_left(cfg: Config, num_rows: int, heldout: StoredHeldOut) -> str:
+    """The message for data that fills no sequence beside those held out."""
+    num_all = num_rows + len(heldout.rows)
+    held_out = cfg.eval_split is None and cfg.dataset_kind != DatasetKind.demo
+    return (
+        f"dataset_name={cfg.dataset_name}: {num_all} sequences of max_seq_length={cfg.max_seq_length} tokens in all"
+        + (f", of which eval_samples={cfg.eval_samples} are held out" if held_out else "")
+        + ": none is left to train on; give more text, or lower max_seq_length or eval_samples"
+    )
+
+
+def stored_heldout(cfg: Config, how: Encoding) -> StoredHeldOut:
+    """The held-out sequences and their documents, in the cache."""
+    own_split = cfg.eval_split or ("heldout" if cfg.dataset_kind == DatasetKind.demo else None)
+    split = own_split or sources.train_split(cfg)
+    made_from = cache_key_parts(cfg, split, how.vocabulary, how.special)
+    stored = cached_heldout(
+        sources.cache_dir(cfg), made_from, documents(cfg, split, how), cfg.eval_samples, how.length, cfg.shuffle_seed, how.vocabulary,
+        own_split=own_split is not None,
+    )  # fmt: skip
+    if not len(stored.rows) and not stored.divided:
         setting = f"eval_split={cfg.eval_split}" if cfg.eval_split else f"dataset_name={cfg.dataset_name}"
         raise ConfigError(f"{setting}: fills no sequence of max_seq_length={cfg.max_seq_length} tokens; choose another")
-    return Sequences(rows, lambda positions: positions, min(cfg.eval_samples, len(rows)))
+    return stored
+
+
+def heldout_of(cfg: Config, how: Encoding, stored: StoredHeldOut, training: np.ndarray) -> Sequences:
+    """The held-out sequences; where documents are divided, the first of those to train on."""
+    rows = training if stored.divided else stored.rows
+    return Sequences(rows, in_order, min(cfg.eval_samples, len(rows)), how.special.begin)
+
+
+def origin_of(cfg: Config, how: Encoding, stored: StoredHeldOut, first: np.ndarray) -> DataOrigin:
+    """Where the held-out sequences come from; first: the records of the documents that are divided."""
+    parts, tokens = (first["part"], first["tokens"]) if stored.divided else (stored.parts, stored.tokens)
+    by_part = np.bincount(parts, tokens, len(part_names(cfg))).tolist()
+    return DataOrigin(
+        how.special.begin, how.special.separator, int((tokens > 0).sum()), shares(cfg, by_part), divided=bool(stored.divided)
+    )
+
+
+def common_begin(sequences: Sequences) -> tuple[int, ...]:
+    """The id with which the first sequences all begin; empty where they differ."""
+    first = set(sequences[:BEGINNINGS][:, 0].tolist())
+    return tuple(first) if len(first) == 1 and len(sequences) > 1 else ()
+
+
+def heldout_sequences(cfg: Config, tokenizer: Callable[[], Any], vocabulary: int) -> tuple[Sequences, DataOrigin]:
+    """The held-out sequences alone and where they come from, without preparing those to train on; arguments and errors as in `prepare`."""
+    if cfg.dataset_kind == DatasetKind.memmap:
+        sets = from_memmap(cfg, 1, vocabulary)
+        return sets.heldout, sets.origin
+    refuse_eval_split(cfg)
+    how = encoding(cfg, tokenizer, vocabulary)
+    stored = stored_heldout(cfg, how)
+    rows, records = training_rows(cfg, how, 0, cfg.eval_samples) if stored.divided else (stored.rows, np.zeros(0))
+    first = before(records, cfg.eval_samples * how.length) if stored.divided else records
+    sequences = heldout_of(cfg, how, stored, rows)
+    origin = origin_of(cfg, how, stored, first)
+    return sequences, origin if how.tokenizer else replace(origin, begin=common_begin(sequences))
 
 
 def refuse_eval_split(cfg: Config) -> None:
     """Raises ConfigError where `eval_split` would hold out the sequences that are trained on, or the data has no splits."""
+    if cfg.eval_split is None:
+        return
     if cfg.eval_split == cfg.dataset_split:
         raise ConfigError(
             f"eval_split={cfg.eval_split} and dataset_split={cfg.dataset_split}: held out is what is trained on; "
-            f"leave eval_split out to hold out the first eval_samples={cfg.eval_samples} sequences"
+            f"leave eval_split out to hold out documents of it"
         )
-    if sources.local_paths(cfg) is not None and sources.saved_splits(cfg) is None:
+    without = [part for part in parts(cfg) if sources.local_paths(part) is not None and sources.saved_splits(part) is None]
+    if without:
         raise ConfigError(
-            f"eval_split={cfg.eval_split}: the files of dataset_name={cfg.dataset_name} have no splits; "
-            f"leave it out to hold out the first eval_samples={cfg.eval_samples} sequences"
+            f"eval_split={cfg.eval_split}: the files of dataset_name={without[0].dataset_name} have no splits; "
+            f"leave it out to hold out some of their documents"
         )
-
-
-def split_sequences(cfg: Config, split: str, tokenizer: Callable[[], Any], vocabulary: int, total: int | None) -> np.ndarray:
-    """A split's sequences [sequence, position] from the cache, to which it adds what is missing; total: how many are needed, None: all."""
-    has_ids = cfg.dataset_kind == DatasetKind.pretokenized
-
-    def documents(skip: int) -> Iterator[np.ndarray]:
-        rows = itertools.islice(sources.read_rows(cfg, split), skip, None)
-        if has_ids:
-            return token_ids.row_ids(cfg, rows, skip, vocabulary)
-        return token_ids.check_ids(cfg, token_ids.tokenize(cfg, rows, tokenizer()), vocabulary)
-
-    key_parts = cache_key_parts(cfg, split, vocabulary)
-    label = f"{'reading' if has_ids else 'tokenising'} {cfg.dataset_name} ({split})"
-    return cached_sequences(
-        sources.cache_dir(cfg), key_parts, cfg.max_seq_length, vocabulary, total, documents, join=not has_ids, label=label
-    )
 
 
 def from_memmap(cfg: Config, needed: int | None, vocabulary: int) -> TokenSets:
@@ -131,7 +189,7 @@ def from_memmap(cfg: Config, needed: int | None, vocabulary: int) -> TokenSets:
     train = Sequences(
         rows, lambda positions: in_blocks(within_windows(positions)), available if needed is None else min(available, needed)
     )
-    sets = TokenSets(train, Sequences(rows, in_blocks, cfg.eval_samples))
+    sets = TokenSets(train, Sequences(rows, in_blocks, cfg.eval_samples), DataOrigin(common_begin(train)))
     for sequences in (sets.heldout, sets.train):
         for start in range(0, len(sequences), WINDOW):
             window = sequences[start : start + WINDOW]

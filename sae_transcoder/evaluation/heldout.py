@@ -17,11 +17,12 @@ from sae_transcoder.coder.corrected_coder import SparseCoder
 from sae_transcoder.coder.names import coders_by_seed, hookpoint_of, seed_of
 from sae_transcoder.coder.positions import PositionFilter
 from sae_transcoder.config import Config, LossFn, evaluation_batch, evaluation_settings
-from sae_transcoder.data.token_sets import Sequences
+from sae_transcoder.data.sequences import Sequences
 from sae_transcoder.evaluation.reconstruction import ReconstructionStats, average_max_cosine
 from sae_transcoder.evaluation.splice import Splice, measure_splices
 from sae_transcoder.language_model.forward import capture
 from sae_transcoder.language_model.loading import has_head, text_config
+from sae_transcoder.run_store.data_origin import UNKNOWN, DataOrigin
 from sae_transcoder.run_store.eval_file import CoderMetrics, Evaluation, TogetherMetrics
 
 # The metric by which best/ is chosen, for each loss.
@@ -30,10 +31,12 @@ LOSS_METRIC = {LossFn.fvu: "fvu", LossFn.ce: "ce_loss_with_sae", LossFn.kl: "kl_
 
 @dataclass(frozen=True)
 class CodersToEvaluate:
-    """The coders of a run {name: coder}, as they would be published; the config says which tokens count and what is replaced."""
+    """The coders of a run {name: coder}, as they would be published; the config says which tokens count and what is replaced, `origin` where the
+    held-out sequences come from."""
 
     cfg: Config
     coders: Mapping[str, SparseCoder]
+    origin: DataOrigin = UNKNOWN
 
 
 @dataclass
@@ -72,7 +75,7 @@ class EvalResult:
             TogetherMetrics([name for name in self.coders if seed_of(name) == seed], metrics)
             for seed, metrics in self.together.items()
         ]
-        return Evaluation(evaluation_settings(run.cfg), coders, together, step, tokens, self.densities)
+        return Evaluation(evaluation_settings(run.cfg), coders, together, step, tokens, run.origin, self.densities)
 
 
 @torch.no_grad()

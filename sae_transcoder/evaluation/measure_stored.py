@@ -44,8 +44,10 @@ def measure_stored(request: EvaluationRequest) -> Evaluation:
         faults += model_checks.faults(cfg, outline, layers.compile_obstacle(cfg, outline, points, num_layers, device))
         if faults:
             raise ConfigError(*faults)
-        sequences = token_sets.heldout_sequences(cfg, lambda: loading.tokenizer(cfg), loading.text_config(outline).vocab_size)
-        coders_to_evaluate = heldout.CodersToEvaluate(cfg, coders)
+        sequences, origin = token_sets.heldout_sequences(
+            cfg, lambda: loading.tokenizer(cfg), loading.text_config(outline).vocab_size
+        )
+        coders_to_evaluate = heldout.CodersToEvaluate(cfg, coders, origin)
         model = layers.load_for_hookpoints(cfg, device, num_layers, points)
         (result,) = heldout.measure(model, [coders_to_evaluate], sequences, all_metrics=True)
         return result.evaluation(coders_to_evaluate, request.step, request.tokens)

@@ -112,8 +112,13 @@ def refuse_trained_on(trained: Config, cfg: Config) -> None:
         return
     order_fields = (  # that decide which sequences come first
         "eval_split",
+        "dataset_weights",
         "text_column",
+        "messages_column",
         "tokens_column",
+        "prepend_bos",
+        "separator",
+        "special_tokens_in_text",
         "max_seq_length",
         "shuffle_seed",
         "shuffle_buffer",
@@ -126,6 +131,6 @@ def refuse_trained_on(trained: Config, cfg: Config) -> None:
     if changed:
         changes = ", ".join(f"{name}={getattr(cfg, name)} (in training {getattr(trained, name)})" for name in changed)
         raise ConfigError(
-            f"{changes}: held out were the first {trained.eval_samples} sequences of {cfg.dataset_name} in the order of training, with these "
+            f"{changes}: held out were documents of {cfg.dataset_name} at the start of the order of training, with these "
             "settings others would be measured, on which the coders may have been trained; leave it as it was, or set eval_split or another dataset"
         )

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from sae_transcoder.config import OPTIMIZERS, Config, LossFn
+from sae_transcoder.config import OPTIMIZERS, Config, DatasetKind, LossFn
 
 if TYPE_CHECKING:
     from sae_transcoder.config.run_length import RunLength
+    from sae_transcoder.run_store.data_origin import DataOrigin
 
 # Numbers in the hidden states of a batch [token, width]. Below LAUNCH_BOUND a GPU waits for kernel launches more than a quarter of the
 # time; from BUSY on it is busy. Arithmetic for SmolLM2-135M: 5 ms of launches a batch, 1 us of work a token. No GPU has been measured.
@@ -33,6 +34,27 @@ def warnings(cfg: Config, length: RunLength, device: str, width: int) -> list[st
             f"try lr={short_run_lr}"
         )
     return messages + (small_batch_warnings(cfg, length, width) if device == "cuda" else [])
+
+
+def data_warnings(cfg: Config, origin: DataOrigin) -> list[str]:
+    """Held-out documents that are trained on as well, and stored ids without the begin token that was asked for."""
+    messages = []
+    if origin.divided:
+        messages.append(
+            f"eval_samples={cfg.eval_samples}: {cfg.dataset_name} has too few documents to hold any out whole; the held-out sequences are parts "
+            "of documents that are trained on: lower eval_samples, or give more documents"
+        )
+    if origin.copies:
+        one = origin.copies == 1
+        messages.append(
+            f"dataset_name={cfg.dataset_name}: {origin.copies:,} document{'' if one else 's'} to train on {'is' if one else 'are'} held out too, to "
+            "the letter; remove copies from the data"
+        )
+    if cfg.prepend_bos and cfg.dataset_kind in (DatasetKind.pretokenized, DatasetKind.memmap) and not origin.begin:
+        messages.append(
+            f"prepend_bos=True: the ids of {cfg.dataset_name} are taken as they are stored, and its sequences do not all begin with one token"
+        )
+    return messages
 
 
 def small_batch_warnings(cfg: Config, length: RunLength, width: int) -> list[str]:

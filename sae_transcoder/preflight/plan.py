@@ -18,7 +18,7 @@ from sae_transcoder.preflight import device_memory, memory_estimate
 from sae_transcoder.preflight.coder_size_faults import share_faults, width_faults
 from sae_transcoder.preflight.device import find_device, torch_device
 from sae_transcoder.preflight.length_faults import length_faults
-from sae_transcoder.preflight.likely_mistakes import warnings
+from sae_transcoder.preflight.likely_mistakes import data_warnings, warnings
 from sae_transcoder.preflight.peak import Part, peak
 from sae_transcoder.preflight.plan_cache import PlanCache
 from sae_transcoder.preflight.run_directory import refuse_directory, refuse_unwritable
@@ -93,7 +93,7 @@ def make_plan(cfg: Config, cache: PlanCache | None = None, *, on_slurm: bool = F
         model_layers=model_layers,
         memory=parts,
         available=available,
-        warnings=warnings(cfg, length, device.type, model_sizes.width),
+        warnings=warnings(cfg, length, device.type, model_sizes.width) + data_warnings(cfg, tokens.origin),
         start_from=start_from,
         compile_obstacle=obstacle,
         ranks=processes,

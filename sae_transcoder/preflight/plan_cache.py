@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from sae_transcoder.config import Config, DatasetConfig
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from sae_transcoder.data.token_sets import TokenSets
 
@@ -58,11 +58,16 @@ class PlanCache:
         """The run's sequences, where `batch_ranks` ranks share each batch. Raises ConfigError as token_sets.prepare does."""
         from sae_transcoder.config.run_length import needed_samples
         from sae_transcoder.data import token_sets
-        from sae_transcoder.language_model import loading
 
         source = str({f.name: getattr(cfg, f.name) for f in fields(DatasetConfig) if f.name != "max_samples"})
         key = ("tokens", *model_key(cfg), source, needed_samples(cfg, batch_ranks))
-        return self._once(key, lambda: token_sets.prepare(cfg, lambda: loading.tokenizer(cfg), vocabulary, batch_ranks))
+        return self._once(key, lambda: token_sets.prepare(cfg, lambda: self.tokenizer(cfg), vocabulary, batch_ranks))
+
+    def tokenizer(self, cfg: Config) -> PreTrainedTokenizerBase:
+        """The model's tokenizer. Raises ConfigError where it cannot be loaded."""
+        from sae_transcoder.language_model import loading
+
+        return self._once(("tokenizer", *model_key(cfg)), lambda: loading.tokenizer(cfg))
 
 
 def model_key(cfg: Config) -> tuple[str, str | None]:

@@ -7,6 +7,7 @@
     eval_result_metrics      {category: {metric: value}}, each the mean over the coders: see metric_names.py
     eval_result_details      empty: feature densities are in feature_density.npz, {coder: float64 [latent]}
     eval_result_unstructured
+      data                   the documents that were held out and the special tokens around texts, as in data.json
       step, tokens           progress of the training; null for coders trained by another program
       coders                 an entry for each: coder, hookpoint, seed, d, num_latents, k, metrics as above
       together               with several hookpoints, an entry for each seed: the coders, and the model's metrics with all in place
@@ -28,10 +29,12 @@ import numpy as np
 
 from sae_transcoder.metric_names import METRICS, NAMES
 from sae_transcoder.process.atomic_files import replace_text
+from sae_transcoder.run_store import data_origin
+from sae_transcoder.run_store.data_origin import UNKNOWN, DataOrigin
 
 NAME = "eval.json"
 DENSITIES = "feature_density.npz"
-FORMAT = 1
+FORMAT = 2  # 1 held out the first sequences of the data, often of few documents
 
 Metrics = Mapping[str, float]
 
@@ -66,6 +69,7 @@ class Evaluation:
     together: Sequence[TogetherMetrics] = ()
     step: int | None = None
     tokens: int | None = None
+    origin: DataOrigin = UNKNOWN
     densities: Mapping[str, np.ndarray] = field(default_factory=dict, compare=False)
 
     def mean(self) -> dict[str, float]:
@@ -109,6 +113,7 @@ def write(directory: Path, evaluation: Evaluation) -> None:
         "eval_result_unstructured": {
             "step": evaluation.step,
             "tokens": evaluation.tokens,
+            "data": asdict(evaluation.origin),
             "coders": [asdict(c) | {"metrics": by_category(c.metrics)} for c in evaluation.coders],
             "together": [asdict(t) | {"metrics": by_category(t.metrics)} for t in evaluation.together],
         },
@@ -127,11 +132,14 @@ def read(directory: Path) -> Evaluation | None:
     try:
         values = json.loads(path.read_text())
         if values["eval_format"] != FORMAT:
-            raise ValueError(f"eval_format {values['eval_format']}, expected {FORMAT}")
+            raise ValueError(
+                f"eval_format {values['eval_format']}, this version writes {FORMAT}; measure the coders again with sae-eval"
+            )
         details = values["eval_result_unstructured"]
         coders = [CoderMetrics(**(c | {"metrics": flat(c["metrics"])})) for c in details["coders"]]
         together = [TogetherMetrics(**(t | {"metrics": flat(t["metrics"])})) for t in details["together"]]
-        return Evaluation(values["eval_config"], coders, together, details["step"], details["tokens"])
+        origin = data_origin.from_values(details["data"])
+        return Evaluation(values["eval_config"], coders, together, details["step"], details["tokens"], origin)
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -13,7 +13,7 @@ from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from sae_transcoder.config import OPTIMIZERS, run_dir, run_name, warmup_steps
+from sae_transcoder.config import OPTIMIZERS, Config, DatasetKind, run_dir, run_name, warmup_steps
 from sae_transcoder.preflight.peak import peak
 from sae_transcoder.preflight.plan import Plan
 from sae_transcoder.run_store.eval_file import Evaluation
@@ -51,14 +51,44 @@ def facts(plan: Plan) -> dict[str, str]:
         "coders": f"{len(plan.widths) * len(cfg.init_seeds)} of type {cfg.model_type}, d_in {listed(list(plan.widths.values()))}, "
         f"{listed([f'{n:,}' for n in latents.values()])} latents, k {cfg.k}{dead}",
         "parameters": f"{size(plan.coder_parameters)} trained",
-        "data": f"{cfg.dataset_name}, {length.samples:,} sequences of {cfg.max_seq_length}, "
-        f"{length.samples * cfg.max_seq_length:,} tokens; {len(plan.tokens.heldout):,} held out",
+        "data": f"{dataset_names(cfg)}, {length.samples:,} sequences of {cfg.max_seq_length}, "
+        f"{length.samples * cfg.max_seq_length:,} tokens; {len(plan.tokens.heldout):,} held out{from_documents(plan)}",
+        **mixture(plan),
+        "special tokens": special_tokens(plan),
         "steps": f"{length.steps:,} of {cfg.grad_acc_steps} x {length.batch} sequences",
         **ranks(plan),
         "optimizer": f"{cfg.optimizer}, lr {rate}{warmup}",
         "memory": f"about {size(needed.total_bytes, 'B')}, most {needed.moment} ({parts})",
         "directory": str(run_dir(cfg)),
     }
+
+
+def dataset_names(cfg: Config) -> str:
+    """The data set, or the parts of a mixture."""
+    return listed(cfg.dataset_name) if isinstance(cfg.dataset_name, list) else cfg.dataset_name
+
+
+def from_documents(plan: Plan) -> str:
+    """From how many documents the held-out sequences come; empty where that is not known."""
+    count = plan.tokens.origin.heldout_documents
+    return "" if count is None else f", from {count:,} document{'' if count == 1 else 's'}"
+
+
+def mixture(plan: Plan) -> dict[str, str]:
+    """Each part's share of the tokens; empty for data that is no mixture."""
+    shares = plan.tokens.origin.shares
+    return {"mixture": ", ".join(f"{share:.1%} {name}" for name, share in shares.items())} if shares else {}
+
+
+def special_tokens(plan: Plan) -> str:
+    """With which ids sequences begin and documents end."""
+    origin, stored = plan.tokens.origin, plan.cfg.dataset_kind in (DatasetKind.pretokenized, DatasetKind.memmap)
+    begin = f"each sequence begins with id {listed(origin.begin)}" if origin.begin else "no begin token"
+    if stored:
+        return f"{begin}, as stored"
+    return f"{begin}; " + (
+        f"id {listed(origin.separator)} after each document" if origin.separator else "nothing between documents"
+    )
 
 
 def first_layers(plan: Plan) -> str:

@@ -14,7 +14,7 @@ from sae_transcoder.language_model import compilation
 from sae_transcoder.preflight.memory_estimate import coder_parameters
 from sae_transcoder.preflight.plan import Plan
 from sae_transcoder.process.atomic_files import sync
-from sae_transcoder.run_store import eval_file, status
+from sae_transcoder.run_store import data_origin, eval_file, status
 from sae_transcoder.run_store.eval_file import Evaluation
 from sae_transcoder.run_store.run_log import RunLog
 from sae_transcoder.run_store.status import State
@@ -107,6 +107,7 @@ class ManagedRun:
             self.log = RunLog(self.directory)
             try:
                 self.status.write(State.running)  # first: a folder that holds files but no status.json is refused
+                data_origin.write(self.directory, self.plan.tokens.origin)
                 self.logbook = Logbook(self.cfg, self.directory, self.trainer.step)
             except BaseException as error:  # a tracker that cannot be opened, a full disk
                 self.status.try_write(State.failed, f"{type(error).__name__}: {error}")
@@ -143,10 +144,10 @@ class ManagedRun:
     def coders_to_evaluate(self) -> CodersToEvaluate | None:
         """Copies of the coders of all ranks as they would be published now; None on ranks other than 0."""
         if not self.cfg.distribute_modules:
-            return CodersToEvaluate(self.cfg, copy_coders(self.trainer)) if self.ranks.leads else None
+            return CodersToEvaluate(self.cfg, copy_coders(self.trainer), self.plan.tokens.origin) if self.ranks.leads else None
         local = copy_coders(self.trainer)
         coders = collect_coders(local, self.trainer.names, self.hookpoints_by_rank, self.ranks, self.plan.device)
-        return CodersToEvaluate(self.cfg, coders) if self.ranks.leads else None
+        return CodersToEvaluate(self.cfg, coders, self.plan.tokens.origin) if self.ranks.leads else None
 
     def training_metrics(self) -> dict[str, float]:
         """The training part of a line of metrics: rate, k, and losses and dead fractions of the coders of all ranks; empty where none is due."""

@@ -18,3 +18,8 @@ def no_result(default: Any, at_least: float | None = None, at_most: float | None
     if isinstance(default, list):
         return field(default_factory=default.copy, metadata={"result": False})
     return bounded(default, at_least, at_most, result=False)
+
+
+def text_or_list(default: Any) -> Any:
+    """A field that is a text or a list of texts, which OmegaConf has no type for."""
+    return field(default=default, metadata={"result": True, "type": str | list[str] | None if default is None else str | list[str]})

@@ -1,0 +1,66 @@
+"""The held-out sequences on disk: chosen once for the same data and settings, then read."""
+
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+
+from sae_transcoder.data.heldout_documents import from_own_split, from_training_split
+from sae_transcoder.data.token_cache import folder_of, id_format
+from sae_transcoder.data.token_ids import Document
+
+
+@dataclass(frozen=True)
+class StoredHeldOut:
+    """Held-out sequences and the documents that they come from."""
+
+    rows: np.ndarray  # [sequence, position]
+    identities: np.ndarray  # of the documents, see Document
+    parts: np.ndarray  # of a mixture that the documents come from
+    tokens: np.ndarray  # how many ids of each document are in `rows`
+    left_out: np.ndarray  # scalar: how many documents at the start of the training split are not trained on
+    divided: np.ndarray  # scalar: whether there are too few documents to hold any out whole; then there are no rows
+
+
+def cached_heldout(
+    cache: Path,
+    made_from: Mapping[str, Any],
+    documents: Iterable[Document],
+    count: int,
+    length: int,
+    seed: int,
+    vocabulary: int,
+    *,
+    own_split: bool,
+) -> StoredHeldOut:
+    """At most `count` sequences of `length` ids of these documents.
+
+    made_from: everything that the documents depend on; own_split: whether nothing else of the documents is trained on.
+    """
+    folder = folder_of(cache, {**made_from, "held_out": count, "own_split": own_split})
+    path = folder / "heldout.npz"
+    with FileLock(folder / "lock"):
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return StoredHeldOut(**{f.name: file[f.name] for f in fields(StoredHeldOut)})
+        except (FileNotFoundError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
+            pass  # not chosen yet, or its file was cut off
+        choose = from_own_split if own_split else from_training_split
+        heldout = choose(documents, count, length, seed)
+        stored = StoredHeldOut(
+            rows=heldout.rows.astype(id_format(vocabulary)),
+            identities=np.array([document.identity for document in heldout.documents], np.uint64),
+            parts=np.array([document.part for document in heldout.documents], np.int64),
+            tokens=np.array(heldout.used, np.int64),
+            left_out=np.array(0 if own_split else len(heldout.documents)),
+            divided=np.array(heldout.divided),
+        )
+        new_path = path.with_name(f".{path.name}.new")
+        with new_path.open("wb") as file:
+            np.savez(file, **vars(stored))
+        new_path.replace(path)
+        return stored

@@ -1,0 +1,89 @@
+"""Which documents are held out, and how much of each: from as many documents as there are, up to one for each sequence."""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sae_transcoder.data.token_ids import Document
+
+AT_MOST = 10  # one document in so many is held out, where that suffices
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Sequences of documents that are held out whole."""
+
+    rows: np.ndarray  # [sequence, position]
+    documents: list[Document]  # those that the sequences come from, and those that are left out with them
+    used: list[int]  # how many ids of each are in `rows`
+    divided: bool = False  # there are too few documents to hold any out whole; then there are no rows
+
+
+def from_own_split(documents: Iterable[Document], count: int, length: int, seed: int) -> HeldOut:
+    """`count` sequences of `length` ids, or as many as there are, from a split that nothing is trained on."""
+    taken = take(documents, count, length, 1, seed)
+    return cut(taken, smallest_share(taken, count, length), count, length, seed)
+
+
+def from_training_split(documents: Iterable[Document], count: int, length: int, seed: int) -> HeldOut:
+    """The same from the first documents of a split whose others are trained on.
+
+    At most a tenth of the documents are held out, unless they do not suffice. Where all would be, none is: `divided`.
+    """
+    remaining = iter(documents)
+    taken = take(remaining, count, length, 1, seed)
+    others = sum(1 for _ in itertools.islice(remaining, (AT_MOST - 1) * len(taken)))
+    if others < (AT_MOST - 1) * len(taken):
+        total = len(taken) + others
+        least = max(1, total // AT_MOST)
+        enough = take(taken[least:], count, length, count, seed, already=taken[:least])
+        if len(enough) == total:
+            return HeldOut(np.zeros((0, length), np.int64), [], [], divided=True)
+        taken = enough
+    return cut(taken, smallest_share(taken, count, length), count, length, seed)
+
+
+def take(
+    documents: Iterable[Document], count: int, length: int, share: int, seed: int, already: Sequence[Document] = ()
+) -> list[Document]:
+    """The first documents that fill `count` sequences where each gives at most `share` of them; all, where they do not suffice.
+
+    Of each at most as many ids are kept as `count` sequences have. already: documents that come before these.
+    """
+    taken = list(already)
+    filled = sum(min(len(document.ids), share * length) for document in taken)
+    for document in documents:
+        if filled >= count * length:
+            break
+        ids = piece(document.ids, count * length, length, [seed, len(taken)])
+        taken.append(replace(document, ids=ids))
+        filled += min(len(ids), share * length)
+    return taken
+
+
+def piece(ids: np.ndarray, size: int, length: int, seed: Sequence[int]) -> np.ndarray:
+    """`size` ids in a row, or all; from a place that the seed decides, a whole number of sequences of `length` from the start."""
+    places = max(0, len(ids) - size) // length + 1
+    start = int(np.random.default_rng(seed).integers(places)) * length
+    return ids[start : start + size]
+
+
+def smallest_share(documents: Sequence[Document], count: int, length: int) -> int:
+    """The fewest sequences that each document may give at most, so that together they give `count`; `count` where they never do."""
+    sizes = np.array([len(document.ids) for document in documents])
+    for share in range(1, count):
+        if np.minimum(sizes, share * length).sum() >= count * length:
+            return share
+    return count
+
+
+def cut(documents: Sequence[Document], share: int, count: int, length: int, seed: int) -> HeldOut:
+    """At most `count` sequences, from each document a piece of at most `share` sequences, at a place that the seed decides."""
+    pieces = [piece(document.ids, share * length, length, [seed, number, 1]) for number, document in enumerate(documents)]
+    stream = np.concatenate(pieces) if pieces else np.zeros(0, np.int64)
+    num_rows = min(count, len(stream) // length)
+    ends = np.minimum(np.cumsum([len(piece) for piece in pieces]), num_rows * length)
+    used = np.diff(ends, prepend=0).tolist()
+    return HeldOut(stream[: num_rows * length].reshape(num_rows, length), list(documents), used)
