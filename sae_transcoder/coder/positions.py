@@ -7,10 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, isin, tensor
 
-from sae_transcoder.config import Config, ModelType
+from sae_transcoder.config import Config, ModelType, TrainOn
 from sae_transcoder.distributed import ALONE, Ranks
 from sae_transcoder.language_model.forward import Activations
 from sae_transcoder.process.to_device import copy_to_device, true_indices
+
+
+def marked(cfg: Config) -> bool:
+    """Whether some tokens of the data are marked as left out: those that the assistant did not write."""
+    return cfg.train_on == TrainOn.assistant
 
 
 @dataclass(frozen=True)
@@ -22,21 +27,29 @@ class PositionFilter:
     exclude_first_tokens: int
     max_norm_multiple: float | None
     positions_per_rank: int  # in a full batch
+    marked: bool = False  # whether some tokens are marked as left out (forward.ids_of)
 
     @classmethod
     def of(cls, cfg: Config) -> PositionFilter:
         """The filter that the settings describe."""
         excluded = tuple(cfg.exclude_tokens)
-        return cls(cfg.model_type, excluded, cfg.exclude_first_tokens, cfg.max_norm_multiple, cfg.batch_size * cfg.max_seq_length)
+        return cls(
+            cfg.model_type,
+            excluded,
+            cfg.exclude_first_tokens,
+            cfg.max_norm_multiple,
+            cfg.batch_size * cfg.max_seq_length,
+            marked(cfg),
+        )
 
     def by_token(self, tokens: Tensor) -> Tensor | None:
         """Mask of positions kept by token id and index, [batch * position], on the tokens' device; None keeps all.
 
-        tokens: [batch, position].
+        tokens: [batch, position]; an id below zero is marked as left out.
         """
-        if not self.exclude_tokens and not self.exclude_first_tokens:
+        if not self.exclude_tokens and not self.exclude_first_tokens and not self.marked:
             return None
-        mask = isin(tokens, tensor(self.exclude_tokens, dtype=tokens.dtype, device=tokens.device), invert=True)
+        mask = isin(tokens, tensor(self.exclude_tokens, dtype=tokens.dtype, device=tokens.device), invert=True) & (tokens >= 0)
         mask[:, : self.exclude_first_tokens] = False
         return mask.flatten()
 

@@ -16,6 +16,7 @@ from sae_transcoder.config import (
     ModelType,
     Tracker,
     TrackerMode,
+    TrainOn,
 )  # fmt: skip
 from sae_transcoder.config.naming import MAX_NAME
 from sae_transcoder.config.slurm_checks import slurm_faults
@@ -139,6 +140,12 @@ def dataset_faults(cfg: Config) -> list[str]:
         )
     if cfg.separator is not None and cfg.separator != "none" and not cfg.separator.isdecimal():
         faults.append(f"separator={cfg.separator}: must be a token id, none, or null")
+    if cfg.messages_column is not None and cfg.text_column != DEFAULTS["text_column"]:
+        faults.append(
+            f"messages_column={cfg.messages_column} and text_column={cfg.text_column}: each names what is read; set one of them"
+        )
+    if cfg.messages_column is None and cfg.train_on != TrainOn.all:
+        faults.append(f"train_on={cfg.train_on}: only conversations have roles; set messages_column")
     faults += mixture_faults(cfg)
     if min(cfg.exclude_tokens, default=0) < 0:
         faults.append(f"exclude_tokens={cfg.exclude_tokens}: token ids are 0 or above")

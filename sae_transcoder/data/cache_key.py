@@ -27,14 +27,22 @@ def cache_key_parts(cfg: Config, split: str, vocabulary: int, special: SpecialTo
             "tokenizer": tokenizer_identity(cfg),
             "separator": special.separator,
             "special_tokens_in_text": cfg.special_tokens_in_text,
+            "train_on": cfg.train_on,
+            "begin": special.begin if cfg.messages_column is not None else None,  # which conversations do not repeat
         }
     return key
 
 
 def part_key(cfg: Config) -> dict[str, Any]:
     """What the rows of one part depend on."""
-    column = cfg.tokens_column if cfg.dataset_kind == DatasetKind.pretokenized else cfg.text_column
-    key: dict[str, Any] = {"kind": cfg.dataset_kind, "name": cfg.dataset_name, "config": cfg.dataset_config, "column": column}
+    column = cfg.tokens_column if cfg.dataset_kind == DatasetKind.pretokenized else cfg.messages_column or cfg.text_column
+    key: dict[str, Any] = {
+        "kind": cfg.dataset_kind,
+        "name": cfg.dataset_name,
+        "config": cfg.dataset_config,
+        "column": column,
+        "chat": cfg.messages_column is not None,
+    }
     if cfg.dataset_kind == DatasetKind.demo:
         key["python"] = platform.python_version()
     elif cfg.dataset_kind == DatasetKind.hub:  # its name may be that of a folder

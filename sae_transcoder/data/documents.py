@@ -5,10 +5,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sae_transcoder.config import Config, DatasetKind
+import numpy as np
+
+from sae_transcoder.config import Config, DatasetKind, TrainOn
 from sae_transcoder.data import token_ids
 from sae_transcoder.data.mixture import draw_rows
+from sae_transcoder.data.sequences import left_out
 from sae_transcoder.data.special_tokens import SpecialTokens, special_tokens
+from sae_transcoder.data.token_cache import id_format
 from sae_transcoder.data.token_ids import Document
 
 
@@ -20,14 +24,28 @@ class Encoding:
     special: SpecialTokens
     vocabulary: int  # how many ids the model has
     length: int  # of a sequence without the begin tokens
+    marked: bool  # whether `left_out` marks some of the ids
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The number format in which ids are kept."""
+        return id_format(self.vocabulary, marked=self.marked)
+
+    @property
+    def begin(self) -> tuple[int, ...]:
+        """What stands at the start of each sequence; marked where other positions are."""
+        ids = np.array(self.special.begin, np.int64)
+        return tuple((left_out(ids) if self.marked else ids).tolist())
 
 
 def encoding(cfg: Config, tokenizer: Callable[[], Any], vocabulary: int) -> Encoding:
     """How the settings have rows encoded. Raises ConfigError as special_tokens does."""
     if cfg.dataset_kind in (DatasetKind.pretokenized, DatasetKind.memmap):
-        return Encoding(None, SpecialTokens(), vocabulary, cfg.max_seq_length)
+        return Encoding(None, SpecialTokens(), vocabulary, cfg.max_seq_length, marked=False)
     special = special_tokens(cfg, tokenizer(), vocabulary)
-    return Encoding(tokenizer, special, vocabulary, cfg.max_seq_length - len(special.begin))
+    return Encoding(
+        tokenizer, special, vocabulary, cfg.max_seq_length - len(special.begin), marked=cfg.train_on == TrainOn.assistant
+    )
 
 
 def documents(cfg: Config, split: str, encoding: Encoding, skip: int = 0) -> Iterator[Document]:
@@ -37,9 +55,8 @@ def documents(cfg: Config, split: str, encoding: Encoding, skip: int = 0) -> Ite
     if encoding.tokenizer is None:
         ids = token_ids.row_ids(cfg, rows, skip, encoding.vocabulary)
     else:
-        tokenizer = encoding.tokenizer()
-        encoded = token_ids.tokenize(cfg, rows, tokenizer, encoding.special.separator)
-        ids = token_ids.check_ids(cfg, encoded, encoding.vocabulary)
+        encode = token_ids.tokenize if cfg.messages_column is None else token_ids.conversations
+        ids = token_ids.check_ids(cfg, encode(cfg, rows, encoding.tokenizer(), encoding.special), encoding.vocabulary)
     for of_document in ids:
         part, _ = next(drawn)
         yield token_ids.document(of_document, part)

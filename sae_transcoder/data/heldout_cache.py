@@ -10,7 +10,7 @@ import numpy as np
 from filelock import FileLock
 
 from sae_transcoder.data.heldout_documents import from_own_split, from_training_split
-from sae_transcoder.data.token_cache import folder_of, id_format
+from sae_transcoder.data.token_cache import folder_of
 from sae_transcoder.data.token_ids import Document
 
 
@@ -33,7 +33,7 @@ def cached_heldout(
     count: int,
     length: int,
     seed: int,
-    vocabulary: int,
+    dtype: np.dtype,
     *,
     own_split: bool,
 ) -> StoredHeldOut:
@@ -52,7 +52,7 @@ def cached_heldout(
         choose = from_own_split if own_split else from_training_split
         heldout = choose(documents, count, length, seed)
         stored = StoredHeldOut(
-            rows=heldout.rows.astype(id_format(vocabulary)),
+            rows=heldout.rows.astype(dtype),
             identities=np.array([document.identity for document in heldout.documents], np.uint64),
             parts=np.array([document.part for document in heldout.documents], np.int64),
             tokens=np.array(heldout.used, np.int64),

@@ -8,9 +8,14 @@ import numpy as np
 WINDOW = 1024  # sequences among which the order is mixed, so that one long document does not fill a batch
 
 
+def left_out(ids: np.ndarray) -> np.ndarray:
+    """Marks ids whose positions are left out of training and evaluation, and removes the mark: the complement, which is below zero."""
+    return ~ids
+
+
 @dataclass(frozen=True)
 class Sequences:
-    """Token sequences on disk in reading order: `s[a:b]` is an int64 array [sequence, position]."""
+    """Token sequences on disk in reading order: `s[a:b]` is an int64 array [sequence, position], in which `left_out` marks ids."""
 
     rows: np.ndarray  # [sequence, position], as they lie on disk
     row_numbers: Callable[[np.ndarray], np.ndarray]  # positions in the reading order -> rows

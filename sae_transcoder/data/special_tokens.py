@@ -59,6 +59,8 @@ def separator_ids(cfg: Config, tokenizer: Any, after: tuple[int, ...]) -> tuple[
     """The ids after each document; after: what the tokenizer itself puts after a text."""
     if cfg.separator is not None:
         return () if cfg.separator == NO_SEPARATOR else (int(cfg.separator),)
+    if cfg.messages_column is not None:
+        return ()  # the chat template ends conversations
     if after:
         return after
     separator = first_set(tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.sep_token_id)

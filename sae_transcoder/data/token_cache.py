@@ -119,7 +119,7 @@ def cached_sequences(
     cache: Path,
     made_from: Mapping[str, Any],
     length: int,
-    vocabulary: int,
+    dtype: np.dtype,
     needed: int | None,
     documents: Callable[[int], Iterable[Document]],
     label: str,
@@ -131,7 +131,7 @@ def cached_sequences(
     one after the other. A killed process leaves a state from which the next goes on; processes that need the same tokens wait for each other.
     """
     folder = folder_of(cache, made_from)
-    tokens = TokenFile(folder, made_from, length, id_format(vocabulary))
+    tokens = TokenFile(folder, made_from, length, dtype)
     with FileLock(folder / "lock"):
         state = tokens.read_state()
         if not state.exhausted and (needed is None or state.sequences < needed):
@@ -150,9 +150,9 @@ def folder_of(cache: Path, made_from: Mapping[str, Any]) -> Path:
     return cache / key
 
 
-def id_format(vocabulary: int) -> np.dtype:
-    """The number format in which ids below `vocabulary` are kept."""
-    return np.dtype(np.uint16 if vocabulary <= 2**16 else np.uint32)
+def id_format(vocabulary: int, *, marked: bool) -> np.dtype:
+    """The number format in which ids below `vocabulary` are kept; marked: whether some are marked as left out."""
+    return np.dtype(np.int32 if marked else np.uint16 if vocabulary <= 2**16 else np.uint32)
 
 
 @contextmanager

@@ -10,7 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from sae_transcoder.config import Config, ConfigError, SpecialTokensInText
+from sae_transcoder.config import Config, ConfigError, SpecialTokensInText, TrainOn
+from sae_transcoder.data import chat
+from sae_transcoder.data.sequences import left_out
+from sae_transcoder.data.special_tokens import SpecialTokens
 
 TOKENIZE = 64  # documents at a time
 
@@ -29,7 +32,7 @@ def document(ids: np.ndarray, part: int = 0) -> Document:
     return Document(ids, int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=8).digest(), "little"), part)
 
 
-def tokenize(cfg: Config, rows: Iterable[dict[str, Any]], tokenizer: Any, separator: tuple[int, ...]) -> Iterator[np.ndarray]:
+def tokenize(cfg: Config, rows: Iterable[dict[str, Any]], tokenizer: Any, special: SpecialTokens) -> Iterator[np.ndarray]:
     """Yields each document's ids with the separator after them; a document without text yields no ids."""
     split_special = {"split_special_tokens": True} if cfg.special_tokens_in_text == SpecialTokensInText.as_text else {}
     rows = iter(rows)
@@ -47,13 +50,26 @@ def tokenize(cfg: Config, rows: Iterable[dict[str, Any]], tokenizer: Any, separa
             else []
         )
         for text in texts:
-            yield np.array([*next(ids), *separator] if text else [], dtype=np.int64)
+            yield np.array([*next(ids), *special.separator] if text else [], dtype=np.int64)
+
+
+def conversations(cfg: Config, rows: Iterable[dict[str, Any]], tokenizer: Any, special: SpecialTokens) -> Iterator[np.ndarray]:
+    """Yields each conversation's ids with the separator after them; an empty one yields no ids."""
+    chat.check_template(cfg, tokenizer)
+    separator = np.array(special.separator, np.int64)
+    separator = left_out(separator) if cfg.train_on == TrainOn.assistant else separator
+    for row in rows:
+        messages = row[str(cfg.messages_column)]
+        if messages is None or messages == []:
+            yield np.zeros(0, np.int64)
+        else:
+            yield np.concatenate([chat.conversation_ids(cfg, messages, tokenizer, special.begin), separator])
 
 
 def check_ids(cfg: Config, documents: Iterable[np.ndarray], vocabulary: int) -> Iterator[np.ndarray]:
     """Yields the documents' ids unchanged. Raises ConfigError for an id of the tokenizer that the model lacks."""
     for ids in documents:
-        if len(ids) and (largest := int(ids.max())) >= vocabulary:
+        if len(ids) and (largest := int(np.maximum(ids, left_out(ids)).max())) >= vocabulary:
             raise ConfigError(
                 f"model_name={cfg.model_name}: its tokenizer gives the id {largest}, the model has the ids 0 to {vocabulary - 1}; "
                 "choose a model whose tokenizer fits it"

@@ -52,7 +52,7 @@ def prepare(cfg: Config, tokenizer: Callable[[], Any], vocabulary: int, ranks: i
     if available < 1:
         raise ConfigError(nothing_left(cfg, len(rows), heldout))
     order = mixed_order(num_first, available, cfg.shuffle_seed)
-    train = Sequences(rows, order, available if needed is None else min(available, needed), how.special.begin)
+    train = Sequences(rows, order, available if needed is None else min(available, needed), how.begin)
     first, read = before(records, num_first * how.length), before(records, (num_first + available) * how.length)
     origin = replace(
         origin_of(cfg, how, heldout, first),
@@ -72,7 +72,7 @@ def training_rows(cfg: Config, how: Encoding, left_out: int, total: int | None) 
     key_parts = cache_key_parts(cfg, split, how.vocabulary, how.special) | {"documents_left_out": left_out}
     label = f"{'reading' if how.tokenizer is None else 'tokenising'} {' + '.join(part_names(cfg))} ({split})"
     return cached_sequences(
-        sources.cache_dir(cfg), key_parts, how.length, how.vocabulary, total, lambda skip: documents(cfg, split, how, left_out + skip), label
+        sources.cache_dir(cfg), key_parts, how.length, how.dtype, total, lambda skip: documents(cfg, split, how, left_out + skip), label
     )  # fmt: skip
 
 
@@ -99,7 +99,7 @@ def stored_heldout(cfg: Config, how: Encoding) -> StoredHeldOut:
     split = own_split or sources.train_split(cfg)
     made_from = cache_key_parts(cfg, split, how.vocabulary, how.special)
     stored = cached_heldout(
-        sources.cache_dir(cfg), made_from, documents(cfg, split, how), cfg.eval_samples, how.length, cfg.shuffle_seed, how.vocabulary,
+        sources.cache_dir(cfg), made_from, documents(cfg, split, how), cfg.eval_samples, how.length, cfg.shuffle_seed, how.dtype,
         own_split=own_split is not None,
     )  # fmt: skip
     if not len(stored.rows) and not stored.divided:
@@ -111,7 +111,7 @@ def stored_heldout(cfg: Config, how: Encoding) -> StoredHeldOut:
 def heldout_of(cfg: Config, how: Encoding, stored: StoredHeldOut, training: np.ndarray) -> Sequences:
     """The held-out sequences; where documents are divided, the first of those to train on."""
     rows = training if stored.divided else stored.rows
-    return Sequences(rows, in_order, min(cfg.eval_samples, len(rows)), how.special.begin)
+    return Sequences(rows, in_order, min(cfg.eval_samples, len(rows)), how.begin)
 
 
 def origin_of(cfg: Config, how: Encoding, stored: StoredHeldOut, first: np.ndarray) -> DataOrigin:

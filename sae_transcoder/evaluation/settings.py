@@ -115,6 +115,7 @@ def refuse_trained_on(trained: Config, cfg: Config) -> None:
         "dataset_weights",
         "text_column",
         "messages_column",
+        "train_on",
         "tokens_column",
         "prepend_bos",
         "separator",

@@ -12,7 +12,7 @@ from sae_transcoder.coder.corrected_coder import SparseCoder
 from sae_transcoder.coder.positions import PositionFilter
 from sae_transcoder.config import Config
 from sae_transcoder.evaluation.reconstruction import ratio, reconstruct
-from sae_transcoder.language_model.forward import Activations, spliced, spliced_output
+from sae_transcoder.language_model.forward import Activations, ids_of, spliced, spliced_output
 
 
 @dataclass
@@ -42,8 +42,8 @@ class Splice:
             return spliced_output(activations.output, kept, replacement)
 
         with spliced(model, list(self.coders), replace):
-            logits = model(input_ids=tokens, use_cache=False).logits
-        return cross_entropy(logits, tokens), kl_divergence(clean_logits, logits)
+            logits = model(input_ids=ids_of(tokens), use_cache=False).logits
+        return cross_entropy(logits, ids_of(tokens)), kl_divergence(clean_logits, logits)
 
     def add(self, tokens: Tensor, clean_ce: Tensor, with_coders: tuple[Tensor, Tensor], with_zeros: tuple[Tensor, Tensor]) -> None:
         """Adds a batch: the cross-entropy of the model as it is, and the `losses` with coders and with zeros."""
@@ -79,8 +79,8 @@ def measure_splices(model: PreTrainedModel, splices: Sequence[Splice], batches: 
     `ablation_key`.
     """
     for tokens in batches:
-        clean_logits = model(input_ids=tokens, use_cache=False).logits
-        clean_ce = cross_entropy(clean_logits, tokens)
+        clean_logits = model(input_ids=ids_of(tokens), use_cache=False).logits
+        clean_ce = cross_entropy(clean_logits, ids_of(tokens))
         with_zeros: dict[Hashable, tuple[Tensor, Tensor]] = {}
         for splice in splices:
             key = splice.ablation_key()

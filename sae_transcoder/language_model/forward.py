@@ -15,6 +15,8 @@ from sae_transcoder.config import LossFn
 
 T = TypeVar("T")
 
+IGNORED = -100  # the label that transformers leaves out of a loss
+
 
 @dataclass(frozen=True)
 class Activations:
@@ -79,6 +81,11 @@ def _hooked(model: PreTrainedModel, hookpoints: Sequence[str], hook: Callable[[s
 _OVERWRITING: WeakSet[PreTrainedModel] = WeakSet()
 
 
+def ids_of(tokens: Tensor) -> Tensor:
+    """The ids of `tokens`, in which the complement of an id marks a position that is left out of training and evaluation."""
+    return torch.where(tokens < 0, ~tokens, tokens)
+
+
 @torch.no_grad()
 def capture(
     model: PreTrainedModel, hookpoints: Sequence[str], tokens: Tensor, batch_size: int | None = None
@@ -105,7 +112,7 @@ def capture(
             raise _Reached
 
     with contextlib.suppress(_Reached), _hooked(model, hookpoints, keep):
-        model.base_model(input_ids=tokens, use_cache=False)
+        model.base_model(input_ids=ids_of(tokens), use_cache=False)
     if any(versions[name] != (a.input._version, a.output._version) for name, a in captured.items()):
         _OVERWRITING.add(model)
         return capture(model, hookpoints, tokens)
@@ -137,16 +144,21 @@ def spliced_output(output: Tensor, kept: Tensor | None, reconstruction: Tensor) 
     return flat.view(output.shape)
 
 
-def end_to_end_loss(model: PreTrainedModel, tokens: Tensor, hookpoints: Sequence[str], replace: Replace, loss_fn: LossFn) -> Tensor:
+def end_to_end_loss(
+    model: PreTrainedModel, tokens: Tensor, hookpoints: Sequence[str], replace: Replace, loss_fn: LossFn, *, marked: bool = False
+) -> Tensor:
     """The loss in nats of `tokens` [batch, position] with the modules at `hookpoints` replaced, differentiable in what `replace` returns.
 
     ce: mean cross-entropy of the next token; kl: mean KL(original || spliced) of the next-token distributions over all positions.
+    marked: whether some tokens are marked as left out (see ids_of); neither the prediction of these nor the distributions there count then.
     """
+    ids = ids_of(tokens)
     if loss_fn == LossFn.ce:
         with spliced(model, hookpoints, replace):
-            return model(input_ids=tokens, labels=tokens, use_cache=False).loss
+            return model(input_ids=ids, labels=tokens.masked_fill(tokens < 0, IGNORED), use_cache=False).loss
     with torch.no_grad():
-        clean = model(input_ids=tokens, use_cache=False).logits.float()
+        clean = model(input_ids=ids, use_cache=False).logits.float()
     with spliced(model, hookpoints, replace):
-        spliced_log_probs = model(input_ids=tokens, use_cache=False).logits.float().log_softmax(dim=-1)
-    return (clean.softmax(dim=-1) * (clean.log_softmax(dim=-1) - spliced_log_probs)).sum(dim=-1).mean()
+        spliced_log_probs = model(input_ids=ids, use_cache=False).logits.float().log_softmax(dim=-1)
+    divergence = (clean.softmax(dim=-1) * (clean.log_softmax(dim=-1) - spliced_log_probs)).sum(dim=-1)
+    return (divergence * (tokens >= 0)).sum() / (tokens >= 0).sum().clamp(min=1) if marked else divergence.mean()

@@ -54,7 +54,7 @@ def train_end_to_end(trainer: CoderTrainer, model: PreTrainedModel, tokens: Tens
         tokens_on_device, mask = placeholder(tokens, tokens_on_device)
     for names in coders_by_seed(trainer.coders):
         step = EndToEndStep(trainer, names, mask)
-        loss = end_to_end_loss(model, tokens_on_device, list(names), step.replace, cfg.loss_fn)
+        loss = end_to_end_loss(model, tokens_on_device, list(names), step.replace, cfg.loss_fn, marked=trainer.positions.marked)
         if loss.requires_grad:  # else every token of the batch was excluded
             (loss * share_of_loss + sum(step.coder_losses)).div(trainer.batches_in_step).backward()
         seed = seed_of(next(iter(names.values())))
