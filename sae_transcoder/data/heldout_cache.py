@@ -22,7 +22,7 @@ class StoredHeldOut:
     identities: np.ndarray  # of the documents, see Document
     parts: np.ndarray  # of a mixture that the documents come from
     tokens: np.ndarray  # how many ids of each document are in `rows`
-    left_out: np.ndarray  # scalar: how many documents at the start of the training split are not trained on
+    sizes: np.ndarray  # how many ids each document has
     divided: np.ndarray  # scalar: whether there are too few documents to hold any out whole; then there are no rows
 
 
@@ -56,7 +56,7 @@ def cached_heldout(
             identities=np.array([document.identity for document in heldout.documents], np.uint64),
             parts=np.array([document.part for document in heldout.documents], np.int64),
             tokens=np.array(heldout.used, np.int64),
-            left_out=np.array(0 if own_split else len(heldout.documents)),
+            sizes=np.array([document.size for document in heldout.documents], np.int64),
             divided=np.array(heldout.divided),
         )
         new_path = path.with_name(f".{path.name}.new")

@@ -23,13 +23,14 @@ class Document:
     """A document's token ids."""
 
     ids: np.ndarray  # [position]; the separator at its end
+    size: int  # how many ids the document has, of which `ids` may be a piece
     identity: int  # equal for documents that are equal to the letter, else almost never
     part: int = 0  # of a mixture
 
 
 def document(ids: np.ndarray, part: int = 0) -> Document:
     """The document of these ids [position]."""
-    return Document(ids, int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=8).digest(), "little"), part)
+    return Document(ids, len(ids), int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=8).digest(), "little"), part)
 
 
 def tokenize(cfg: Config, rows: Iterable[dict[str, Any]], tokenizer: Any, special: SpecialTokens) -> Iterator[np.ndarray]:

@@ -44,63 +44,73 @@ def prepare(cfg: Config, tokenizer: Callable[[], Any], vocabulary: int, ranks: i
     refuse_eval_split(cfg)
     how = encoding(cfg, tokenizer, vocabulary)
     heldout = stored_heldout(cfg, how)
-    num_first = cfg.eval_samples if heldout.divided else 0  # of the sequences to train on, held out
+    num_first, left_out = not_trained_on(cfg, how, heldout)
     # Whole windows, so that the order of what is read does not depend on how much is read.
     total = None if needed is None else num_first + math.ceil(needed / WINDOW) * WINDOW
-    rows, records = training_rows(cfg, how, int(heldout.left_out), total)
+    rows, records = training_rows(cfg, how, total)
     available = (len(rows) if total is None else min(len(rows), total)) - num_first
     if available < 1:
-        raise ConfigError(nothing_left(cfg, len(rows), heldout))
+        raise ConfigError(nothing_left(cfg, len(rows)))
     order = mixed_order(num_first, available, cfg.shuffle_seed)
     train = Sequences(rows, order, available if needed is None else min(available, needed), how.begin)
-    first, read = before(records, num_first * how.length), before(records, (num_first + available) * how.length)
+    read = before(records, (num_first + available) * how.length)[left_out:]
     origin = replace(
-        origin_of(cfg, how, heldout, first),
+        origin_of(cfg, how, heldout, before(records, num_first * how.length)),
         begin=how.special.begin if how.tokenizer else common_begin(train),
         shares=shares(cfg, np.bincount(read["part"], read["tokens"], len(part_names(cfg))).tolist()),
-        copies=int(np.isin(read["identity"], heldout.identities).sum()),
+        copies=int(np.isin(read["identity"], heldout.identities[heldout.sizes > 0]).sum()),
     )
     return TokenSets(train, heldout_of(cfg, how, heldout, rows), origin)
 
 
-def training_rows(cfg: Config, how: Encoding, left_out: int, total: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """The rows [sequence, position] to train on, at least `total` (None: all) where there are so many, and their documents' records.
+def has_own_split(cfg: Config) -> bool:
+    """Whether a split of its own is held out."""
+    return cfg.eval_split is not None or cfg.dataset_kind == DatasetKind.demo
 
-    left_out: how many documents at the start of the split are held out.
+
+def not_trained_on(cfg: Config, how: Encoding, heldout: StoredHeldOut) -> tuple[int, int]:
+    """How many sequences at the start of the training split are not trained on, and of how many documents, which are held out.
+
+    A sequence in which the last of these documents ends is none to train on.
     """
+    if has_own_split(cfg):
+        return 0, 0
+    if heldout.divided:
+        return cfg.eval_samples, 0
+    return math.ceil(int(heldout.sizes.sum()) / how.length), len(heldout.sizes)
+
+
+def training_rows(cfg: Config, how: Encoding, total: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """The rows [sequence, position] of the training split, at least `total` (None: all) where there are so many, and their documents' records."""
     split = sources.train_split(cfg)
-    key_parts = cache_key_parts(cfg, split, how.vocabulary, how.special) | {"documents_left_out": left_out}
+    key_parts = cache_key_parts(cfg, split, how.vocabulary, how.special)
     label = f"{'reading' if how.tokenizer is None else 'tokenising'} {' + '.join(part_names(cfg))} ({split})"
     return cached_sequences(
-        sources.cache_dir(cfg), key_parts, how.length, how.dtype, total, lambda skip: documents(cfg, split, how, left_out + skip), label
+        sources.cache_dir(cfg), key_parts, how.length, how.dtype, total, lambda skip: documents(cfg, split, how, skip), label
     )  # fmt: skip
 
 
 def before(records: np.ndarray, num_ids: int) -> np.ndarray:
-    """The records of the documents that begin before so many ids, but those without any."""
-    starts = np.cumsum(records["tokens"], dtype=np.int64) - records["tokens"]
-    return records[(starts < num_ids) & (records["tokens"] > 0)]
+    """The records of the documents that begin before so many ids."""
+    return records[np.cumsum(records["tokens"], dtype=np.int64) - records["tokens"] < num_ids]
 
 
-def nothing_left(cfg: Config, num_rows: int, heldout: StoredHeldOut) -> str:
+def nothing_left(cfg: Config, num_rows: int) -> str:
     """The message for data that fills no sequence beside those held out."""
-    num_all = num_rows + len(heldout.rows)
-    held_out = cfg.eval_split is None and cfg.dataset_kind != DatasetKind.demo
     return (
-        f"dataset_name={cfg.dataset_name}: {num_all} sequences of max_seq_length={cfg.max_seq_length} tokens in all"
-        + (f", of which eval_samples={cfg.eval_samples} are held out" if held_out else "")
+        f"dataset_name={cfg.dataset_name}: {num_rows} sequences of max_seq_length={cfg.max_seq_length} tokens in all"
+        + ("" if has_own_split(cfg) else f", of which eval_samples={cfg.eval_samples} are held out")
         + ": none is left to train on; give more text, or lower max_seq_length or eval_samples"
     )
 
 
 def stored_heldout(cfg: Config, how: Encoding) -> StoredHeldOut:
     """The held-out sequences and their documents, in the cache."""
-    own_split = cfg.eval_split or ("heldout" if cfg.dataset_kind == DatasetKind.demo else None)
-    split = own_split or sources.train_split(cfg)
+    split = cfg.eval_split or ("heldout" if cfg.dataset_kind == DatasetKind.demo else sources.train_split(cfg))
     made_from = cache_key_parts(cfg, split, how.vocabulary, how.special)
     stored = cached_heldout(
         sources.cache_dir(cfg), made_from, documents(cfg, split, how), cfg.eval_samples, how.length, cfg.shuffle_seed, how.dtype,
-        own_split=own_split is not None,
+        own_split=has_own_split(cfg),
     )  # fmt: skip
     if not len(stored.rows) and not stored.divided:
         setting = f"eval_split={cfg.eval_split}" if cfg.eval_split else f"dataset_name={cfg.dataset_name}"
@@ -137,7 +147,7 @@ def heldout_sequences(cfg: Config, tokenizer: Callable[[], Any], vocabulary: int
     refuse_eval_split(cfg)
     how = encoding(cfg, tokenizer, vocabulary)
     stored = stored_heldout(cfg, how)
-    rows, records = training_rows(cfg, how, 0, cfg.eval_samples) if stored.divided else (stored.rows, np.zeros(0))
+    rows, records = training_rows(cfg, how, cfg.eval_samples) if stored.divided else (stored.rows, np.zeros(0))
     first = before(records, cfg.eval_samples * how.length) if stored.divided else records
     sequences = heldout_of(cfg, how, stored, rows)
     origin = origin_of(cfg, how, stored, first)
