@@ -24,7 +24,7 @@ class HeldOut:
 def from_own_split(documents: Iterable[Document], count: int, length: int, seed: int) -> HeldOut:
     """`count` sequences of `length` ids, or as many as there are, from a split that nothing is trained on."""
     taken = take(documents, count, length, 1, seed)
-    return cut(taken, smallest_share(taken, count, length), count, length, seed)
+    return cut(taken, count, length, seed)
 
 
 def from_training_split(documents: Iterable[Document], count: int, length: int, seed: int) -> HeldOut:
@@ -42,7 +42,7 @@ def from_training_split(documents: Iterable[Document], count: int, length: int, 
         if len(enough) == total:
             return HeldOut(np.zeros((0, length), np.int64), [], [], divided=True)
         taken = enough
-    return cut(taken, smallest_share(taken, count, length), count, length, seed)
+    return cut(taken, count, length, seed)
 
 
 def take(
@@ -54,9 +54,8 @@ def take(
     """
     taken = list(already)
     filled = sum(min(len(document.ids), share * length) for document in taken)
-    for document in documents:
-        if filled >= count * length:
-            break
+    remaining = iter(documents)
+    while filled < count * length and (document := next(remaining, None)) is not None:
         ids = piece(document.ids, count * length, length, [seed, len(taken)])
         taken.append(replace(document, ids=ids))
         filled += min(len(ids), share * length)
@@ -70,20 +69,28 @@ def piece(ids: np.ndarray, size: int, length: int, seed: Sequence[int]) -> np.nd
     return ids[start : start + size]
 
 
-def smallest_share(documents: Sequence[Document], count: int, length: int) -> int:
-    """The fewest sequences that each document may give at most, so that together they give `count`; `count` where they never do."""
+def shares(documents: Sequence[Document], count: int, length: int) -> list[int]:
+    """How many sequences each document may give at most, so that together they give `count`: as even as it can be; `count` where they never do."""
     sizes = np.array([len(document.ids) for document in documents])
-    for share in range(1, count):
-        if np.minimum(sizes, share * length).sum() >= count * length:
-            return share
-    return count
+    for share in range(1, count + 1):
+        if (filled := np.minimum(sizes, share * length).sum()) >= count * length:
+            break
+    given = [share] * len(documents)
+    for number in range(len(documents) - 1, -1, -1):  # some of the last may give one sequence less
+        less = min(sizes[number], share * length) - min(sizes[number], (share - 1) * length)
+        if filled - less < count * length:
+            break
+        given[number], filled = share - 1, filled - less
+    return given
 
 
-def cut(documents: Sequence[Document], share: int, count: int, length: int, seed: int) -> HeldOut:
-    """At most `count` sequences, from each document a piece of at most `share` sequences, at a place that the seed decides."""
-    pieces = [piece(document.ids, share * length, length, [seed, number, 1]) for number, document in enumerate(documents)]
+def cut(documents: Sequence[Document], count: int, length: int, seed: int) -> HeldOut:
+    """At most `count` sequences, from each document a piece of as many as `shares` says, at a place that the seed decides."""
+    pieces = [
+        piece(document.ids, share * length, length, [seed, number, 1])
+        for number, (document, share) in enumerate(zip(documents, shares(documents, count, length), strict=True))
+    ]
     stream = np.concatenate(pieces) if pieces else np.zeros(0, np.int64)
     num_rows = min(count, len(stream) // length)
-    ends = np.minimum(np.cumsum([len(piece) for piece in pieces]), num_rows * length)
-    used = np.diff(ends, prepend=0).tolist()
-    return HeldOut(stream[: num_rows * length].reshape(num_rows, length), list(documents), used)
+    ends = np.minimum(np.cumsum([len(each) for each in pieces]), num_rows * length)
+    return HeldOut(stream[: num_rows * length].reshape(num_rows, length), list(documents), np.diff(ends, prepend=0).tolist())

@@ -142,7 +142,7 @@ def test_a_tokenizer_without_any_separator_is_refused(tmp_path: Path, corpus: st
     tokenizer = Characters()
     tokenizer.eos_token_id = None  # type: ignore[assignment]
     message = refusal(settings(tmp_path, dataset_name=corpus), tokenizer)
-    assert "model_name=tests/letters: its tokenizer has no end, begin or separator token" in message
+    assert "separator=null: the tokenizer of tests/letters has no end, begin or separator token; set separator=none" in message
 
 
 @pytest.mark.parametrize(("kind", "held"), [("local_text", 50), ("local_text", 3), ("pretokenized", 3), ("memmap", 3)])

@@ -1,5 +1,6 @@
 """The token sequences: what they hold and their order."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -7,17 +8,16 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from helpers.characters import EOS, HELD, LENGTH, Characters, characters, settings
-from helpers.token_data import WINDOW, documents, jsonl, packed, sets, shuffled, windowed
+from helpers.characters import EOS, LENGTH, Characters, characters, settings
+from helpers.token_data import LEFT_OUT, WINDOW, documents, jsonl, packed, sets, shuffled, trained_on, windowed
 from sae_transcoder.config.run_length import needed_samples
 
 
-def test_text_is_packed_with_a_separator_before_each_document_and_read_in_shuffled_windows(tmp_path: Path, corpus: str) -> None:
+def test_text_is_packed_with_a_separator_after_each_document_and_read_in_shuffled_windows(tmp_path: Path, corpus: str) -> None:
     got = sets(settings(tmp_path, dataset_name=corpus, max_samples=None))
-    rows = packed([characters(t) for t in shuffled(documents())])
+    rows = trained_on([characters(t) for t in shuffled(documents())])
     assert len(rows) > 3 * WINDOW
-    np.testing.assert_array_equal(got.heldout[:], rows[:HELD])
-    np.testing.assert_array_equal(got.train[:], windowed(rows[HELD:]))
+    np.testing.assert_array_equal(got.train[:], windowed(rows))
 
 
 def test_sequences_are_int64_arrays_that_any_slice_gives(tmp_path: Path, corpus: str) -> None:
@@ -36,8 +36,9 @@ def test_a_real_tokenizer_gives_the_ids_of_each_document_alone(tmp_path: Path, c
     bpe.train_from_iterator(documents(50), trainers.BpeTrainer(vocab_size=300, special_tokens=["<end>"], show_progress=False))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<end>")
     got = sets(settings(tmp_path, dataset_name=corpus, max_samples=None), tokenizer, 300)
-    ids = [[tokenizer.eos_token_id, *bpe.encode(t, add_special_tokens=False).ids] for t in shuffled(documents())]
-    np.testing.assert_array_equal(got.train[:], windowed(packed(ids)[HELD:]))
+    ids = [[*bpe.encode(t, add_special_tokens=False).ids, tokenizer.eos_token_id] for t in shuffled(documents())]
+    first = math.ceil(sum(map(len, ids[:LEFT_OUT])) / LENGTH)
+    np.testing.assert_array_equal(got.train[:], windowed(packed(ids)[first:]))
 
 
 @pytest.mark.parametrize(("present", "used"), [("eos bos sep", "eos"), ("bos sep", "bos"), ("sep", "sep")])
@@ -47,7 +48,9 @@ def test_the_separator_is_the_end_token_else_the_beginning_else_the_separating_o
     tokenizer, ids = Characters(), {"eos": 1, "bos": 2, "sep": 3}
     for name, value in ids.items():
         setattr(tokenizer, f"{name}_token_id", value if name in present.split() else None)
-    assert sets(settings(tmp_path, dataset_name=corpus), tokenizer).heldout[:1][0, 0] == ids[used]
+    got = sets(settings(tmp_path, dataset_name=corpus, max_samples=None), tokenizer)
+    assert got.origin.separator == (ids[used],)
+    assert (got.train[:] == ids[used]).sum() == pytest.approx(400 - LEFT_OUT, abs=1)
 
 
 def test_a_short_run_reads_a_prefix_of_what_a_long_one_reads(tmp_path: Path, corpus: str) -> None:
@@ -61,15 +64,9 @@ def test_a_short_run_reads_a_prefix_of_what_a_long_one_reads(tmp_path: Path, cor
             np.testing.assert_array_equal(part.heldout[:], whole.heldout[:])
 
 
-def test_held_out_sequences_are_not_trained_on(tmp_path: Path, corpus: str) -> None:
-    got = sets(settings(tmp_path, dataset_name=corpus, max_samples=None))
-    assert len(got.heldout) == HELD
-    assert not {row.tobytes() for row in got.heldout[:]} & {row.tobytes() for row in got.train[:]}
-
-
 def test_a_long_document_does_not_fill_a_batch(tmp_path: Path) -> None:
-    name = jsonl(tmp_path / "two.jsonl", [{"text": letter * WINDOW * LENGTH} for letter in "ab"])
-    train = sets(settings(tmp_path, dataset_name=name, max_samples=None, eval_samples=WINDOW // 2)).train
+    name = jsonl(tmp_path / "two.jsonl", [{"text": letter * (WINDOW // 2) * LENGTH} for letter in "abc"])
+    train = sets(settings(tmp_path, dataset_name=name, max_samples=None, eval_samples=1)).train
     assert len({row[1] for row in train[:16]}) == 2
 
 
@@ -101,7 +98,6 @@ def test_documents_without_text_give_nothing(tmp_path: Path) -> None:
     texts = documents(80)
     name = jsonl(tmp_path / "gaps.jsonl", [row for t in texts for row in ({"text": t}, {"text": None}, {"text": ""})])
     got = sets(settings(tmp_path, dataset_name=name, max_samples=None))
-    stream = np.concatenate([got.heldout[:], got.train[:]])
-    separators = sum(len(texts) > 0 for _ in texts)
-    assert separators - 1 <= (stream == EOS).sum() <= separators
-    assert not np.any((stream[:, 1:] == EOS) & (stream[:, :-1] == EOS))
+    assert got.origin.heldout_documents <= (80 * 3) // 10
+    for rows in (got.heldout[:], got.train[:]):
+        assert not np.any((rows[:, 1:] == EOS) & (rows[:, :-1] == EOS))

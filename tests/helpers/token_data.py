@@ -1,6 +1,7 @@
 """Made-up data, what its sequences should be, and the sequences that the project makes of it."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from helpers.characters import LENGTH, SEED, VOCABULARY, Characters
+from helpers.characters import EOS, LENGTH, SEED, VOCABULARY, Characters
 from sae_transcoder.config import Config, ConfigError
 from sae_transcoder.data.token_sets import TokenSets, prepare
 
@@ -46,6 +47,20 @@ def jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
 def packed(ids: list[list[int]], length: int = LENGTH) -> np.ndarray:
     stream = [i for document in ids for i in document]
     return np.array(stream[: len(stream) // length * length]).reshape(-1, length)
+
+
+LEFT_OUT = 40  # of the 400 documents: a tenth, which suffices for HELD sequences
+
+
+def trained_on(ids: list[list[int]], left_out: int = LEFT_OUT) -> np.ndarray:
+    """The training rows, as they lie on disk: those that begin after the first documents, which are held out."""
+    first = math.ceil(sum(map(len, ids[:left_out])) / LENGTH)
+    return packed(ids)[first:]
+
+
+def pieces(rows: np.ndarray) -> list[str]:
+    """What stands between the separators of rows, as characters."""
+    return "".join("\n" if i == EOS else chr(i - 300) for i in rows.flatten().tolist()).split("\n")
 
 
 def windowed(rows: np.ndarray, seed: int = SEED) -> np.ndarray:
