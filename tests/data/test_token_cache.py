@@ -27,7 +27,7 @@ from helpers.token_data import (
 )
 from sae_transcoder.config import Config
 from sae_transcoder.data import sources
-from sae_transcoder.data.token_sets import prepare
+from sae_transcoder.data.token_sets import heldout_sequences, prepare
 
 
 def written(cfg: Config) -> dict[str, bytes]:
@@ -43,7 +43,7 @@ def test_a_prepared_set_is_read_again_without_source_tokenizer_or_a_word(
     first = sets(cfg)
     capfd.readouterr()
     monkeypatch.setattr(sources, "open_rows", untouched)
-    again = prepare(cfg, untouched, VOCABULARY)
+    again = prepare(cfg, Characters, VOCABULARY)
     np.testing.assert_array_equal(again.train[:], first.train[:])
     assert capfd.readouterr() == ("", "")
 
@@ -67,6 +67,7 @@ def test_a_preparation_that_fails_midway_goes_on_to_the_same_bytes(
 ) -> None:
     name = corpus if kind == "local_text" else hub_folder(tmp_path / "set")
     cfg, undisturbed = (settings(tmp_path / f, dataset_name=name, dataset_kind=kind, max_samples=None) for f in "ab")
+    heldout_sequences(cfg, Characters, VOCABULARY)
     read = sources.open_rows
 
     def broken(*given: Any) -> Iterator[dict[str, Any]]:
@@ -89,7 +90,7 @@ SCRIPT = """
 import sys, time
 sys.path[:0] = {paths!r}
 from helpers.characters import Characters, settings
-from sae_transcoder.data.token_sets import prepare
+from sae_transcoder.data.token_sets import heldout_sequences, prepare
 from pathlib import Path
 class Slow(Characters):
     def __call__(self, texts, **given):
@@ -133,7 +134,7 @@ def test_two_processes_prepare_one_set_once(tmp_path: Path, corpus: str) -> None
     printed = [p.communicate(timeout=60)[0].split() for p in processes]
     assert [p.returncode for p in processes] == [0, 0]
     assert printed[0][1] == printed[1][1]
-    assert sorted(int(p[0]) for p in printed) == [0, len(documents())]
+    assert sorted(int(p[0]) for p in printed) == [0, 2 * len(documents())]  # to hold some out, and to train on the others
 
 
 @pytest.mark.parametrize(
@@ -217,7 +218,7 @@ MEMORY = """
 import resource, sys
 sys.path[:0] = {paths!r}
 from helpers.characters import Characters, settings
-from sae_transcoder.data.token_sets import prepare
+from sae_transcoder.data.token_sets import heldout_sequences, prepare
 from pathlib import Path
 for samples in (4000, 16000):
     cfg = settings(Path({folder!r}) / str(samples), dataset_kind="hub", dataset_name={name!r}, max_samples=samples,
