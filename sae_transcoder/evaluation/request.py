@@ -59,7 +59,7 @@ def evaluation_request(path: str, overrides: Sequence[str], output_dir: Path | N
         base = {name: value for name, value in base.items() if name not in SELECTION}
     cfg = evaluation_config(base, overrides)
     if run_dir:
-        refuse_trained_on(evaluation_config(base, ()), cfg)
+        refuse_trained_on(evaluation_config(base, ()), cfg, run_dir)
     if output_dir is None:
         output_dir = Path(path)
         if overrides or not output_dir.exists():

@@ -22,6 +22,7 @@ from sae_transcoder.config import (
     checks,
 )
 from sae_transcoder.config.composition import composed
+from sae_transcoder.run_store import data_origin
 
 SELECTION = ("layers", "layer_stride", "site", "hookpoints")
 GROUPS = ("model", "dataset", "hardware")
@@ -49,11 +50,15 @@ def refuse_unread(overrides: Sequence[str]) -> None:
         raise ConfigError(*faults)
 
 
+# What runs did that were trained before there were these fields.
+BEFORE = {"prepend_bos": False, "special_tokens_in_text": "parse"}
+
+
 def run_settings(run: Path) -> dict[str, Any]:
     """The settings that a run was trained with; fields that this version does not have are left out."""
     try:
         stored = yaml.safe_load((run / ".hydra" / "config.yaml").read_text())
-        return {name: value for name, value in stored.items() if name in FIELDS}
+        return BEFORE | {name: value for name, value in stored.items() if name in FIELDS}
     except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"{run}/.hydra/config.yaml: cannot be read ({error}); evaluate {run}/coders from a copy elsewhere"
@@ -104,12 +109,16 @@ def evaluation_config(base: dict[str, Any], overrides: Sequence[str]) -> Config:
     return cfg
 
 
-def refuse_trained_on(trained: Config, cfg: Config) -> None:
-    """Raises ConfigError where the coders may have been trained on the sequences to measure."""
+def refuse_trained_on(trained: Config, cfg: Config, run: Path) -> None:
+    """Raises ConfigError where the coders in the directory `run` may have been trained on the sequences to measure."""
     split = cfg.eval_split or cfg.dataset_split
     same_text = all(getattr(cfg, n) == getattr(trained, n) for n in ("dataset_kind", "dataset_name", "dataset_config"))
     if cfg.dataset_kind == DatasetKind.demo or not same_text or split != trained.dataset_split:
         return
+    if cfg.dataset_kind != DatasetKind.memmap and data_origin.read(run) is None:
+        raise ConfigError(
+            f"{run}: trained by an earlier version, which held out other sequences of {cfg.dataset_name}; set eval_split or another dataset"
+        )
     order_fields = (  # that decide which sequences come first
         "eval_split",
         "dataset_weights",
