@@ -75,7 +75,7 @@ class EvalResult:
             TogetherMetrics([name for name in self.coders if seed_of(name) == seed], metrics)
             for seed, metrics in self.together.items()
         ]
-        return Evaluation(evaluation_settings(run.cfg), coders, together, step, tokens, run.origin, self.densities)
+        return Evaluation(evaluation_settings(run.cfg), coders, together, step, tokens, self.densities, run.origin)
 
 
 @torch.no_grad()

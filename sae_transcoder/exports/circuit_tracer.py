@@ -50,6 +50,7 @@ def writer(source: Source) -> WriteFiles:
             # Versions after 0.5.0 read these two; with 0.5.0 set each transcoder's activation_function.
             "activation": "topk",
             "k": source.coders[by_layer[0]].cfg["k"],
+            "sae_transcoder_begin": source.begin,  # ids at the start of each sequence that was trained on; read by no version
         }
         (out_dir / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
 

@@ -56,14 +56,16 @@ def model_card(source: Source) -> str:
     if settings["model_name"].count("/") == 1 and not settings["model_name"].startswith((".", "/", "~")):
         front_matter["base_model"] = settings["model_name"]
     if settings["dataset_kind"] == "hub":
-        front_matter["datasets"] = [settings["dataset_name"]]
+        names = settings["dataset_name"]
+        front_matter["datasets"] = names if isinstance(names, list) else [names]
     first_coder, cfg = next((coder_dir(name), coder.cfg) for name, coder in source.coders.items())
+    begin = f"each begin with the id {', '.join(map(str, source.begin))}" if source.begin else "have no begin token"
     stage = "" if source.path.name == "coders" else f", {source.path.name} of its run"
     lines = [
         *("---", yaml.safe_dump(front_matter, sort_keys=False).strip(), "---", ""),
         *(f"# {kind.capitalize()} for {settings['model_name']}", ""),
         f"{len(source.coders)} {cfg['activation']} {kind}, k = {cfg['k']}, trained with sparsify by SAE-Transcoder on "
-        f"{settings['dataset_name']}, in sequences of {settings['max_seq_length']} tokens, with {settings['optimizer']} and the loss "
+        f"{settings['dataset_name']}, in sequences of {settings['max_seq_length']} tokens that {begin}, with {settings['optimizer']} and the loss "
         f"{settings['loss_fn']}{stage}. All settings stand in training_config.yaml.",
         *("", "```python", "from sparsify import SparseCoder", ""),
         *(f'coder = SparseCoder.load_from_hub("{PLACEHOLDER}", "{first_coder}")', "```", ""),

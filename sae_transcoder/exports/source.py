@@ -10,7 +10,8 @@ from torch import Tensor
 
 from sae_transcoder.coder.stored_coders import coder_faults, find_coders, run_dir_of
 from sae_transcoder.config import FIELDS, ConfigError
-from sae_transcoder.run_store import eval_file, run_files, status
+from sae_transcoder.run_store import data_origin, eval_file, run_files, status
+from sae_transcoder.run_store.data_origin import DataOrigin
 from sae_transcoder.run_store.eval_file import Evaluation
 from sae_transcoder.run_store.status import State
 
@@ -27,12 +28,18 @@ class StoredCoder:
 @dataclass(frozen=True)
 class Source:
     """What is exported. `path`: the folder that holds `coders` {name: coder}; `settings`: the run's config; `evaluation`: its held-out
-    metrics, None for best/ and snapshots."""
+    metrics, None for best/ and snapshots; `origin`: what its sequences were made of, None for a run of an earlier version."""
 
     path: Path
     coders: dict[str, StoredCoder]
     settings: dict[str, Any]
     evaluation: Evaluation | None
+    origin: DataOrigin | None
+
+    @property
+    def begin(self) -> list[int]:
+        """The ids at the start of every sequence that the coders were trained on."""
+        return list(self.origin.begin) if self.origin else []
 
 
 def read_source(path: str) -> Source:
@@ -48,7 +55,7 @@ def read_source(path: str) -> Source:
         problem = "no coders" if run_dir else "no run" if root.is_dir() else "there is no such folder"
         raise ConfigError(f"{path}: {problem}; give the directory of a run, its best/ or one of its snapshots/")
     try:
-        run_status, settings = status.read(run_dir), run_files.read_config(run_dir)
+        run_status, settings, origin = status.read(run_dir), run_files.read_config(run_dir), data_origin.read(run_dir)
         evaluation = eval_file.read(run_dir) if root.name == "coders" else None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from error
@@ -61,7 +68,7 @@ def read_source(path: str) -> Source:
         raise ConfigError(f"{path}: {progress}; finish it by the command that began it, or export one of its snapshots/")
     if missing := [name for name in FIELDS if name not in settings]:
         raise ConfigError(f"{run_dir / run_files.CONFIG}: lacks {', '.join(missing)}; it is of another version of this program")
-    return Source(root, {name: read_coder(coder_dir) for name, coder_dir in coder_dirs.items()}, settings, evaluation)
+    return Source(root, {name: read_coder(coder_dir) for name, coder_dir in coder_dirs.items()}, settings, evaluation, origin)
 
 
 def read_coder(coder_dir: Path) -> StoredCoder:

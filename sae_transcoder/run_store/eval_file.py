@@ -69,8 +69,8 @@ class Evaluation:
     together: Sequence[TogetherMetrics] = ()
     step: int | None = None
     tokens: int | None = None
-    origin: DataOrigin = UNKNOWN
     densities: Mapping[str, np.ndarray] = field(default_factory=dict, compare=False)
+    origin: DataOrigin = UNKNOWN
 
     def mean(self) -> dict[str, float]:
         """Each metric's mean over the coders."""
@@ -139,7 +139,7 @@ def read(directory: Path) -> Evaluation | None:
         coders = [CoderMetrics(**(c | {"metrics": flat(c["metrics"])})) for c in details["coders"]]
         together = [TogetherMetrics(**(t | {"metrics": flat(t["metrics"])})) for t in details["together"]]
         origin = data_origin.from_values(details["data"])
-        return Evaluation(values["eval_config"], coders, together, details["step"], details["tokens"], origin)
+        return Evaluation(values["eval_config"], coders, together, details["step"], details["tokens"], origin=origin)
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError, AttributeError) as error:

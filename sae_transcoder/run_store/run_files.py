@@ -18,6 +18,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from sae_transcoder.config import FIELDS, Config, run_dir
+from sae_transcoder.config.type_checks import ANNOTATIONS, is_of_type
 from sae_transcoder.process.atomic_files import replace_text
 from sae_transcoder.run_store import eval_file, status
 from sae_transcoder.run_store.eval_file import CoderMetrics, Evaluation, TogetherMetrics
@@ -37,8 +38,8 @@ def plain_type(annotation: Any) -> type:
     return str if issubclass(options[0], str) else options[0]
 
 
-TYPES = {name: plain_type(annotation) for name, annotation in typing.get_type_hints(Config).items()}
-"""{field of Config: its plain_type}."""
+TYPES = {name: plain_type(annotation) for name, annotation in ANNOTATIONS.items()}
+"""{field of Config: its plain_type}; a field that may be a list in place of a text has that of the text."""
 
 
 def read_status(directory: Path) -> Status | None:
@@ -77,6 +78,8 @@ def read_config(directory: Path) -> dict[str, Any]:
         kind: Any = TYPES[name]
         if kind is float and (number := as_number(value)) is not None:
             value = config[name] = float(number)
+        if isinstance(value, list) and is_of_type(value, ANNOTATIONS[name]):
+            continue
         if value is not None and (type(value) is not kind or not all(map(is_setting, value if kind is list else [value]))):
             raise ValueError(f"{path}: {name} is {value!r}, not of type {kind.__name__}")
     return config

@@ -27,7 +27,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrainedRun]:
     usual = [*SHORT, "k=4", "max_steps=4", f"save_dir={folder}", f"cache_dir={folder}/cache"]
     kinds = {
         "sae": ["layers=[1,2]"],
-        "transcoder": ["model_type=transcoder"],
+        "transcoder": ["model_type=transcoder", "prepend_bos=true"],
         "every_layer": ["model_type=transcoder", "layers=null", "skip_connection=true"],
         "seeds": ["model_type=transcoder", "layers=null", "init_seeds=[0,1]"],
         "groupmax": ["architecture=groupmax"],
@@ -50,6 +50,7 @@ def test_saelens_files_hold_the_same_function(
 ) -> None:
     out = export(str(trained[name].directory), "sae_lens", tmp_path / "out")
     cfg = json.loads((out / coder / "cfg.json").read_text())
+    assert cfg["metadata"]["prepend_bos"] is (name == "transcoder")
     assert (cfg["architecture"], cfg["k"], cfg["d_in"], cfg["d_sae"], cfg["apply_b_dec_to_input"]) == ("topk", 4, 256, 512, shifted)
     x = torch.randn(50, 256)
     theirs = forward_of(load_file(out / coder / "sae_weights.safetensors"), x, 4, shifted=shifted)
@@ -71,6 +72,7 @@ def test_the_hub_layout_is_loaded_by_sparsify_and_described(trained: dict[str, T
     out = export(str(trained["sae"].directory), "hub", tmp_path / "card")
     loaded = SparseCoder.load_many(str(out), local=True)
     assert list(loaded) == ["layers.1", "layers.2"]
+    assert "in sequences of 32 tokens that have no begin token" in (out / "README.md").read_text()
     x = torch.randn(5, 256)
     assert torch.equal(loaded["layers.1"](x).sae_out, trained["sae"].saes["layers.1"](x).sae_out)
     card = (out / "README.md").read_text()
