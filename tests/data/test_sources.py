@@ -131,16 +131,17 @@ def test_a_saved_set_holds_out_a_split_and_its_folder_is_left_as_it_was(tmp_path
 
 
 def test_ids_of_a_name_that_is_no_file_are_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+    jsonl(tmp_path / "ids/train.jsonl", [{"input_ids": row, "n": None} for row in id_rows()])
+    asked, load = [], datasets.load_dataset_builder
 
-    def load(name: str, config: str | None, *, split: str, streaming: bool) -> datasets.IterableDataset:
-        asked.append((name, config, split, streaming))
-        return datasets.Dataset.from_dict({"input_ids": id_rows()}).to_iterable_dataset()
+    def builder(*given: str | None) -> datasets.DatasetBuilder:
+        asked.append(given)
+        return load(str(tmp_path / "ids"))
 
-    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(datasets, "load_dataset_builder", builder)
     cfg = settings(tmp_path, dataset_kind="pretokenized", dataset_name="someone/ids-v1.5", max_samples=100)
     assert len(sets(cfg).train) == 100
-    assert asked == [("someone/ids-v1.5", None, "train", True)]
+    assert asked == [("someone/ids-v1.5", None)]
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "uint32"])
