@@ -5,7 +5,6 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from sae_transcoder.config import ConfigError
 from sae_transcoder.data.file_bytes import open_bytes
 from sae_transcoder.data.file_values import PARQUET_BATCH, Wanted, column_features, missing_column, stored_values, value_blocks
 
@@ -25,8 +24,8 @@ def open_stream(name: str, config_name: str | None, split: str, column: str, wan
         return open_line_files(builder, "json" if isinstance(builder, Json) else "csv", split, column, wanted)
     stream = builder.as_streaming_dataset(split=split)
     names = stream.column_names or list(next(iter(stream), {}))
-    if not names:
-        raise ConfigError(f"dataset_name={name}: the split {split} is empty; choose another data set or split")
+    if not names:  # no rows either
+        return stream
     if column not in names:
         raise missing_column(name, column, wanted, names)
     if isinstance(builder, Parquet):
