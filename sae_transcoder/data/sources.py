@@ -40,6 +40,10 @@ def saved_splits(cfg: Config) -> list[str] | None:
         return json.loads((local_name(cfg) / "dataset_dict.json").read_text())["splits"]
     except OSError:
         return [] if (local_name(cfg) / "dataset_info.json").is_file() else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"dataset_name={cfg.dataset_name}: its dataset_dict.json is damaged ({error}); save the data set again"
+        ) from error
 
 
 def local_paths(cfg: Config) -> list[Path] | None:
