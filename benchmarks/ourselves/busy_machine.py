@@ -3,10 +3,10 @@
     python benchmarks/ourselves/busy_machine.py                         about 12 minutes on two CPU cores
     python benchmarks/ourselves/busy_machine.py --samples 200 --repeats 1    whether it works, about two minutes
 
-A thread that waits for the others of its team spins by default: the next piece of work begins sooner, but where another process wants the core,
-gets none until the scheduler takes the core away. OMP_WAIT_POLICY=passive sends waiting threads to sleep; GOMP_SPINCOUNT is how often
-GNU's OpenMP, which torch brings, looks before that. Each figure is the time of training alone (tokens over tokens a second, from status.json), the median of
-the repeats; settings take turns. Beside another run the slower of the two counts.
+A thread that waits for the others of its team spins by default: the next piece of work begins sooner, but another process that wants the core
+gets it only once the scheduler takes it away. OMP_WAIT_POLICY=passive sends waiting threads to sleep; GOMP_SPINCOUNT is how often GNU's OpenMP,
+which torch brings, looks before that. Each figure is the time of training alone (tokens over tokens a second, from status.json), the median
+of the repeats; settings take turns. Beside another run the slower of the two counts.
 """
 
 import argparse

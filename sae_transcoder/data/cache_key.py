@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_transcoder.config import Config, DatasetKind
+from sae_transcoder.data.file_bytes import file_identity
 from sae_transcoder.data.mixture import parts
 from sae_transcoder.data.sources import is_stream, local_name, local_paths
 from sae_transcoder.data.special_tokens import SpecialTokens
@@ -53,11 +54,6 @@ def part_key(cfg: Config) -> dict[str, Any]:
     if is_stream(cfg):  # a cache is continued along the order of the stream, which depends on the version of datasets
         key["datasets"] = version("datasets")
     return key
-
-
-def file_identity(path: Path) -> tuple[str, int, int]:
-    """What tells whether a file has changed: its path, size in bytes and time of change in ns."""
-    return str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns
 
 
 def tokenizer_identity(cfg: Config) -> str:

@@ -70,11 +70,12 @@ def piece(ids: np.ndarray, size: int, length: int, seed: Sequence[int]) -> np.nd
 
 
 def shares(documents: Sequence[Document], count: int, length: int) -> list[int]:
-    """How many sequences each document may give at most, so that together they give `count`: as even as it can be; `count` where they never do."""
+    """How many sequences each document may give at most, so that together they give `count`: as even as it can be; all they have where they never do."""
     sizes = np.array([len(document.ids) for document in documents])
-    for share in range(1, count + 1):
-        if (filled := np.minimum(sizes, share * length).sum()) >= count * length:
-            break
+    share, filled = 0, 0
+    while filled < min(count * length, int(sizes.sum())):
+        share += 1
+        filled = int(np.minimum(sizes, share * length).sum())
     given = [share] * len(documents)
     for number in range(len(documents) - 1, -1, -1):  # some of the last may give one sequence less
         less = min(sizes[number], share * length) - min(sizes[number], (share - 1) * length)

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from sae_transcoder.config import Config, ConfigError, DatasetKind
+from sae_transcoder.data.file_bytes import COMPRESSIONS
+from sae_transcoder.data.file_values import KINDS, Wanted, file_kind, missing_column
+from sae_transcoder.data.hub_streams import open_stream
+from sae_transcoder.data.local_files import open_files
 from sae_transcoder.demo import text as demo_text
-
-# {suffix: the loader in datasets that reads such files}
-BUILDERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 
 
 def cache_dir(cfg: Config) -> Path:
@@ -39,6 +40,10 @@ def saved_splits(cfg: Config) -> list[str] | None:
         return json.loads((local_name(cfg) / "dataset_dict.json").read_text())["splits"]
     except OSError:
         return [] if (local_name(cfg) / "dataset_info.json").is_file() else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"dataset_name={cfg.dataset_name}: its dataset_dict.json is damaged ({error}); save the data set again"
+        ) from error
 
 
 def local_paths(cfg: Config) -> list[Path] | None:
@@ -53,19 +58,27 @@ def local_paths(cfg: Config) -> list[Path] | None:
         return sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("cache-"))
     if path.is_dir():
         files = [p for p in path.rglob("*") if p.is_file() and not is_hidden(p.relative_to(path))]
-        paths = sorted(p for p in files if p.suffix in BUILDERS) or sorted(files)
+        paths = sorted(p for p in files if file_kind(p)) or sorted(files)
     else:
         paths = [path] if path.is_file() else sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
-    known = ", ".join(BUILDERS)
+    known = ", ".join(KINDS)
     if not paths:
-        named_file = path.suffix in BUILDERS or glob.has_magic(str(path)) or path.is_dir()
+        named_file = file_kind(path) or glob.has_magic(str(path)) or path.is_dir()
         if cfg.dataset_kind == DatasetKind.pretokenized and not named_file:
             return None
         raise ConfigError(f"dataset_name={cfg.dataset_name}: no such file; give a path, a folder or a pattern of {known} files")
-    kinds = sorted({p.suffix or "no suffix" for p in paths})
-    if len({BUILDERS.get(kind) for kind in kinds}) > 1 or kinds[0] not in BUILDERS:
-        raise ConfigError(f"dataset_name={cfg.dataset_name}: files of the kinds {', '.join(kinds)}; give files of one of {known}")
+    kinds = {kind_of_name(p): (file_kind(p), p.suffix in COMPRESSIONS) for p in paths}
+    if len(set(kinds.values())) > 1 or file_kind(paths[0]) is None:
+        raise ConfigError(
+            f"dataset_name={cfg.dataset_name}: files of the kinds {', '.join(sorted(kinds))}; give files of one of {known}, "
+            f"all but .parquet also with {', '.join(COMPRESSIONS)} after it"
+        )
     return paths
+
+
+def kind_of_name(path: Path) -> str:
+    """What a file's name says about its kind, for a message."""
+    return "".join(path.suffixes[-2:] if path.suffix in COMPRESSIONS else path.suffixes[-1:]) or "no suffix"
 
 
 def is_hidden(path: Path) -> bool:
@@ -79,13 +92,20 @@ def is_stream(cfg: Config) -> bool:
 
 
 def read_rows(cfg: Config, split: str) -> Iterator[dict[str, Any]]:
-    """Yields the rows of a split in their shuffled order. Raises ConfigError for any error of reading them."""
+    """Yields the rows of a split in their shuffled order. Raises ConfigError for any error of reading them, and where all are empty."""
+    has_content = False
     try:
-        yield from open_rows(cfg, split)
+        for row in open_rows(cfg, split):
+            has_content = has_content or any(value.strip() if isinstance(value, str) else value for value in row.values())
+            yield row
     except ConfigError:
         raise
     except Exception as error:  # each loader raises its own kinds
         raise cannot_load(cfg, split, error) from error
+    if not has_content:
+        raise ConfigError(
+            f"dataset_name={cfg.dataset_name}: no document in it (empty, blank lines or a header alone); give data that holds some"
+        )
 
 
 def open_rows(cfg: Config, split: str) -> Iterable[dict[str, Any]]:
@@ -97,23 +117,37 @@ def open_rows(cfg: Config, split: str) -> Iterable[dict[str, Any]]:
     import datasets
 
     datasets.disable_progress_bars()
+    column, wanted = column_to_read(cfg)
     paths = local_paths(cfg)
     if paths is None:
-        stream = datasets.load_dataset(os.path.expanduser(cfg.dataset_name), cfg.dataset_config, split=split, streaming=True)
-        names = stream.column_names or list(next(iter(stream), {}))
-        return select_column(cfg, stream, names).shuffle(seed=cfg.shuffle_seed, buffer_size=cfg.shuffle_buffer)
+        stream = open_stream(os.path.expanduser(cfg.dataset_name), cfg.dataset_config, split, column, wanted)
+        return stream.shuffle(seed=cfg.shuffle_seed, buffer_size=cfg.shuffle_buffer)
     if (splits := saved_splits(cfg)) is not None:
-        if splits and split not in splits:
-            field = "dataset_split" if split == train_split(cfg) else "eval_split"
-            raise ConfigError(f"{field}={split}: {cfg.dataset_name} has the splits {', '.join(splits)}; choose one of these")
-        rows = datasets.load_from_disk(str(local_name(cfg) / split if splits else local_name(cfg)))
+        rows = open_saved(cfg, split, splits, column, wanted)
     else:
-        builder = BUILDERS[paths[0].suffix]
-        options = {"sample_by": "document"} if builder == "text" else {}
-        files = {"train": [glob.escape(str(p)) for p in paths]}  # datasets takes names for patterns
-        rows = datasets.load_dataset(builder, data_files=files, split="train", cache_dir=str(cache_dir(cfg) / "arrow"), **options)
+        rows = open_files(paths, column, wanted, cache_dir(cfg) / "arrow")
     # In memory: datasets would write the order into the user's own folder.
-    return select_column(cfg, rows, rows.column_names).shuffle(seed=cfg.shuffle_seed, keep_in_memory=True)
+    return rows.shuffle(seed=cfg.shuffle_seed, keep_in_memory=True)
+
+
+def column_to_read(cfg: Config) -> tuple[str, Wanted]:
+    """The column that is read, and what it must hold."""
+    if cfg.messages_column is not None:
+        return cfg.messages_column, None
+    return (cfg.tokens_column, "ids") if cfg.dataset_kind == DatasetKind.pretokenized else (cfg.text_column, "text")
+
+
+def open_saved(cfg: Config, split: str, splits: list[str], column: str, wanted: Wanted) -> Any:
+    """The column of a split (one of `splits`; none: there is one data set) that datasets' save_to_disk wrote, as plain Python values."""
+    import datasets
+
+    if splits and split not in splits:
+        field = "dataset_split" if split == train_split(cfg) else "eval_split"
+        raise ConfigError(f"{field}={split}: {cfg.dataset_name} has the splits {', '.join(splits)}; choose one of these")
+    rows = datasets.load_from_disk(str(local_name(cfg) / split if splits else local_name(cfg)))
+    if column not in rows.column_names:
+        raise missing_column(cfg.dataset_name, column, wanted, rows.column_names)
+    return rows.with_format(None).select_columns([column])  # whatever set_format said before it was saved
 
 
 def cannot_load(cfg: Config, split: str, error: Exception) -> ConfigError:
@@ -133,17 +167,10 @@ def cannot_load(cfg: Config, split: str, error: Exception) -> ConfigError:
         fix = "HF_HUB_OFFLINE=1 is set: unset it, or choose dataset=local_text or dataset=demo"
     elif "gated" in text.lower() or "401" in text or "DatasetNotFound" in text:
         fix = "check dataset_name; if it is private or gated, accept its terms on the hub and run `hf auth login` or set HF_TOKEN"
+    elif "No match for FieldRef" in text:
+        fix = "one of its Parquet files lacks the column: choose one that each file has, or another data set"
     elif isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
         fix = "check the network; the same command goes on from what was read"
     else:
         fix = "check dataset_name, dataset_config, dataset_split and eval_split, or the files"
     return ConfigError(f"{settings}: cannot be loaded ({type(cause).__name__}: {reason}); {fix}")
-
-
-def select_column(cfg: Config, rows: Any, columns: list[str]) -> Any:
-    """The rows with only the column that is needed. Raises ConfigError where they lack it."""
-    field = "tokens_column" if cfg.dataset_kind == DatasetKind.pretokenized else "text_column"
-    column = getattr(cfg, field)
-    if column not in columns:
-        raise ConfigError(f"{field}={column}: {cfg.dataset_name} has the columns {', '.join(columns)}; set {field} to one of them")
-    return rows.select_columns([column])

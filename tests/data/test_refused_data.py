@@ -101,6 +101,12 @@ def test_a_saved_set_without_the_split_names_those_that_there_are(tmp_path: Path
     assert "train, test" in message
 
 
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"splits": ['])
+def test_a_saved_set_with_a_damaged_list_of_splits_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "dataset_dict.json").write_text(content)
+    assert "dataset_dict.json is damaged" in refusal(settings(tmp_path, dataset_name=str(tmp_path)))
+
+
 def test_holding_out_what_is_trained_on_is_refused(tmp_path: Path) -> None:
     hub = settings(tmp_path, dataset_kind="hub", dataset_name=hub_folder(tmp_path / "set"), eval_split="train")
     assert "eval_split=train and dataset_split=train" in refusal(hub)

@@ -18,8 +18,10 @@ from helpers.token_data import (
     id_rows,
     jsonl,
     packed,
+    pieces,
     sets,
     shuffled,
+    trained_on,
     untouched,
     windowed,
 )
@@ -67,18 +69,20 @@ def test_a_hub_set_is_streamed_and_shuffled_in_its_buffer(tmp_path: Path, monkey
     name = hub_folder(tmp_path / "set", suffix)
     got = sets(settings(tmp_path, dataset_kind="hub", dataset_name=name, shuffle_buffer=100))
     stream = datasets.load_dataset(name, split="train", streaming=True).shuffle(seed=SEED, buffer_size=100)
-    rows = packed([characters(row["text"]) for row in stream])
-    np.testing.assert_array_equal(got.heldout[:], rows[:HELD])
-    np.testing.assert_array_equal(got.train[:1024], windowed(rows[HELD : HELD + WINDOW]))
+    rows = trained_on([characters(row["text"]) for row in stream], 450 // 10)
+    np.testing.assert_array_equal(got.train[:1024], windowed(rows[:WINDOW]))
 
 
 def test_eval_split_holds_out_that_split_and_trains_on_all_of_the_other(tmp_path: Path) -> None:
     name = hub_folder(tmp_path / "set")
     hub = dict(dataset_kind="hub", dataset_name=name, max_samples=None)
     got = sets(settings(tmp_path, **hub, eval_split="validation"))
-    stream = datasets.load_dataset(name, split="validation", streaming=True).shuffle(seed=SEED, buffer_size=10_000)
-    np.testing.assert_array_equal(got.heldout[:], packed([characters(row["text"]) for row in stream])[:HELD])
-    assert len(got.train) == len(sets(settings(tmp_path, **hub)).train) + HELD
+    stream, other = (
+        [row["text"] for row in datasets.load_dataset(name, split=split, streaming=True).shuffle(seed=SEED, buffer_size=10_000)]
+        for split in ("train", "validation")
+    )
+    np.testing.assert_array_equal(got.train[:], windowed(packed([characters(text) for text in stream])))
+    assert all(any(piece in text for text in other) for piece in pieces(got.heldout[:]))
     few = sets(settings(tmp_path, **hub | {"eval_split": "validation"}, eval_samples=10**6))
     assert HELD < len(few.heldout) < 10**6
 
@@ -87,15 +91,15 @@ def test_the_demo_trains_and_holds_out_by_file(tmp_path: Path, monkeypatch: pyte
     texts = {"train": documents(200), "heldout": documents(30, seed=5)}
     monkeypatch.setattr(demo_text, "documents", lambda split: iter(texts[split]))
     got = sets(settings(tmp_path, dataset_kind="demo", dataset_name="demo", model_name="demo", max_samples=None))
-    rows = {split: packed([characters(t) for t in shuffled(of)]) for split, of in texts.items()}
-    np.testing.assert_array_equal(got.train[:], windowed(rows["train"]))
-    np.testing.assert_array_equal(got.heldout[:], rows["heldout"][:HELD])
+    np.testing.assert_array_equal(got.train[:], windowed(packed([characters(t) for t in shuffled(texts["train"])])))
+    assert got.origin.heldout_documents == 30
+    assert all(any(piece in text for text in texts["heldout"]) for piece in pieces(got.heldout[:]))
 
 
 def test_the_demo_reads_the_standard_library(tmp_path: Path) -> None:
     got = sets(settings(tmp_path, dataset_kind="demo", dataset_name="demo", model_name="demo"), vocabulary=2**21)
-    text = "".join(chr(i - 300) for i in got.heldout[:].flatten().tolist() if i != EOS)
-    assert text[:100] in "".join(demo_text.documents("heldout"))
+    texts = "\n".join(demo_text.documents("heldout"))
+    assert all("".join(chr(i - 300) for i in row if i != EOS) in texts for row in got.heldout[:].tolist())
 
 
 @pytest.mark.parametrize("form", ["jsonl", "parquet", "saved", "saved splits"])
@@ -111,9 +115,10 @@ def test_rows_of_ids_are_cut_one_by_one_and_their_remainders_dropped(tmp_path: P
         datasets.DatasetDict({"train": datasets.Dataset.from_dict({"ids": rows})}).save_to_disk(name)
     cfg = settings(tmp_path, dataset_kind="pretokenized", dataset_name=name, tokens_column="ids", max_samples=None)
     got = prepare(cfg, untouched, VOCABULARY)
-    cut = np.concatenate([packed([row]) for row in shuffled(rows)])
-    np.testing.assert_array_equal(got.heldout[:], cut[:HELD])
-    np.testing.assert_array_equal(got.train[:], windowed(cut[HELD:]))
+    cut = [packed([row]) for row in shuffled(rows)]
+    np.testing.assert_array_equal(got.train[:], windowed(np.concatenate(cut[300 // 10 :])))
+    held_out = {row.tobytes() for row in np.concatenate(cut[: 300 // 10]).astype(np.int64)}
+    assert {row.tobytes() for row in got.heldout[:]} <= held_out
 
 
 def test_a_saved_set_holds_out_a_split_and_its_folder_is_left_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,24 +128,25 @@ def test_a_saved_set_holds_out_a_split_and_its_folder_is_left_as_it_was(tmp_path
     before = sorted(folder.rglob("*"))
     cfg = settings(tmp_path, dataset_kind="pretokenized", dataset_name=str(folder), eval_split="validation")
     got = sets(cfg)
-    cut = np.concatenate([packed([row]) for row in shuffled(parts["validation"])])
-    np.testing.assert_array_equal(got.heldout[:], cut[:HELD])
+    cut = np.concatenate([packed([row]) for row in parts["validation"]]).astype(np.int64)
+    assert {row.tobytes() for row in got.heldout[:]} <= {row.tobytes() for row in cut}
     assert sorted(folder.rglob("*")) == before
     monkeypatch.setattr(sources, "open_rows", untouched)
     np.testing.assert_array_equal(sets(cfg).train[:], got.train[:])
 
 
 def test_ids_of_a_name_that_is_no_file_are_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+    jsonl(tmp_path / "ids/train.jsonl", [{"input_ids": row, "n": None} for row in id_rows()])
+    asked, load = [], datasets.load_dataset_builder
 
-    def load(name: str, config: str | None, *, split: str, streaming: bool) -> datasets.IterableDataset:
-        asked.append((name, config, split, streaming))
-        return datasets.Dataset.from_dict({"input_ids": id_rows()}).to_iterable_dataset()
+    def builder(*given: str | None) -> datasets.DatasetBuilder:
+        asked.append(given)
+        return load(str(tmp_path / "ids"))
 
-    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(datasets, "load_dataset_builder", builder)
     cfg = settings(tmp_path, dataset_kind="pretokenized", dataset_name="someone/ids-v1.5", max_samples=100)
     assert len(sets(cfg).train) == 100
-    assert asked == [("someone/ids-v1.5", None, "train", True)]
+    assert asked == [("someone/ids-v1.5", None)]
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "uint32"])

@@ -37,8 +37,9 @@ class DatasetConfig:
     """The tokens (group `dataset`)."""
 
     dataset_kind: DatasetKind = MISSING
-    """hub: text of a hub data set, streamed; local_text: txt, jsonl, parquet or csv files; pretokenized: rows of token ids,
-    on the hub or in jsonl or parquet files; memmap: one binary file of token ids, flat or numpy's .npy; demo: the standard library's sources."""
+    """hub: text of a hub data set, streamed; local_text: txt, json, jsonl, csv (also .gz, .bz2, .zst, .lz4) or parquet files;
+    pretokenized: rows of token ids, on the hub or in jsonl or parquet files; memmap: one binary file of token ids, flat or numpy's .npy;
+    demo: the standard library's sources."""
     dataset_name: Any = text_or_list(MISSING)
     """Hub id, or path of local files: a file, a folder without what is hidden in it, or where there is none of that name, a glob pattern.
     A list of these is a mixture, each document from one of them by a seeded choice; it ends where one of them does."""
