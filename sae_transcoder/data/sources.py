@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from sae_transcoder.config import Config, ConfigError, DatasetKind
+from sae_transcoder.config.paths import expanded, local_path
 from sae_transcoder.demo import text as demo_text
 
 # {suffix: the loader in datasets that reads such files}
@@ -19,7 +20,7 @@ BUILDERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parq
 def cache_dir(cfg: Config) -> Path:
     """The folder in which tokens are cached."""
     if cfg.cache_dir is not None:
-        return Path(cfg.cache_dir)
+        return local_path(cfg.cache_dir, "cache_dir")
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sae_transcoder"
 
 
@@ -30,7 +31,7 @@ def train_split(cfg: Config) -> str:
 
 def local_name(cfg: Config) -> Path:
     """`dataset_name` as a path."""
-    return Path(cfg.dataset_name).expanduser()
+    return local_path(cfg.dataset_name, "dataset_name")
 
 
 def saved_splits(cfg: Config) -> list[str] | None:
@@ -99,7 +100,7 @@ def open_rows(cfg: Config, split: str) -> Iterable[dict[str, Any]]:
     datasets.disable_progress_bars()
     paths = local_paths(cfg)
     if paths is None:
-        stream = datasets.load_dataset(os.path.expanduser(cfg.dataset_name), cfg.dataset_config, split=split, streaming=True)
+        stream = datasets.load_dataset(expanded(cfg.dataset_name, "dataset_name"), cfg.dataset_config, split=split, streaming=True)
         names = stream.column_names or list(next(iter(stream), {}))
         return select_column(cfg, stream, names).shuffle(seed=cfg.shuffle_seed, buffer_size=cfg.shuffle_buffer)
     if (splits := saved_splits(cfg)) is not None:

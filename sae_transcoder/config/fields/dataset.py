@@ -5,7 +5,7 @@ from enum import StrEnum
 
 from omegaconf import MISSING
 
-from sae_transcoder.config.fields.metadata import bounded, no_result
+from sae_transcoder.config.fields.metadata import bounded, path
 
 
 class DatasetKind(StrEnum):
@@ -28,7 +28,7 @@ class DatasetConfig:
     dataset_kind: DatasetKind = MISSING
     """hub: text of a hub data set, streamed; local_text: txt, jsonl, parquet or csv files; pretokenized: rows of token ids,
     on the hub or in jsonl or parquet files; memmap: one binary file of token ids, flat or numpy's .npy; demo: the standard library's sources."""
-    dataset_name: str = MISSING
+    dataset_name: str = path(MISSING)
     """Hub id, or path of local files: a file, a folder without what is hidden in it, or where there is none of that name, a glob pattern."""
     dataset_config: str | None = None
     """Configuration (subset) of a hub data set."""
@@ -59,5 +59,5 @@ class DatasetConfig:
     """Positions at the start of every sequence that are left out likewise (attention sinks)."""
     max_norm_multiple: float | None = bounded(None, at_least=1.0)
     """Positions at which the norm of the coder's input exceeds this multiple of the batch's median are left out likewise."""
-    cache_dir: str | None = no_result(None)
+    cache_dir: str | None = path(None, result=False)
     """Where tokenised text is kept. null: $XDG_CACHE_HOME/sae_transcoder, else ~/.cache/sae_transcoder."""

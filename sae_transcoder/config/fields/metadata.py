@@ -1,6 +1,7 @@
-"""The metadata of a field: its bounds, and whether it changes the result.
+"""The metadata of a field: its bounds, whether it changes the result, and whether it is a path.
 
-A field with `result=False` does not change what is trained. All others make up the run's signature.
+A field with `result=False` does not change what is trained. All others make up the run's signature. A field with `path=True` may be a path, which
+config/paths.py expands where it is used.
 """
 
 from dataclasses import field
@@ -18,3 +19,8 @@ def no_result(default: Any, at_least: float | None = None, at_most: float | None
     if isinstance(default, list):
         return field(default_factory=default.copy, metadata={"result": False})
     return bounded(default, at_least, at_most, result=False)
+
+
+def path(default: Any, *, result: bool = True) -> Any:
+    """A field that is a path, or may be one."""
+    return field(default=default, metadata={"result": result, "path": True})
