@@ -15,7 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sae_transcoder.config import Config, ConfigError, Hardware, composition, old_json, run_dir
-from sae_transcoder.launch.sweep import RunFailed, train_jobs
+from sae_transcoder.config.command_line import quoted
+from sae_transcoder.launch.endings import RunFailed
+from sae_transcoder.launch.sweep import train_jobs
 from sae_transcoder.launch.sweep_from_overrides import combinations, load_sweep_config
 from sae_transcoder.launch.sweep_jobs import is_grid
 from sae_transcoder.preflight.plan import check_settings, make_plan
@@ -63,7 +65,7 @@ def sweep(*overrides: str) -> list[TrainedRun]:
     failed, once the others are done; Stopped after Ctrl-C, once the runs are saved; DeviceBroken if the GPU of this process fails.
     To use several GPUs, call it below `if __name__ == "__main__":`, since each GPU gets a process of its own.
     """
-    expanded = _with_json(overrides)
+    expanded = quoted(_with_json(overrides))
     loader, master = load_sweep_config(expanded)
     _refuse_unless_here(master, "sweep() trains here and now; use the command sae-train -m")
     if not is_grid(master):

@@ -49,7 +49,7 @@ def main() -> None:
             raise ConfigError("out is missing: add out=FOLDER")
         from sae_transcoder.exports.write import export  # imports torch
 
-        print(f"written: {export(arguments.path, settings['to'], Path(settings['out']))}")
+        print(f"written: {export(arguments.path, settings['to'], settings['out'])}")
     except ConfigError as error:
         refuse(error.faults)
 

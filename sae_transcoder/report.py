@@ -13,6 +13,8 @@ from pathlib import Path
 from rich.console import Console, Group
 from rich.text import Text
 
+from sae_transcoder.config import ConfigError
+from sae_transcoder.config.paths import expanded, local_path
 from sae_transcoder.reports import table, watch
 from sae_transcoder.reports.data_files import WRITERS, coder_rows, write_file
 from sae_transcoder.reports.errors import ReportError
@@ -67,8 +69,12 @@ def arranged(arguments: Sequence[str]) -> list[str]:
 
 
 def run(arguments: Sequence[str], console: Console) -> None:
-    """Does what the arguments ask for. Raises ReportError."""
+    """Does what the arguments ask for. Raises ReportError, and ConfigError for paths that cannot be expanded."""
     options = parser().parse_args(arranged(arguments))
+    for name in (*WRITERS, "out"):
+        if (written := getattr(options, name)) is not None:
+            setattr(options, name, local_path(written, f"--{name}"))
+    folders = [Path(expanded(folder)) for folder in options.folders]
     if not console.is_terminal:
         console.width = 100_000  # nothing is cut off in a file or pipe
 
@@ -76,7 +82,7 @@ def run(arguments: Sequence[str], console: Console) -> None:
     def warn(fault: str) -> None:
         print(f"warning: {fault}", file=sys.stderr)
 
-    read = functools.partial(read_selected, options.folders, options.where, options.sort, warn)
+    read = functools.partial(read_selected, folders, options.where, options.sort, warn)
 
     def draw(records: Sequence[Record]) -> Group:
         reasons = [Text(""), *(table.reasons(records) or [Text("no run ended before its time")])] if options.failed else []
@@ -109,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")  # a terminal's encoding may lack what is in a name
     try:
         run(sys.argv[1:] if arguments is None else arguments, Console(highlight=False))
-    except ReportError as error:
+    except (ReportError, ConfigError) as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         sys.exit(1)

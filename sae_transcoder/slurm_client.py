@@ -1,5 +1,6 @@
 """Asks SLURM through its commands: states of jobs, requeueing, what the cluster offers. Nothing here imports torch."""
 
+import math
 import os
 import re
 import shutil
@@ -171,16 +172,16 @@ def seconds(text: str) -> float:
     return 3600.0 * hours + 60 * (counts["dm"] + counts["m"] + counts["minutes"]) + counts["ds"] + counts["s"]
 
 
-MEMORY = r"(\d+)([KMGT]?)"  # a number, in MiB or with a unit
 MEBIBYTES = {"": 1.0, "K": 2.0**-10, "M": 1.0, "G": 2.0**10, "T": 2.0**20}
 
 
 def mebibytes(text: str) -> int:
-    """An amount of memory in sbatch's notation: a number, in MiB or with K, M, G or T. Raises ValueError for anything else."""
-    match = re.fullmatch(MEMORY + "B?", text.upper())
+    """An amount of memory in sbatch's notation: a number, in MiB or with K, M, G or T, after which a B may stand. Raises ValueError for anything
+    else."""
+    match = re.fullmatch(r"(\d+)(?:([KMGT])B?)?", text.upper())
     if match is None:
         raise ValueError(f"{text!r}: not an amount of memory")
-    return int(int(match[1]) * MEBIBYTES[match[2]])
+    return math.ceil(int(match[1]) * MEBIBYTES[match[2] or ""])
 
 
 def max_array_size() -> int:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -21,11 +20,11 @@ class GridSweeper(BasicSweeper):
 
     def sweep(self, arguments: list[str]) -> Sequence[JobReturn]:
         """Passes all jobs to the launcher at once. Ends with exit code 1 if one fails."""
+        from sae_transcoder.launch.sweep_from_overrides import combinations
+
         assert self.hydra_context is not None
         assert self.launcher is not None
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
-        jobs = [job for batch in self.split_arguments(overrides, None) for job in batch]
+        jobs = combinations(self.hydra_context.config_loader, self.config, arguments)
         results = self.launcher.launch(jobs, initial_job_idx=0)
         if any(result.status == JobStatus.FAILED for result in results):
             sys.exit(1)

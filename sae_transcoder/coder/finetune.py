@@ -1,14 +1,21 @@
 """Coders to start from: a run's directory, folders in sparsify's format, or a hub id."""
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from sae_transcoder.coder.names import hookpoint_of
-from sae_transcoder.coder.stored_coders import coders_dir, expected_shapes, find_coders, tensor_faults, tensor_headers
+from sae_transcoder.coder.stored_coders import (
+    coder_settings,
+    coders_dir,
+    expected_shapes,
+    find_coders,
+    tensor_faults,
+    tensor_headers,
+)
 from sae_transcoder.config import Config, ConfigError, ModelType
+from sae_transcoder.run_store.checked_files import DamagedFile
 
 
 def start_coders(cfg: Config, coders: Iterable[str], widths: Mapping[str, int], latents: Mapping[str, int]) -> dict[str, Path]:
@@ -18,7 +25,7 @@ def start_coders(cfg: Config, coders: Iterable[str], widths: Mapping[str, int], 
     """
     if cfg.finetune is None:
         return {}
-    stored = find_coders(coders_dir(cfg.finetune, f"finetune={cfg.finetune}"))
+    stored = find_coders(coders_dir(cfg.finetune, "finetune"))
     folders, faults = {}, []
     for name in coders:
         if name not in stored:
@@ -38,16 +45,18 @@ def start_coders(cfg: Config, coders: Iterable[str], widths: Mapping[str, int], 
 def shape_faults(cfg: Config, folder: Path, name: str, width: int, latents: int) -> list[str]:
     """How the coder stored in `folder` differs from the one to be trained."""
     try:
-        settings = json.loads((folder / "cfg.json").read_text())
+        settings = coder_settings(folder)
         headers = tensor_headers(folder)
+    except DamagedFile as error:
+        return [f"finetune={cfg.finetune}: {error}"]
     except (ValueError, OSError, SafetensorError) as error:
-        return [f"finetune={cfg.finetune}: {folder} cannot be read ({error})"]
+        return [f"finetune={cfg.finetune}: {folder} cannot be read ({error}); take the coder from another copy"]
     faults = [
         f"finetune={cfg.finetune}: {name} {fault}; set num_latents (or expansion_factor), skip_connection and the hookpoints as they were"
         for fault in tensor_faults(headers, expected_shapes(width, latents, skip=cfg.skip_connection))
     ]
     is_transcoder = cfg.model_type == ModelType.transcoder
-    if settings.get("transcode", False) != is_transcoder:
+    if settings["transcode"] != is_transcoder:
         other = "a transcoder" if settings["transcode"] else "an SAE"
         faults.append(f"finetune={cfg.finetune}: {name} is {other}, and model_type={cfg.model_type}; set model_type as it was")
     return faults

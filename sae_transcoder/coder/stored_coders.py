@@ -1,6 +1,5 @@
 """Coders on disk in sparsify's format: in a run's directory, in any folder, or on the hub."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,22 +7,24 @@ from natsort import natsorted
 
 from sae_transcoder.coder.names import coder_name
 from sae_transcoder.config import ConfigError
+from sae_transcoder.config.paths import is_path, label, local_path
 from sae_transcoder.run_store import run_files
+from sae_transcoder.run_store.checked_files import DamagedFile, damaged, read_object
 
 
-def coders_dir(name: str, setting: str) -> Path:
+def coders_dir(text: str, name: str = "") -> Path:
     """The folder that holds one folder per hookpoint: PATH/coders of a run, PATH itself, or a copy of a hub repository.
 
-    setting: what gave the name, for messages. Raises ConfigError where there is no such folder or repository.
+    name: the field that gave the text, for messages. Raises ConfigError where there is no such folder or repository.
     """
-    path = Path(name).expanduser()
-    if not name or not path.is_dir():
-        if not name or path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1 or path.exists():
+    path, setting = local_path(text, name), label(text, name)
+    if not text or not path.is_dir():
+        if text.count("/") != 1 or is_path(text):
             raise ConfigError(f"{setting}: no such folder; give a run's directory, a folder of sparsify coders, or a hub id")
         from huggingface_hub import snapshot_download
 
         try:
-            path = Path(snapshot_download(name))
+            path = Path(snapshot_download(text))
         except Exception as error:  # of many kinds: not found, offline, gated
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise ConfigError(
@@ -77,15 +78,37 @@ def tensor_faults(headers: dict[str, tuple[list[int], str]], expected: dict[str,
     return sorted(faults)
 
 
+# {name in a coder's cfg.json: its type}, and what stands for those that older versions of sparsify do not write.
+SETTING_TYPES: dict[str, type] = {
+    "d_in": int, "k": int, "num_latents": int, "expansion_factor": int,
+    "activation": str, "transcode": bool, "skip_connection": bool, "multi_topk": bool,
+}  # fmt: skip
+SPARSIFY_DEFAULTS = {"activation": "topk", "transcode": False, "skip_connection": False, "num_latents": 0}
+
+
+def coder_settings(folder: Path) -> dict[str, Any]:
+    """A coder's cfg.json, each setting of its type. Raises DamagedFile."""
+    path, fix = folder / "cfg.json", "take the coder from another copy"
+    if (written := read_object(path, fix)) is None:
+        raise damaged(path, "it is not there", fix)
+    settings = SPARSIFY_DEFAULTS | written
+    sizes = ["d_in", "k", *([] if settings["num_latents"] else ["expansion_factor"])]
+    if missing := [name for name in sizes if name not in settings]:
+        raise damaged(path, f"lacks {', '.join(missing)}", fix)
+    if wrong := [name for name, kind in SETTING_TYPES.items() if name in settings and type(settings[name]) is not kind]:
+        raise damaged(path, ", ".join(f"{name} is {settings[name]!r}" for name in wrong), fix)
+    return settings
+
+
 def coder_faults(folder: Path) -> list[str]:
     """What is wrong with a stored coder by itself, told from its cfg.json and the header of its tensors."""
     try:
-        cfg: dict[str, Any] = json.loads((folder / "cfg.json").read_text())
-        width = int(cfg["d_in"])
-        num_latents = int(cfg.get("num_latents") or width * cfg["expansion_factor"])
-        faults = tensor_faults(tensor_headers(folder), expected_shapes(width, num_latents, skip=bool(cfg.get("skip_connection"))))
-    except KeyError as error:
-        faults = [f"cfg.json lacks {error.args[0]}"]
-    except Exception as error:  # json and safetensors raise many kinds for damaged files
+        cfg = coder_settings(folder)
+        width = cfg["d_in"]
+        num_latents = cfg["num_latents"] or width * cfg["expansion_factor"]
+        faults = tensor_faults(tensor_headers(folder), expected_shapes(width, num_latents, skip=cfg["skip_connection"]))
+    except DamagedFile as error:
+        return list(error.faults)
+    except Exception as error:  # safetensors raises many kinds for damaged files
         faults = [str(error).splitlines()[0] if str(error) else type(error).__name__]
     return [f"{folder}: cannot be read ({fault})" for fault in faults]

@@ -3,7 +3,7 @@
 
 from sae_transcoder.config.derived import evaluation_batch, normalize_decoder, num_latents, site, warmup_steps
 from sae_transcoder.config.errors import ConfigError
-from sae_transcoder.config.fields import FIELD_GROUPS, FIELDS, GROUPS, Config
+from sae_transcoder.config.fields import FIELD_GROUPS, FIELDS, GROUPS, PATH_FIELDS, Config
 from sae_transcoder.config.fields.architecture import Activation, ArchitectureConfig
 from sae_transcoder.config.fields.dataset import DatasetConfig, DatasetKind, SpecialTokensInText, TokensDtype, TrainOn
 from sae_transcoder.config.fields.evaluation import EvaluationConfig
@@ -15,4 +15,4 @@ from sae_transcoder.config.fields.saving import Resume, SavingConfig
 from sae_transcoder.config.fields.sweep import SweepConfig
 from sae_transcoder.config.fields.tracker import Tracker, TrackerConfig, TrackerMode
 from sae_transcoder.config.fields.training import LossFn, TrainingConfig
-from sae_transcoder.config.naming import evaluation_settings, run_dir, run_name, signature, summary, sweep_dir
+from sae_transcoder.config.naming import evaluation_settings, run_dir, run_name, save_dir, signature, summary, sweep_dir

@@ -4,12 +4,13 @@ import math
 import re
 from dataclasses import asdict, fields
 from difflib import get_close_matches
-from pathlib import Path
 
 from sae_transcoder.config import (
     OPTIMIZERS,
+    PATH_FIELDS,
     Activation,
     Config,
+    ConfigError,
     DatasetKind,
     Hardware,
     LossFn,
@@ -19,6 +20,7 @@ from sae_transcoder.config import (
     TrainOn,
 )  # fmt: skip
 from sae_transcoder.config.naming import MAX_NAME
+from sae_transcoder.config.paths import expanded, is_path
 from sae_transcoder.config.slurm_checks import slurm_faults
 from sae_transcoder.config.type_checks import type_faults
 from sae_transcoder.metric_names import END_TO_END, NAMES
@@ -116,9 +118,21 @@ def hookpoint_faults(cfg: Config) -> list[str]:
 
 def model_faults(cfg: Config) -> list[str]:
     """A revision of a model that has none."""
-    if cfg.revision is not None and (cfg.model_name == "demo" or Path(cfg.model_name).is_dir()):
+    if cfg.revision is not None and (cfg.model_name == "demo" or is_path(cfg.model_name)):
         return [f"revision={cfg.revision} with model_name={cfg.model_name}: only models of the hub have revisions; leave it out"]
     return []
+
+
+def path_faults(cfg: Config) -> list[str]:
+    """Paths that cannot be expanded in this environment; for a run, which uses them all."""
+    faults: list[str] = []
+    for name in PATH_FIELDS:
+        if (value := getattr(cfg, name)) is not None:
+            try:
+                expanded(value, name)
+            except ConfigError as error:
+                faults += error.faults
+    return faults
 
 
 def dataset_faults(cfg: Config) -> list[str]:

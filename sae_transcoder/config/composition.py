@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import NamedTuple
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -20,6 +19,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from sae_transcoder.config import FIELD_GROUPS, FIELDS, GROUPS, OPTIMIZERS, Config, ConfigError, run_dir, run_name
+from sae_transcoder.config.command_line import quoted
+from sae_transcoder.config.paths import expanded
 
 PACKAGE = Path(__file__).parents[1]
 # conf/ lies beside the package in a clone, inside it in a wheel.
@@ -50,6 +51,7 @@ def register() -> None:
             store.store(group="optimizer", name=optimizer, node={"optimizer": str(optimizer)}, package="_global_")
     resolvers: dict[str, Callable[..., str]] = {
         "run_dir": lambda *, _root_: str(run_dir(typed(_root_))),
+        "expanded": lambda text: expanded(text, "save_dir"),
         "run_name": lambda *, _root_: run_name(typed(_root_)),
         "field_list": field_list,
     }
@@ -129,37 +131,6 @@ def fields_of(group: str, choices: str, config_dirs: Sequence[Path]) -> set[str]
     return names
 
 
-# What may follow Hydra's --info.
-INFO_TOPICS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
-
-
-class Arguments(NamedTuple):
-    """A command line's arguments, each kind in its order."""
-
-    overrides: list[str]
-    options: list[str]
-    config_dirs: list[Path]  # the values of --config-dir
-
-
-def split_arguments(arguments: Sequence[str]) -> Arguments:
-    """Tells overrides from options, which may stand between them."""
-    split, rest = Arguments([], [], []), list(arguments)
-    takes_value = {"--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--cfg", "-c", "--package", "-p"}
-    while rest:
-        argument = rest.pop(0)
-        option, _, value = argument.partition("=")
-        if argument.startswith("-"):
-            split.options.append(argument)
-            if (option in takes_value and not value and rest) or (option in ("--info", "-i") and rest and rest[0] in INFO_TOPICS):
-                value = rest.pop(0)
-                split.options.append(value)
-            if option in ("--config-dir", "-cd"):
-                split.config_dirs.append(Path(value))
-        else:
-            split.overrides.append(argument)
-    return split
-
-
 def explain(error: Exception, overrides: Sequence[str]) -> str:
     """Hydra's or OmegaConf's error about a value or a choice, in one line where that is possible."""
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
@@ -169,6 +140,8 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
         reason = str(error).splitlines()[0]
         return f"{error.override}: cannot be read ({reason}); quote what is special: 'name=\"a value\"', 'name=[1,2]'"
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    if cause is not None and isinstance(cause.__cause__, ConfigError):  # of a resolver
+        return str(cause.__cause__)
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
         name, _, value = next((o for o in overrides if o.startswith(f"{cause.full_key}=")), "").partition("=")
         if "ListConfig" in str(cause.msg) and value:
@@ -176,6 +149,11 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
         if "is not Optional" in str(cause.msg):
             return f"{cause.full_key}: null is not possible; give a value or leave it out"
         return f"{cause.full_key}: {str(cause.msg or cause).splitlines()[0]}"
+    if "does not support sweep type" in str(error):
+        which = next((o for o in overrides if "interval(" in o), "interval(...)")
+        return f"{which}: only a sweeper that searches takes an interval; add hydra/sweeper=optuna (extra `search`), or list values, as 1e-3,1e-2"
+    if match := re.fullmatch(r"Sweep parameters '(.*)' requires --multirun", str(error), re.DOTALL):
+        return f"{match[1]}: several values are a sweep; add -m, or give one value"
     noise = ("Config search path", "provider=", "full_key", "object_type", "Set the environment")
     lines = [line.strip() for line in str(error).splitlines()]
     return "\n  ".join(line for line in lines if line and not line.startswith(noise))
@@ -201,7 +179,7 @@ def composed(overrides: Sequence[str], config_name: str = "config") -> Config:
         raise ConfigError(*faults)
     try:
         with hydra_on_conf():
-            return typed(compose(config_name, list(overrides)))
+            return typed(compose(config_name, quoted(overrides)))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error, overrides)) from error
 

@@ -12,6 +12,7 @@ from sae_transcoder.config.fields import Config
 from sae_transcoder.config.fields.dataset import DatasetConfig
 from sae_transcoder.config.fields.evaluation import EvaluationConfig
 from sae_transcoder.config.fields.model import ModelConfig
+from sae_transcoder.config.paths import expanded
 
 MAX_NAME = 200  # bytes of a folder's name; most file systems take 255, and files beside it need some more
 
@@ -49,7 +50,12 @@ def run_dir(cfg: Config) -> Path:
 
 def sweep_dir(cfg: Config) -> Path:
     """The folder of a sweep's runs, `save_dir/sweep_name`; of a single run `save_dir`."""
-    return Path(cfg.save_dir) / (cfg.sweep_name or "")
+    return save_dir(cfg) / (cfg.sweep_name or "")
+
+
+def save_dir(cfg: Config) -> Path:
+    """The folder of all runs, relative or absolute as it is set. Raises ConfigError where it cannot be expanded."""
+    return Path(expanded(cfg.save_dir, "save_dir"))
 
 
 def summary(cfg: Config) -> dict[str, Any]:

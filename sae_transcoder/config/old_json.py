@@ -12,6 +12,7 @@ from typing import Any, Union, get_args, get_origin
 import yaml
 
 from sae_transcoder.config import FIELDS, GROUPS, Config, ConfigError, ModelType, Tracker
+from sae_transcoder.config.paths import local_path
 from sae_transcoder.config.type_checks import ANNOTATIONS, is_of_type
 
 RENAMED = {"wandb_project": "project", "wandb_entity": "entity", "wandb_log_frequency": "log_every"}
@@ -188,9 +189,7 @@ def expanded(arguments: Sequence[str], choices: Callable[[str, str], set[str]]) 
         return list(arguments), []
     if len(places) > 1:
         raise ConfigError(f"{' '.join(arguments[i] for i in places)}: more than one file; put what you need into one")
-    path = Path(arguments[places[0]].removeprefix("json="))
-    if not path.name:
-        raise ConfigError("json=: needs the path of a file, as in json=config.json")
+    path = _path(arguments[places[0]])
     imported = read(path)
     values, notes = dict(imported.values), [f"{path}: {note}" for note in imported.notes]
     for argument in arguments:
@@ -207,12 +206,19 @@ def expanded(arguments: Sequence[str], choices: Callable[[str, str], set[str]]) 
     return [*before, *overrides(values), *after], notes
 
 
+def _path(argument: str) -> Path:
+    """The path in `json=FILE`. Raises ConfigError."""
+    if not (text := argument.removeprefix("json=")):
+        raise ConfigError("json=: needs the path of a file, as in json=config.json")
+    return local_path(text, "json")
+
+
 def converted(arguments: Sequence[str]) -> tuple[str, list[str]]:
     """The file of `json=FILE` as an experiment for conf/experiment, and notes to print. Raises ConfigError."""
     if len(arguments) != 1 or not arguments[0].startswith("json="):
         rest = " ".join(argument for argument in arguments if not argument.startswith("json=")) or "no, or more than one, file"
         raise ConfigError(f"--to-yaml with {rest}: converts one file as it is; write json=FILE --to-yaml, and change the YAML")
-    path = Path(arguments[0].removeprefix("json="))
+    path = _path(arguments[0])
     imported = read(path)
     values = {name: _uninterpolated(value) if isinstance(value, str) else value for name, value in imported.values.items()}
     notes = [*imported.notes, *_remove_unread(values, values.get("tracker", "none"))]

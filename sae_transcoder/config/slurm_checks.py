@@ -34,8 +34,11 @@ def slurm_faults(cfg: Config) -> list[str]:
             )
     except ValueError:
         faults.append(f"time={cfg.time}: write minutes, as 90, or [days-]hours:minutes:seconds, as 4:00:00 or 1-12:00:00")
-    if cfg.memory is not None and not re.fullmatch(slurm_client.MEMORY, cfg.memory):
-        faults.append(f"memory={cfg.memory}: write a number with K, M, G or T, as 32G")
+    try:
+        if cfg.memory is not None:
+            slurm_client.mebibytes(cfg.memory)
+    except ValueError:
+        faults.append(f"memory={cfg.memory}: write a whole number of MiB, or one with K, M, G or T, as 32G")
     if cfg.workers is not None:
         faults.append(
             f"workers={cfg.workers} with hardware=slurm: each pack is a job; leave it out, and set runs_per_pack or array_parallelism"

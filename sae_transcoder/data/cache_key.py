@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_transcoder.config import Config, DatasetKind
+from sae_transcoder.config.paths import local_path
 from sae_transcoder.data.file_bytes import file_identity
 from sae_transcoder.data.mixture import parts
 from sae_transcoder.data.sources import is_stream, local_name, local_paths
@@ -58,7 +59,7 @@ def part_key(cfg: Config) -> dict[str, Any]:
 
 def tokenizer_identity(cfg: Config) -> str:
     """The model's name and revision; for a local folder the hash of its tokenizer's files."""
-    folder = Path(demo_text.__file__).parent / "model" if cfg.model_name == "demo" else Path(cfg.model_name)
+    folder = Path(demo_text.__file__).parent / "model" if cfg.model_name == "demo" else local_path(cfg.model_name, "model_name")
     if not folder.is_dir():
         return f"{cfg.model_name}@{cfg.revision}"
     files = sorted(p for p in folder.iterdir() if p.is_file() and ("token" in p.name or p.name in VOCABULARIES))

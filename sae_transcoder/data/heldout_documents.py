@@ -70,7 +70,7 @@ def piece(ids: np.ndarray, size: int, length: int, seed: Sequence[int]) -> np.nd
 
 
 def shares(documents: Sequence[Document], count: int, length: int) -> list[int]:
-    """How many sequences each document may give at most, so that together they give `count`: as even as it can be; all they have where they never do."""
+    """How many sequences each document may give at most, so that together they give `count`, or all they have: as even as can be."""
     sizes = np.array([len(document.ids) for document in documents])
     share, filled = 0, 0
     while filled < min(count * length, int(sizes.sum())):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from sae_transcoder.config import Config, ConfigError, DatasetKind
+from sae_transcoder.config.paths import expanded, local_path
 from sae_transcoder.data.file_bytes import COMPRESSIONS
 from sae_transcoder.data.file_values import KINDS, Wanted, file_kind, missing_column
 from sae_transcoder.data.hub_streams import open_stream
@@ -20,7 +21,7 @@ from sae_transcoder.demo import text as demo_text
 def cache_dir(cfg: Config) -> Path:
     """The folder in which tokens are cached."""
     if cfg.cache_dir is not None:
-        return Path(cfg.cache_dir)
+        return local_path(cfg.cache_dir, "cache_dir")
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sae_transcoder"
 
 
@@ -31,7 +32,7 @@ def train_split(cfg: Config) -> str:
 
 def local_name(cfg: Config) -> Path:
     """`dataset_name` as a path."""
-    return Path(cfg.dataset_name).expanduser()
+    return local_path(cfg.dataset_name, "dataset_name")
 
 
 def saved_splits(cfg: Config) -> list[str] | None:
@@ -120,7 +121,7 @@ def open_rows(cfg: Config, split: str) -> Iterable[dict[str, Any]]:
     column, wanted = column_to_read(cfg)
     paths = local_paths(cfg)
     if paths is None:
-        stream = open_stream(os.path.expanduser(cfg.dataset_name), cfg.dataset_config, split, column, wanted)
+        stream = open_stream(expanded(cfg.dataset_name, "dataset_name"), cfg.dataset_config, split, column, wanted)
         return stream.shuffle(seed=cfg.shuffle_seed, buffer_size=cfg.shuffle_buffer)
     if (splits := saved_splits(cfg)) is not None:
         rows = open_saved(cfg, split, splits, column, wanted)

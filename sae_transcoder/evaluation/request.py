@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sae_transcoder.coder.stored_coders import coders_dir, find_coders, run_dir_of
-from sae_transcoder.config import Config, ConfigError, evaluation_settings
+from sae_transcoder.config import Config, ConfigError, evaluation_settings, save_dir
+from sae_transcoder.config.paths import local_path
 from sae_transcoder.evaluation.settings import (
     SELECTION,
+    composed_on,
     evaluation_config,
     refuse_trained_on,
     refuse_unread,
@@ -43,7 +45,7 @@ def evaluation_request(path: str, overrides: Sequence[str], output_dir: Path | N
     the coders were trained on.
     """
     refuse_unread(overrides)
-    root = coders_dir(path, path)
+    root = coders_dir(path)
     if (root / "cfg.json").is_file():  # the folder of a single coder
         root, coder_dirs = root.parent, {root.name: root}
     else:
@@ -59,13 +61,17 @@ def evaluation_request(path: str, overrides: Sequence[str], output_dir: Path | N
         base = {name: value for name, value in base.items() if name not in SELECTION}
     cfg = evaluation_config(base, overrides)
     if run_dir:
-        refuse_trained_on(evaluation_config(base, ()), cfg, run_dir)
-    if output_dir is None:
-        output_dir = Path(path)
+        refuse_trained_on(composed_on(base, ()), cfg, run_dir)
+    if output_dir is not None:
+        output_dir = local_path(output_dir, "--output")
+    else:
+        output_dir = local_path(path)
         if overrides or not output_dir.exists():
             key = hashlib.sha256(json.dumps([path, evaluation_settings(cfg), sorted(coder_dirs)]).encode()).hexdigest()[:8]
-            output_dir = Path(cfg.save_dir) / "evals" / f"{output_dir.name}-{key}"
+            output_dir = save_dir(cfg) / "evals" / f"{output_dir.name}-{key}"
     refuse_unwritable("--output", output_dir)
+    if cfg.cache_dir is not None:
+        refuse_unwritable("cache_dir", cfg.cache_dir)
     return EvaluationRequest(path, cfg, coder_dirs, only_selected, output_dir, *training_progress(run_dir, root))
 
 

@@ -1,15 +1,14 @@
 """The config of an evaluation: the settings in the coders' files, and overrides of them."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.config_store import ConfigStore
 
+from sae_transcoder.coder.stored_coders import coder_settings
 from sae_transcoder.config import (
     FIELDS,
     Config,
@@ -22,7 +21,11 @@ from sae_transcoder.config import (
     checks,
 )
 from sae_transcoder.config.composition import composed
-from sae_transcoder.run_store import data_origin
+from sae_transcoder.config.errors import raise_faults
+from sae_transcoder.config.paths import same_place
+from sae_transcoder.data.mixture import parts
+from sae_transcoder.run_store import data_origin, run_files
+from sae_transcoder.run_store.checked_files import damaged, read_object
 
 SELECTION = ("layers", "layer_stride", "site", "hookpoints")
 GROUPS = ("model", "dataset", "hardware")
@@ -55,17 +58,16 @@ BEFORE = {"prepend_bos": False, "special_tokens_in_text": "parse"}
 
 
 def run_settings(run: Path) -> dict[str, Any]:
-    """The settings that a run was trained with; fields that this version does not have are left out."""
-    try:
-        stored = yaml.safe_load((run / ".hydra" / "config.yaml").read_text())
-        return BEFORE | {name: value for name, value in stored.items() if name in FIELDS}
-    except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{run}/.hydra/config.yaml: cannot be read ({error}); evaluate {run}/coders from a copy elsewhere"
-        ) from error
+    """The settings that a run was trained with; fields that this version does not have are left out. Raises DamagedFile."""
+    settings = run_files.read_config(run)
+    if missing := [name for name in REQUIRED if name not in settings]:
+        fix = f"restore it, or evaluate a copy of {run}/coders elsewhere"
+        raise damaged(run / run_files.CONFIG, f"lacks {', '.join(missing)}", fix)
+    return BEFORE | settings
 
 
 UNKNOWN = "???"  # OmegaConf's mark of a value that is missing
+REQUIRED = [f.name for f in fields(Config) if f.default == UNKNOWN]
 
 # {name in the config.json that sparsify's command line writes: name in Config}
 SPARSIFY_NAMES = {
@@ -76,7 +78,7 @@ SPARSIFY_NAMES = {
 
 def sparsify_settings(root: Path, coder_dirs: dict[str, Path]) -> dict[str, Any]:
     """The settings in sparsify's files: model_type from the coders, model and data from its command line's config.json."""
-    transcodes = {name: json.loads((path / "cfg.json").read_text()).get("transcode", False) for name, path in coder_dirs.items()}
+    transcodes = {name: coder_settings(path)["transcode"] for name, path in coder_dirs.items()}
     if len(set(transcodes.values())) > 1:
         raise ConfigError(f"{root}: holds SAEs and transcoders ({transcodes}); evaluate their folders apart")
     model_type = ModelType.transcoder if next(iter(transcodes.values())) else ModelType.sae
@@ -86,34 +88,40 @@ def sparsify_settings(root: Path, coder_dirs: dict[str, Path]) -> dict[str, Any]
         "dataset_kind": "hub",
         "dataset_name": UNKNOWN,
     }
-    if (root / "config.json").is_file():
-        written = json.loads((root / "config.json").read_text())
-        settings |= {name: written[theirs] for theirs, name in SPARSIFY_NAMES.items() if theirs in written}
-    return settings
+    written = read_object(root / "config.json", "restore it, or remove it and give model_name and dataset_name") or {}
+    return settings | {name: written[theirs] for theirs, name in SPARSIFY_NAMES.items() if theirs in written}
 
 
 def evaluation_config(base: dict[str, Any], overrides: Sequence[str]) -> Config:
     """`base` with overrides: groups first, then fields. Raises ConfigError for settings that are missing or wrong by themselves."""
-    ConfigStore.instance().store(name="evaluation", node={"defaults": ["schema", "_self_"], **base})
-    added = [f"+{o}" if o.split("=")[0] in GROUPS else o for o in overrides]
     faults = [
         f"{name} is not known from the coders' files: add {name.removesuffix('_name')}=CHOICE or {name}=VALUE"
         for name, value in base.items()
         if value == UNKNOWN and not any(o.split("=")[0] in (name, name.removesuffix("_name")) for o in overrides)
     ]
-    if faults:
-        raise ConfigError(*faults)
-    cfg = composed(added, "evaluation")
-    if faults := checks.faults(cfg):
-        raise ConfigError(*faults)
+    raise_faults(faults)
+    cfg = composed_on(base, overrides)
+    raise_faults(checks.faults(cfg))
     return cfg
+
+
+def composed_on(base: dict[str, Any], overrides: Sequence[str]) -> Config:
+    """`base` with overrides. Raises ConfigError where they do not compose."""
+    ConfigStore.instance().store(name="evaluation", node={"defaults": ["schema", "_self_"], **base})
+    return composed([f"+{o}" if o.split("=")[0] in GROUPS else o for o in overrides], "evaluation")
+
+
+def same_text(part: Config, other: Config) -> bool:
+    """Whether two data sets, neither of them a mixture, are the same."""
+    return same_place(part.dataset_name, other.dataset_name) and part.dataset_config == other.dataset_config
 
 
 def refuse_trained_on(trained: Config, cfg: Config, run: Path) -> None:
     """Raises ConfigError where the coders in the directory `run` may have been trained on the sequences to measure."""
     split = cfg.eval_split or cfg.dataset_split
-    same_text = all(getattr(cfg, n) == getattr(trained, n) for n in ("dataset_kind", "dataset_name", "dataset_config"))
-    if cfg.dataset_kind == DatasetKind.demo or not same_text or split != trained.dataset_split:
+    same_kind = cfg.dataset_kind == trained.dataset_kind != DatasetKind.demo
+    shared = [part for part in parts(cfg) if any(same_text(part, other) for other in parts(trained))]
+    if not same_kind or not shared or split != trained.dataset_split:
         return
     if cfg.dataset_kind != DatasetKind.memmap and data_origin.read(run) is None:
         raise ConfigError(
@@ -132,10 +140,13 @@ def refuse_trained_on(trained: Config, cfg: Config, run: Path) -> None:
         "max_seq_length",
         "shuffle_seed",
         "shuffle_buffer",
-        "model_name",
         "revision",
     )
     changed = [name for name in order_fields if getattr(cfg, name) != getattr(trained, name)]
+    if not len(shared) == len(parts(cfg)) == len(parts(trained)):
+        changed.append("dataset_name")
+    if not same_place(cfg.model_name, trained.model_name):
+        changed.append("model_name")
     if cfg.eval_samples > trained.eval_samples:
         changed.append("eval_samples")
     if changed:

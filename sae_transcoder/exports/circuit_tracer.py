@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 
 from sae_transcoder.coder.names import seed_of
 from sae_transcoder.config import ConfigError, ModelConfig, Site
+from sae_transcoder.config.paths import expanded
 from sae_transcoder.exports.source import Source
 from sae_transcoder.exports.targets import WriteFiles
 from sae_transcoder.language_model import hookpoints, layers, loading
@@ -42,7 +43,7 @@ def writer(source: Source) -> WriteFiles:
                 renamed["W_skip"] = weights["W_skip"]
             save_file({key: value.contiguous() for key, value in renamed.items()}, out_dir / f"layer_{layer}.safetensors")
         config = {
-            "model_name": source.settings["model_name"],
+            "model_name": expanded(source.settings["model_name"], "model_name"),  # circuit-tracer loads it, and expands nothing
             "revision": source.settings["revision"],
             "model_kind": "transcoder_set",
             "feature_input_hook": "mlp.hook_in",

@@ -18,6 +18,7 @@ from sae_transcoder.config import (
     OptimizerConfig,
     TrainingConfig,
 )
+from sae_transcoder.config.paths import is_path
 from sae_transcoder.exports.source import Source
 from sae_transcoder.exports.targets import WriteFiles
 
@@ -53,7 +54,7 @@ def model_card(source: Source) -> str:
         "library_name": "sparsify",
         "tags": ["sparse-autoencoder" if settings["model_type"] == "sae" else "transcoder"],
     }
-    if settings["model_name"].count("/") == 1 and not settings["model_name"].startswith((".", "/", "~")):
+    if settings["model_name"].count("/") == 1 and not is_path(settings["model_name"]):
         front_matter["base_model"] = settings["model_name"]
     if settings["dataset_kind"] == "hub":
         names = settings["dataset_name"]

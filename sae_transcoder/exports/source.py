@@ -1,6 +1,5 @@
 """What is exported: the coders of a run as they lie on disk, with its settings and metrics."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,8 +7,9 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sae_transcoder.coder.stored_coders import coder_faults, find_coders, run_dir_of
+from sae_transcoder.coder.stored_coders import coder_faults, coder_settings, find_coders, run_dir_of
 from sae_transcoder.config import FIELDS, ConfigError
+from sae_transcoder.config.paths import local_path
 from sae_transcoder.run_store import data_origin, eval_file, run_files, status
 from sae_transcoder.run_store.data_origin import DataOrigin
 from sae_transcoder.run_store.eval_file import Evaluation
@@ -47,18 +47,15 @@ def read_source(path: str) -> Source:
 
     Raises ConfigError where there are no coders, where they cannot be read, or where the run is not done.
     """
-    root = Path(path).expanduser()
+    root = local_path(path)
     root = root / "coders" if (root / "coders").is_dir() else root
     run_dir = run_dir_of(root)
     coder_dirs = find_coders(root)
     if run_dir is None or not coder_dirs:
         problem = "no coders" if run_dir else "no run" if root.is_dir() else "there is no such folder"
         raise ConfigError(f"{path}: {problem}; give the directory of a run, its best/ or one of its snapshots/")
-    try:
-        run_status, settings, origin = status.read(run_dir), run_files.read_config(run_dir), data_origin.read(run_dir)
-        evaluation = eval_file.read(run_dir) if root.name == "coders" else None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: {error}") from error
+    run_status, settings, origin = status.read(run_dir), run_files.read_config(run_dir), data_origin.read(run_dir)
+    evaluation = eval_file.read(run_dir) if root.name == "coders" else None
     if (run_status is None or run_status.state != State.done) and root.parent.name != "snapshots":
         progress = (
             f"its run is {run_status.state} at step {run_status.step} of {run_status.total}"
@@ -75,4 +72,4 @@ def read_coder(coder_dir: Path) -> StoredCoder:
     """Reads a coder's files. Raises ConfigError where they are damaged."""
     if faults := coder_faults(coder_dir):
         raise ConfigError(*(f"{fault}; export another copy" for fault in faults))
-    return StoredCoder(coder_dir, json.loads((coder_dir / "cfg.json").read_text()), load_file(coder_dir / "sae.safetensors"))
+    return StoredCoder(coder_dir, coder_settings(coder_dir), load_file(coder_dir / "sae.safetensors"))

@@ -30,6 +30,7 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import get_checkpoint_shard_files
 
 from sae_transcoder.config import Config, ConfigError, LossFn, ModelConfig, Quantization
+from sae_transcoder.config.paths import expanded, is_path, local_path
 from sae_transcoder.language_model.weights import is_of_head, weight_faults
 
 log = logging.getLogger(__name__)
@@ -38,8 +39,15 @@ DEMO = Path(__file__).parents[1] / "demo" / "model"
 
 
 def model_path(cfg: ModelConfig) -> str:
-    """The name that transformers gets: the bundled model's folder for `demo`, else model_name."""
-    return str(DEMO) if cfg.model_name == "demo" else cfg.model_name
+    """The name that transformers gets: the bundled model's folder for `demo`, else model_name, expanded where it is a path.
+
+    Raises ConfigError for a path that cannot be followed.
+    """
+    if cfg.model_name == "demo":
+        return str(DEMO)
+    if is_path(cfg.model_name):
+        local_path(cfg.model_name, "model_name")
+    return expanded(cfg.model_name, "model_name")
 
 
 def cannot_load(cfg: ModelConfig, part: str, error: Exception) -> ConfigError:
@@ -47,7 +55,7 @@ def cannot_load(cfg: ModelConfig, part: str, error: Exception) -> ConfigError:
     reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     setting = f"model_name={cfg.model_name}" + (f", revision={cfg.revision}" if cfg.revision else "")
     page, logged_in = f"{constants.ENDPOINT}/{cfg.model_name}", get_token() is not None
-    folder = Path(cfg.model_name).expanduser()
+    folder = Path(model_path(cfg))
     causes = [error, error.__cause__, error.__context__]
     if any(isinstance(cause, GatedRepoError) for cause in causes):
         login = "with the account that is logged in" if logged_in else "and run `hf auth login`, or set HF_TOKEN"

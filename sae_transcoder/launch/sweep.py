@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.utils import JobReturn, JobStatus, configure_log
@@ -14,16 +15,25 @@ from rich.console import Console
 from sae_transcoder.config import Hardware, run_dir, sweep_dir
 from sae_transcoder.launch import packs, worker_pool
 from sae_transcoder.launch.checks import check_cluster, end_dry_run
+from sae_transcoder.launch.endings import RunFailed
 from sae_transcoder.launch.sweep_files import write_sweep_files
 from sae_transcoder.launch.sweep_jobs import SweepJob, compose_sweep, is_grid, plan_jobs
 from sae_transcoder.launch.sweep_output import print_counts, print_packs, print_table
 from sae_transcoder.run_store import eval_file, observed_status
+from sae_transcoder.run_store.checked_files import DamagedFile
 from sae_transcoder.run_store.observed_status import NextAction
 from sae_transcoder.run_store.status import State
 
 
-class RunFailed(Exception):
-    """A run of a sweep failed; ends a search that allows no failure."""
+class Result(JobReturn):
+    """What Hydra gets for a job. A failed one raises its error when its value is asked for, and Hydra prints nothing of its own before that."""
+
+    @property  # type: ignore[misc] # the launcher sets _return_value
+    def return_value(self) -> Any:
+        """The job's objective. Raises RunFailed."""
+        if self.status == JobStatus.FAILED:
+            raise self._return_value
+        return self._return_value
 
 
 def launch(loader: ConfigLoader, master: DictConfig, job_overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
@@ -77,14 +87,19 @@ def result(job: SweepJob, *, ended: bool) -> JobReturn:
 
     ended: whether the command has waited for the job.
     """
-    returned = JobReturn(overrides=job.overrides, cfg=OmegaConf.create({}), task_name="train", status=JobStatus.COMPLETED)
-    if ended and job.error is None and job.cfg.hardware == Hardware.slurm:
-        observed = observed_status.read(run_dir(job.cfg))
-        if observed is not None and observed.status.state != State.done:
-            job.error = f"{observed.status.state}: {observed.status.why}"
+    returned = Result(overrides=job.overrides, cfg=OmegaConf.create({}), task_name="train", status=JobStatus.COMPLETED)
+    directory, evaluation = run_dir(job.cfg), None
+    try:
+        if ended and job.error is None and job.cfg.hardware == Hardware.slurm:
+            observed = observed_status.read(directory)
+            if observed is not None and observed.status.state != State.done:
+                job.error = f"{observed.status.state}: {observed.status.why}"
+        evaluation = eval_file.read(directory) if job.error is None else None
+    except DamagedFile as error:
+        job.error = str(error)
     if job.error is not None:
-        returned.status, returned._return_value = JobStatus.FAILED, RunFailed(f"{run_dir(job.cfg)}: {job.error}")
-    elif evaluation := eval_file.read(run_dir(job.cfg)):
+        returned.status, returned._return_value = JobStatus.FAILED, RunFailed(f"{directory}: {job.error}")
+    elif evaluation:
         value = evaluation.mean().get(job.cfg.objective, math.nan)
         returned._return_value = value if math.isfinite(value) else None  # a search takes no NaN
     return returned

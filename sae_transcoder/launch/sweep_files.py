@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -13,6 +12,7 @@ from sae_transcoder.config import run_dir, run_name, signature, sweep_dir
 from sae_transcoder.launch.sweep_jobs import SweepJob
 from sae_transcoder.process.atomic_files import replace_text
 from sae_transcoder.run_store import run_files, status
+from sae_transcoder.run_store.checked_files import damaged, read_object
 from sae_transcoder.run_store.status import State, Status
 
 MANIFEST = "sweep.json"
@@ -39,9 +39,11 @@ def write_manifest(jobs: Sequence[SweepJob]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / f".{MANIFEST}.lock"):
         path = folder / MANIFEST
-        manifest: dict[str, Any] = (
-            json.loads(path.read_text()) if path.exists() else {"sweep_name": jobs[0].cfg.sweep_name, "runs": {}}
-        )
+        fix = "remove it, and the same command writes it anew; the runs do not depend on it"
+        if (manifest := read_object(path, fix)) is None:
+            manifest = {"sweep_name": jobs[0].cfg.sweep_name, "runs": {}}
+        if not isinstance(manifest.get("runs"), dict):
+            raise damaged(path, "names no runs", fix)
         manifest["runs"] |= {run_name(job.cfg): {"overrides": job.overrides, "signature": signature(job.cfg)} for job in jobs}
         replace_text(path, json.dumps(manifest, indent=2) + "\n")
 

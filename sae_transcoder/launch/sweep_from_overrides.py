@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -10,7 +11,6 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hydra_plugins.sae_transcoder_local import GridSweeper
 from sae_transcoder.config import ConfigError, composition
 
 
@@ -27,8 +27,14 @@ def load_sweep_config(overrides: Sequence[str]) -> tuple[ConfigLoader, DictConfi
 
 
 def combinations(loader: ConfigLoader, master: DictConfig, overrides: Sequence[str]) -> list[list[str]]:
-    """The overrides of each job: every combination of the comma-separated values and of hydra.sweeper.params, in order."""
+    """The overrides of each job: every combination of the comma-separated values and of hydra.sweeper.params, in order.
+
+    Raises ConfigError for values that are no list.
+    """
     params = OmegaConf.select(master, "hydra.sweeper.params") or {}
     texts = [*(f"{name}={values}" for name, values in params.items()), *overrides]
-    parsed = OverridesParser.create(loader).parse_overrides(texts)
-    return [job for batch in GridSweeper.split_arguments(parsed, None) for job in batch]
+    try:
+        parsed = OverridesParser.create(loader).parse_overrides(texts)
+        return [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+    except HydraException as error:
+        raise ConfigError(composition.explain(error, texts)) from error

@@ -19,6 +19,7 @@ from sae_transcoder.launch.sweep_name import default_sweep_name
 from sae_transcoder.preflight.plan import Plan, check_settings
 from sae_transcoder.preflight.plan_cache import PlanCache
 from sae_transcoder.run_store import observed_status, status
+from sae_transcoder.run_store.checked_files import DamagedFile
 from sae_transcoder.run_store.observed_status import NextAction
 from sae_transcoder.run_store.status import Status
 
@@ -119,7 +120,7 @@ def read_status(directory: Path) -> Status | None:
     """A run's status; None where there is none, or one that cannot be read, which check_settings will refuse."""
     try:
         return status.read(directory)
-    except ValueError:
+    except DamagedFile:
         return None
 
 

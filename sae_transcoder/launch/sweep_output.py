@@ -1,5 +1,6 @@
 """What the command prints about a sweep: a line before it starts, its packs in a dry run, a table at its end."""
 
+import sys
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -41,7 +42,6 @@ def print_table(jobs: Sequence[SweepJob], console: Console) -> None:
     from sae_transcoder.reports.table import print_runs
     from sae_transcoder.run_store import run_records
 
-    faults: list[str] = []
     directories = {run_dir(job.cfg).resolve() for job in jobs}
-    records = run_records.read_all([sweep_dir(jobs[0].cfg)], faults.append)
+    records = run_records.read_all([sweep_dir(jobs[0].cfg)], lambda fault: print(f"warning: {fault}", file=sys.stderr))
     print_runs([record for record in records if record.directory.resolve() in directories], console)

@@ -17,6 +17,7 @@ from sae_transcoder.launch.run_pack import Errors, Pack, run_pack
 from sae_transcoder.launch.worker import Worker
 from sae_transcoder.process.stop_signal import StopSignal
 from sae_transcoder.run_store import observed_status, status
+from sae_transcoder.run_store.run_records import read_or_none
 from sae_transcoder.run_store.status import State
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def finish_pack(worker: Worker, errors: Errors, crashes: Crashes, waiting: list[
     except (EOFError, ConnectionResetError):
         pass
     worker.process.join()
-    statuses = {run_dir(cfg): status.read(run_dir(cfg)) for cfg in pack}
+    statuses = {run_dir(cfg): read_or_none(status.read, run_dir(cfg), print) for cfg in pack}
     why = reason_of_death(worker, [reported for reported in statuses.values() if reported])
     console.print(f"worker {worker.number}: {why}", markup=False, soft_wrap=True)
     done = [directory for directory, reported in statuses.items() if reported is not None and reported.state == State.done]

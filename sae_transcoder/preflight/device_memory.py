@@ -26,7 +26,8 @@ def on_cluster(cfg: Config, device: torch.device) -> int | None:
     """Bytes of a GPU of the cluster; for the CPU, of each task's share of `memory`. None where the settings do not say."""
     if device.type == "cuda":
         return None if cfg.gpu_memory_gib is None else int(cfg.gpu_memory_gib * 2**30)
-    return None if cfg.memory is None else slurm_client.mebibytes(cfg.memory) * 2**20 // cfg.tasks_per_node
+    memory = slurm_client.mebibytes(cfg.memory) if cfg.memory is not None else 0  # for SLURM, memory=0 is all of a node's
+    return memory * 2**20 // cfg.tasks_per_node if memory else None
 
 
 def faults(cfg: Config, needed: Peak, available: int | None, device: torch.device) -> list[str]:

@@ -102,10 +102,10 @@ def make_plan(cfg: Config, cache: PlanCache | None = None, *, on_slurm: bool = F
 
 def check_settings(cfg: Config) -> None:
     """Raises ConfigError for settings that are wrong by themselves, or whose directory holds something else."""
-    raise_faults(checks.faults(cfg))
+    raise_faults(checks.faults(cfg) + checks.path_faults(cfg))
     for name in ("save_dir", "cache_dir"):
-        if getattr(cfg, name) is not None:
-            refuse_unwritable(name, Path(getattr(cfg, name)))
+        if (value := getattr(cfg, name)) is not None:
+            refuse_unwritable(name, value)
     refuse_directory(cfg)
 
 

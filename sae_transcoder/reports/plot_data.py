@@ -9,7 +9,7 @@ import numpy as np
 
 from sae_transcoder.reports import formats
 from sae_transcoder.reports.columns import COLUMNS
-from sae_transcoder.run_store import run_files, run_records
+from sae_transcoder.run_store import eval_file, run_files, run_records
 from sae_transcoder.run_store.eval_file import CoderMetrics
 from sae_transcoder.run_store.run_records import Complain, Record
 
@@ -74,7 +74,7 @@ def plotted_coders(records: Sequence[Record], complain: Complain) -> list[Plotte
     for record in records:
         curves = run_records.read_or_none(run_files.read_curve, record.directory, complain) or {}
         metrics_of = {coder.coder: coder for coder in record.evaluation.coders} if record.evaluation else {}
-        densities = run_records.read_or_none(run_files.read_densities, record.directory, complain) if metrics_of else None
+        densities = run_records.read_or_none(eval_file.read_densities, record.directory, complain) if metrics_of else None
         for name in dict.fromkeys([*metrics_of, *curves]):
             coder = metrics_of.get(name)
             coder_panel = panel(record, coder.hookpoint if coder else name.partition("/")[0])

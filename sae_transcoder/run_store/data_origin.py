@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_transcoder.process.atomic_files import replace_text
+from sae_transcoder.run_store.checked_files import damaged, read_object
 
 NAME = "data.json"
 
@@ -33,14 +34,14 @@ def write(directory: Path, origin: DataOrigin) -> None:
 
 
 def read(directory: Path) -> DataOrigin | None:
-    """The run's data.json; None where there is none. Raises ValueError where it cannot be read."""
-    path = directory / NAME
-    try:
-        return from_values(json.loads(path.read_text()))
-    except FileNotFoundError:
+    """The run's data.json; None where there is none. Raises DamagedFile."""
+    path, fix = directory / NAME, "remove it, and the command that began the run writes it again"
+    if (values := read_object(path, fix)) is None:
         return None
+    try:
+        return from_values(values)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: not written by this version ({error})") from error
+        raise damaged(path, f"not written by this version: {error}", fix) from error
 
 
 def from_values(values: Any) -> DataOrigin:

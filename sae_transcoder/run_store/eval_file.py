@@ -30,6 +30,7 @@ import numpy as np
 from sae_transcoder.metric_names import METRICS, NAMES
 from sae_transcoder.process.atomic_files import replace_text
 from sae_transcoder.run_store import data_origin
+from sae_transcoder.run_store.checked_files import damaged, is_integer, is_number, read_object
 from sae_transcoder.run_store.data_origin import UNKNOWN, DataOrigin
 
 NAME = "eval.json"
@@ -127,32 +128,62 @@ def write(directory: Path, evaluation: Evaluation) -> None:
 
 
 def read(directory: Path) -> Evaluation | None:
-    """The evaluation in a directory; None where there is none. Raises ValueError where it cannot be read."""
-    path = directory / NAME
+    """The evaluation in a directory, each value of its type; None where there is none. Raises DamagedFile."""
+    path, fix = directory / NAME, f"sae-eval {directory} measures again"
+    if (values := read_object(path, fix)) is None:
+        return None
     try:
-        values = json.loads(path.read_text())
         if values["eval_format"] != FORMAT:
-            raise ValueError(
-                f"eval_format {values['eval_format']}, this version writes {FORMAT}; measure the coders again with sae-eval"
-            )
+            raise ValueError(f"eval_format {values['eval_format']}, this version writes {FORMAT}")
         details = values["eval_result_unstructured"]
         coders = [CoderMetrics(**(c | {"metrics": flat(c["metrics"])})) for c in details["coders"]]
         together = [TogetherMetrics(**(t | {"metrics": flat(t["metrics"])})) for t in details["together"]]
         origin = data_origin.from_values(details["data"])
-        return Evaluation(values["eval_config"], coders, together, details["step"], details["tokens"], origin=origin)
-    except FileNotFoundError:
-        return None
+        evaluation = Evaluation(values["eval_config"], coders, together, details["step"], details["tokens"], origin=origin)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path}: not an evaluation of this version ({error!r})") from error
+        raise damaged(path, f"not an evaluation of this version: {error!r}", fix) from error
+    progress = [count for count in (evaluation.step, evaluation.tokens) if count is not None]
+    if not (all(map(is_valid_coder, coders)) and all(map(is_valid_together, together)) and all(map(is_integer, progress))):
+        raise damaged(path, "holds something else than metrics", fix)
+    return evaluation
+
+
+def is_valid_coder(coder: CoderMetrics) -> bool:
+    """Whether each value of a coder has its type."""
+    sizes = (coder.d, coder.num_latents, coder.k, 0 if coder.seed is None else coder.seed)
+    return (
+        isinstance(coder.coder, str)
+        and isinstance(coder.hookpoint, str)
+        and all(map(is_integer, sizes))
+        and are_numbers(coder.metrics)
+    )
+
+
+def is_valid_together(together: TogetherMetrics) -> bool:
+    """Whether each value of several coders evaluated together has its type."""
+    return isinstance(together.coders, list) and are_numbers(together.metrics)
+
+
+def are_numbers(metrics: Metrics) -> bool:
+    """Whether all metrics are numbers; NaN stands for a metric that does not exist."""
+    return all(value != value or is_number(value) for value in metrics.values())
 
 
 def read_densities(directory: Path) -> dict[str, np.ndarray]:
-    """{coder: share of tokens on which each latent fires}; empty where there are none. Raises ValueError for a damaged file."""
-    path = directory / DENSITIES
+    """{coder: float [latent], the share of tokens on which each latent fires}; empty where there are none. Raises DamagedFile."""
+    path, fix = directory / DENSITIES, f"sae-eval {directory} measures again"
     if not path.exists():
         return {}
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+            densities = {name: file[name] for name in file.files}
     except Exception as error:  # numpy and zipfile raise many kinds for damaged bytes
-        raise ValueError(f"{path}: cannot be read ({error!r})") from error
+        raise damaged(path, repr(error), fix) from error
+    if not all(map(are_shares, densities.values())):
+        raise damaged(path, "holds something else than shares of tokens", fix)
+    return densities
+
+
+def are_shares(values: np.ndarray) -> bool:
+    """Whether these are shares [latent], of at least one latent."""
+    return values.dtype.kind == "f" and values.ndim == 1 and len(values) > 0 and bool(((values >= 0) & (values <= 1)).all())

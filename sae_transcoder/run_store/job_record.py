@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from sae_transcoder.process.atomic_files import replace_text
+from sae_transcoder.run_store.checked_files import damaged, read_object
 
 FOLDER = ".slurm"
 LINK = "slurm.log"  # symbolic link in a run's directory to the log of its job
@@ -38,6 +39,20 @@ class JobRecord:
     """{run: when its training state was last written}, as of the last crash."""
 
 
+KINDS = {
+    "runs": list,
+    "time": str,
+    "signal_delay": int,
+    "code": str,
+    "pieces": int,
+    "timeouts": int,
+    "steps": int,
+    "deaths": int,
+    "saved": dict,
+}
+"""{field of JobRecord: its type in the file}, but for those that may be null."""
+
+
 def record_path(folder: Path, number: str) -> Path:
     """The file that holds a job's record."""
     return folder / f"{number}.json"
@@ -60,8 +75,17 @@ def write(folder: Path, number: str, record: JobRecord) -> None:
 
 
 def read(folder: Path, number: str) -> JobRecord:
-    """The record of a job. Waits a while for it to be written. Raises FileNotFoundError."""
+    """The record of a job. Waits a while for it to be written. Raises DamagedFile, also where there is none."""
+    path, fix = record_path(folder, number), "start the same command again, which submits the runs anew"
     end = time.monotonic() + WAIT
-    while not record_path(folder, number).exists() and time.monotonic() < end:
+    while not path.exists() and time.monotonic() < end:
         time.sleep(0.2)
-    return JobRecord(**json.loads(record_path(folder, number).read_text()))
+    if (values := read_object(path, fix)) is None:
+        raise damaged(path, "it is not there", fix)
+    faults = [name for name, kind in KINDS.items() if name in values and not isinstance(values[name], kind)]
+    if faults or not all(isinstance(run, str) for run in values.get("runs", ())):
+        raise damaged(path, f"{', '.join(faults) or 'runs'} of another type", fix)
+    try:
+        return JobRecord(**values)
+    except TypeError as error:  # a name that is missing, or that this version does not know
+        raise damaged(path, f"not a job's record of this version: {error}", fix) from error

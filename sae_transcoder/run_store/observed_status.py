@@ -11,6 +11,7 @@ from filelock import Timeout
 
 from sae_transcoder import slurm_client
 from sae_transcoder.run_store import status
+from sae_transcoder.run_store.checked_files import DamagedFile
 from sae_transcoder.run_store.status import State, Status
 from sae_transcoder.slurm_client import SlurmJob, SlurmJobs
 
@@ -106,7 +107,7 @@ def observe_all(statuses: Mapping[Path, Status]) -> dict[Path, ObservedStatus]:
 
 
 def read(directory: Path) -> ObservedStatus | None:
-    """The corrected status of one run; None where there is no run. Raises ValueError where its status.json cannot be read."""
+    """The corrected status of one run; None where there is no run. Raises DamagedFile where its status.json cannot be read."""
     reported = status.read(directory)
     return None if reported is None else observe_all({directory: reported})[directory]
 
@@ -143,7 +144,7 @@ def mark(directory: Path, state: State, why: str) -> None:
             if reported is not None and reported.state in UNFINISHED:
                 reported.state, reported.why = state, why
                 status.write(directory, reported)
-    except Timeout:
+    except (Timeout, DamagedFile):  # a file that cannot be read is left as it is, and every command names it
         pass
 
 

@@ -1,6 +1,6 @@
-"""Reads and writes one run's files. They check every value: a crash, an editor or another version may have left anything there.
+"""A run's settings and its lines of metrics. Every value is checked: a crash, an editor or another version may have left anything there.
 
-Each returns None or {} where there is no file, and raises ValueError or OSError where it cannot be read. Nothing here imports torch.
+Each reader returns {} where there is no file, and raises DamagedFile where it cannot be read. Nothing here imports torch.
 Only read_curve reads all of metrics.jsonl; read_last reads its end.
 """
 
@@ -8,24 +8,21 @@ import json
 import math
 import re
 import typing
-from dataclasses import replace
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
-import numpy as np
 import yaml
 from omegaconf import OmegaConf
 
 from sae_transcoder.config import FIELDS, Config, run_dir
 from sae_transcoder.config.type_checks import ANNOTATIONS, is_of_type
 from sae_transcoder.process.atomic_files import replace_text
-from sae_transcoder.run_store import eval_file, status
-from sae_transcoder.run_store.eval_file import CoderMetrics, Evaluation, TogetherMetrics
-from sae_transcoder.run_store.status import Status
+from sae_transcoder.run_store.checked_files import damaged, is_integer, read_text
 
 CONFIG = Path(".hydra") / "config.yaml"
 METRICS = "metrics.jsonl"
+LINE_FIX = "correct or remove the line"
 BLOCK = 16_384  # bytes of metrics.jsonl that read_last tries first
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader is ten times as fast
 
@@ -40,19 +37,7 @@ def plain_type(annotation: Any) -> type:
 
 TYPES = {name: plain_type(annotation) for name, annotation in ANNOTATIONS.items()}
 """{field of Config: its plain_type}; a field that may be a list in place of a text has that of the text."""
-
-
-def read_status(directory: Path) -> Status | None:
-    """The status that a run last reported."""
-    reported = status.read(directory)
-    if reported is None:
-        return None
-    invalid = [name for name in ("step", "total", "tokens") if not is_integer(getattr(reported, name))]
-    invalid += [name for name in ("tokens_per_s", "heartbeat") if not is_number(getattr(reported, name))]
-    if invalid:
-        raise ValueError(f"{directory / status.NAME}: {', '.join(invalid)} not a number")
-    why, job = (None if value is None else printable(str(value)) for value in (reported.why, reported.slurm_job))
-    return replace(reported, why=why, slurm_job=job)
+NULLABLE = {name for name, annotation in ANNOTATIONS.items() if NoneType in typing.get_args(annotation)}
 
 
 def write_config(cfg: Config) -> None:
@@ -64,65 +49,25 @@ def write_config(cfg: Config) -> None:
 
 def read_config(directory: Path) -> dict[str, Any]:
     """The fields of Config in a run's config.yaml, as plain values; {} without the file."""
-    path = directory / CONFIG
-    try:
-        values = yaml.load(path.read_text(), LOADER)
-    except FileNotFoundError:
+    path, fix = directory / CONFIG, "restore it from a copy"
+    if (text := read_text(path, fix)) is None:
         return {}
-    except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+    try:
+        values = yaml.load(text, LOADER)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise damaged(path, f"not YAML: {' '.join(str(error).split())}", fix) from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path}: not a config")
+        raise damaged(path, "not a config" if values else "empty", fix)
     config = {name: values[name] for name in FIELDS if name in values}
     for name, value in config.items():
         kind: Any = TYPES[name]
         if kind is float and (number := as_number(value)) is not None:
             value = config[name] = float(number)
-        if isinstance(value, list) and is_of_type(value, ANNOTATIONS[name]):
+        if (value is None and name in NULLABLE) or (isinstance(value, list) and is_of_type(value, ANNOTATIONS[name])):
             continue
-        if value is not None and (type(value) is not kind or not all(map(is_setting, value if kind is list else [value]))):
-            raise ValueError(f"{path}: {name} is {value!r}, not of type {kind.__name__}")
+        if type(value) is not kind or not all(map(is_setting, value if kind is list else [value])):
+            raise damaged(path, f"{name} is {value!r}, not of type {kind.__name__}", fix)
     return config
-
-
-def read_evaluation(directory: Path) -> Evaluation | None:
-    """A run's held-out metrics."""
-    evaluation = eval_file.read(directory)
-    if evaluation and not (all(map(is_valid_coder, evaluation.coders)) and all(map(is_valid_together, evaluation.together))):
-        raise ValueError(f"{directory / eval_file.NAME}: holds something else than metrics")
-    return evaluation
-
-
-def is_valid_coder(coder: CoderMetrics) -> bool:
-    """Whether each value of a coder has its type."""
-    sizes = (coder.d, coder.num_latents, coder.k, 0 if coder.seed is None else coder.seed)
-    return (
-        isinstance(coder.coder, str)
-        and isinstance(coder.hookpoint, str)
-        and all(map(is_integer, sizes))
-        and are_numbers(coder.metrics)
-    )
-
-
-def is_valid_together(together: TogetherMetrics) -> bool:
-    """Whether each value of several coders evaluated together has its type."""
-    return isinstance(together.coders, list) and are_numbers(together.metrics)
-
-
-def are_numbers(metrics: eval_file.Metrics) -> bool:
-    """Whether all metrics are numbers; NaN stands for a metric that does not exist."""
-    return all(value != value or is_number(value) for value in metrics.values())
-
-
-def read_densities(directory: Path) -> dict[str, np.ndarray]:
-    """{coder: float [latent], the share of tokens on which each latent fires}."""
-    densities = eval_file.read_densities(directory)
-    if any(
-        shares.dtype.kind != "f" or shares.ndim != 1 or not len(shares) or not ((shares >= 0) & (shares <= 1)).all()
-        for shares in densities.values()
-    ):
-        raise ValueError(f"{directory / eval_file.DENSITIES}: holds something else than shares of tokens")
-    return densities
 
 
 def read_last(directory: Path) -> dict[str, float]:
@@ -144,17 +89,15 @@ def read_last(directory: Path) -> dict[str, float]:
             block *= 8
     except FileNotFoundError:
         return {}
+    except OSError as error:
+        raise damaged(path, error.strerror or error, LINE_FIX) from error
 
 
 def read_curve(directory: Path) -> dict[str, list[tuple[float, float]]]:
     """{coder: [(tokens, training FVU)]} from all lines of metrics.jsonl."""
     path = directory / METRICS
     curves: dict[str, list[tuple[float, float]]] = {}
-    try:
-        rows = parse_lines(path.read_text(), path)
-    except FileNotFoundError:
-        return {}
-    for row in rows:
+    for row in parse_lines(read_text(path, LINE_FIX) or "", path):
         for name, value in row.items():
             if name.startswith("fvu/"):
                 curves.setdefault(name.removeprefix("fvu/"), []).append((row.get("tokens", math.nan), value))
@@ -162,15 +105,20 @@ def read_curve(directory: Path) -> dict[str, list[tuple[float, float]]]:
 
 
 def parse_lines(text: str, path: Path) -> list[dict[str, float]]:
-    """The lines of a metrics.jsonl, NaN for null, without an incomplete last line, which is being written. Raises ValueError."""
-    rows = []
-    for line in text.split("\n")[:-1]:
-        try:
-            row = json.loads(line)
-            rows.append({name: math.nan if value is None else float(value) for name, value in row.items()})
-        except (ValueError, TypeError, AttributeError, OverflowError) as error:
-            raise ValueError(f"{path}: a line that is not of metrics ({line[:60]!r})") from error
-    return rows
+    """The lines of a metrics.jsonl, NaN for null, without an incomplete last line, which is being written. Raises DamagedFile."""
+    rows = (parse_line(line, path) for line in text.split("\n")[:-1])
+    return [{name: math.nan if value is None else float(value) for name, value in row.items()} for row in rows]
+
+
+def parse_line(line: str, path: Path) -> dict[str, float | None]:
+    """One line of a metrics.jsonl: {name: number, or None}. Raises DamagedFile."""
+    try:
+        row = json.loads(line)
+        if all(value is None or (type(value) in (int, float) and math.isfinite(value)) for value in row.values()):
+            return row
+    except (ValueError, AttributeError, OverflowError, RecursionError):
+        pass
+    raise damaged(path, f"a line that is not of metrics: {line[:60]!r}", LINE_FIX)
 
 
 def as_number(value: Any) -> float | None:
@@ -180,21 +128,6 @@ def as_number(value: Any) -> float | None:
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def is_integer(value: object) -> bool:
-    """Whether a value is an integer of at most 64 bits, as a table's column holds it."""
-    return type(value) is int and abs(value) < 2**63
-
-
 def is_setting(value: object) -> bool:
     """Whether a value may be that of a setting."""
     return isinstance(value, bool | str) or is_integer(value) or (isinstance(value, float) and math.isfinite(value))
-
-
-def is_number(value: object) -> bool:
-    """Whether a value is a number within the range of 64-bit integers, as a table's column holds it."""
-    return isinstance(value, float | int) and not isinstance(value, bool) and abs(value) < 2**63
-
-
-def printable(text: str) -> str:
-    """A text with characters that cannot be encoded, such as odd bytes in a folder's name, replaced by `?`."""
-    return text.encode(errors="replace").decode()

@@ -15,10 +15,12 @@ from typing import Any
 from natsort import natsort_keygen
 
 from sae_transcoder.config import FIELDS
+from sae_transcoder.config.paths import path_fault
 from sae_transcoder.run_store import eval_file, observed_status, status
+from sae_transcoder.run_store.checked_files import DamagedFile, printable
 from sae_transcoder.run_store.eval_file import Evaluation
 from sae_transcoder.run_store.observed_status import ObservedStatus
-from sae_transcoder.run_store.run_files import printable, read_config, read_evaluation, read_last, read_status
+from sae_transcoder.run_store.run_files import read_config, read_last
 from sae_transcoder.run_store.status import State, Status
 
 Complain = Callable[[str], None]
@@ -54,7 +56,13 @@ def find(folder: Path, complain: Complain) -> Iterator[Path]:
             if any(entry.name == status.NAME for entry in entries):
                 yield path
                 return
-            below = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+            shown = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+            below = []
+            for entry in shown:
+                if entry.is_symlink() and (fault := path_fault(path / entry.name)):
+                    complain(f"{fault}; left out")
+                elif entry.is_dir():
+                    below.append(entry.name)
         except OSError as error:
             complain(f"{path}: {error.strerror or error}; skipped")
             return
@@ -71,9 +79,10 @@ def find_all(folders: Sequence[Path], complain: Complain) -> list[tuple[Path, st
     """
     directories: dict[str, Path] = {}
     for folder in folders:
-        if not folder.is_dir():
-            problem = "is not a folder" if folder.exists() else "does not exist"
-            complain(f"{folder}: {problem}; name a folder of runs (save_dir, or a sweep's), or one run's directory")
+        if not os.path.isdir(folder):
+            problem = "is not a folder" if os.path.exists(folder) else "does not exist"
+            fault = path_fault(folder) or f"{problem}; name a folder of runs (save_dir, or a sweep's), or one run's directory"
+            complain(f"{folder}: {fault}")
             continue
         runs = list(find(folder, complain))
         if not runs:
@@ -84,7 +93,7 @@ def find_all(folders: Sequence[Path], complain: Complain) -> list[tuple[Path, st
             directories.setdefault(os.path.realpath(directory), directory)
     if not directories:
         return []
-    parents = [Path(os.path.abspath(folder)) for folder in folders if folder.is_dir()]
+    parents = [Path(os.path.abspath(folder)) for folder in folders if os.path.isdir(folder)]
     common = Path(os.path.commonpath(parents))
     if common in (Path(os.path.abspath(directory)) for directory in directories.values()):
         common = common.parent
@@ -96,7 +105,7 @@ def find_all(folders: Sequence[Path], complain: Complain) -> list[tuple[Path, st
 def read_all(folders: Sequence[Path], complain: Complain) -> list[Record]:
     """Every run below the folders whose status can be read, ordered by name. Calls `complain` for each fault."""
     named = find_all(folders, complain)
-    statuses = {path: reported for path, _ in named if (reported := read_or_none(read_status, path, complain)) is not None}
+    statuses = {path: reported for path, _ in named if (reported := read_or_none(status.read, path, complain)) is not None}
     observed = observed_status.observe_all(statuses)
     return [read(path, name, observed[path], complain) for path, name in named if path in observed]
 
@@ -104,15 +113,15 @@ def read_all(folders: Sequence[Path], complain: Complain) -> list[Record]:
 def read(directory: Path, name: str, observed: ObservedStatus, complain: Complain) -> Record:
     """The run in a directory, without the files that cannot be read."""
     config, last = read_or_none(read_config, directory, complain), read_or_none(read_last, directory, complain)
-    evaluation = read_or_none(read_evaluation, directory, complain)
+    evaluation = read_or_none(eval_file.read, directory, complain)
     return Record(directory, name, observed.status, config or {}, last or {}, evaluation, observed.goes_on)
 
 
 def read_or_none(reader: Callable[[Path], T], directory: Path, complain: Complain) -> T | None:
-    """The result of a reader of run_files; None, after a complaint, where the file cannot be read."""
+    """The result of a reader of a run's files; None, after a complaint, where the file cannot be read."""
     try:
         return reader(directory)
-    except (OSError, ValueError, OverflowError, RecursionError) as error:
+    except DamagedFile as error:
         complain(f"{error}; left out")
         return None
 

@@ -4,7 +4,7 @@ import json
 import os
 import socket
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -12,8 +12,10 @@ from filelock import FileLock
 
 from sae_transcoder import slurm_client
 from sae_transcoder.process.atomic_files import replace_text
+from sae_transcoder.run_store.checked_files import damaged, is_integer, is_number, printable, read_object
 
 NAME = "status.json"
+FIX = "restore it from a copy, or choose another run_name or save_dir"
 LOCK_TIMEOUT = 1.0  # seconds to wait for a lock held by a liveness check
 
 
@@ -62,15 +64,20 @@ def lock(directory: Path) -> FileLock:
 
 
 def read(directory: Path) -> Status | None:
-    """The status kept in a run's directory; None where there is none. Raises ValueError where it cannot be read."""
+    """The status kept in a run's directory, each value of its type; None where there is none. Raises DamagedFile."""
     path = directory / NAME
-    try:
-        values = json.loads(path.read_text())
-        return Status(**(values | {"state": State(values["state"])}))
-    except FileNotFoundError:
+    if (values := read_object(path, FIX)) is None:
         return None
+    try:
+        reported = Status(**(values | {"state": State(values["state"])}))
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path}: not a status file of this version ({error})") from error
+        raise damaged(path, f"not a status file of this version: {error}", FIX) from error
+    invalid = [name for name in ("step", "total", "tokens") if not is_integer(getattr(reported, name))]
+    invalid += [name for name in ("tokens_per_s", "heartbeat") if not is_number(getattr(reported, name))]
+    if invalid:
+        raise damaged(path, f"{', '.join(invalid)} not a number", FIX)
+    why, job = (None if value is None else printable(str(value)) for value in (reported.why, reported.slurm_job))
+    return replace(reported, why=why, slurm_job=job)
 
 
 def write(directory: Path, status: Status) -> None:

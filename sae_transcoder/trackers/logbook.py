@@ -13,7 +13,8 @@ from typing import Any
 
 from sae_transcoder.config import Config, Tracker, signature
 from sae_transcoder.process.atomic_files import replace_text
-from sae_transcoder.run_store.run_files import METRICS
+from sae_transcoder.run_store.checked_files import DamagedFile, damaged, is_integer, read_object, read_text
+from sae_transcoder.run_store.run_files import LINE_FIX, METRICS, parse_line
 from sae_transcoder.trackers.open_tracker import open_tracker
 
 LOG = logging.getLogger(__name__)
@@ -22,25 +23,35 @@ LOG = logging.getLogger(__name__)
 def truncate_metrics(path: Path, step: int) -> list[dict[str, Any]]:
     """Removes an incomplete last line and all lines after `step` from a metrics.jsonl, and returns the remaining rows.
 
-    Raises ValueError if a line before the last is not JSON.
+    Raises DamagedFile if a line before the last is not of metrics.
     """
-    if not path.exists():
-        return []
-    text = path.read_text()
-    lines = text.split("\n")
+    text = read_text(path, LINE_FIX) or ""
+    lines = text.rstrip("\n").split("\n") if text else []
     kept = []
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
-        except ValueError:
-            if any(lines[number:]):
-                raise ValueError(f"{path}, line {number}: not JSON; repair or remove the line") from None
-            break
-        if row["step"] <= step:
+            row = parse_line(line, path)
+            if (logged := row.get("step")) is None:
+                raise damaged(path, f"line {number}: without a step", LINE_FIX)
+        except DamagedFile as error:
+            if number == len(lines):
+                break
+            raise damaged(path, f"line {number} is not of metrics", LINE_FIX) from error
+        if logged <= step:
             kept.append((line, row))
     if (remaining := "".join(line + "\n" for line, _ in kept)) != text:
         replace_text(path, remaining)
     return [row for _, row in kept]
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """A run's identity at its tracker, and {destination: last step sent there}. Raises DamagedFile."""
+    fix = "remove it, and the tracker shows the rest as a new run"
+    state = read_object(path, fix) or {}
+    steps = state.get("last_steps")
+    if not isinstance(state.get("id"), str) or not isinstance(steps, dict) or not all(map(is_integer, steps.values())):
+        raise damaged(path, "no identity at a tracker", fix)
+    return state
 
 
 class Logbook:
@@ -56,7 +67,7 @@ class Logbook:
         self.state_path = directory / "tracker.json"
         self.state: dict[str, Any] = {"id": f"{signature(cfg)}-{secrets.token_hex(4)}", "last_steps": {}}
         if self.state_path.exists():
-            self.state = json.loads(self.state_path.read_text())
+            self.state = read_state(self.state_path)
         elif cfg.tracker != Tracker.none:
             replace_text(self.state_path, json.dumps(self.state))
         self.tracker = open_tracker(cfg, directory, self.state["id"])

@@ -12,6 +12,7 @@ from sae_transcoder.preflight.plan import Plan
 from sae_transcoder.process.broken_device import raise_if_broken
 from sae_transcoder.process.memory_errors import is_out_of_memory
 from sae_transcoder.run_store import eval_file
+from sae_transcoder.run_store.checked_files import DamagedFile
 from sae_transcoder.run_store.run_log import log_to_run
 from sae_transcoder.training import display
 from sae_transcoder.training.failure import portable, tell
@@ -66,8 +67,11 @@ def outcomes_of(errors: Mapping[int, Exception], plans: Mapping[int, Plan], cons
         cfg = plans[i].cfg
         directory = config.run_dir(cfg)
         if isinstance(error, RunClaimed):
-            evaluation = eval_file.read(directory) if error.done else None
-            outcomes[i] = TrainedRun(cfg, directory, evaluation) if evaluation else error
+            try:
+                evaluation = eval_file.read(directory) if error.done else None
+                outcomes[i] = TrainedRun(cfg, directory, evaluation) if evaluation else error
+            except DamagedFile as fault:
+                outcomes[i] = fault
             continue
         if not is_out_of_memory(error) or len(plans) == 1 or ranks.size > 1:
             outcomes[i] = error

@@ -60,7 +60,13 @@ def test_tensors_that_are_not_those_of_the_settings_are_refused_by_every_reader(
 
 @pytest.mark.parametrize(
     ("text", "fault"),
-    [("{}", "cfg.json lacks d_in"), ("", "Expecting value"), (json.dumps({"d_in": 256}), "cfg.json lacks expansion_factor")],
+    [
+        ("{}", "cfg.json: cannot be read (lacks d_in, k, expansion_factor); take the coder from another copy"),
+        ("", "cfg.json: cannot be read (empty)"),
+        ("null", "cfg.json: cannot be read (holds NoneType, not an object)"),
+        (json.dumps({"d_in": 256}), "lacks k, expansion_factor"),
+        (json.dumps({"d_in": 256, "k": "8", "num_latents": 512}), "k is '8'"),
+    ],
 )
 def test_a_cfg_json_that_says_too_little_is_named(run: Path, text: str, fault: str) -> None:
     (run / "coders" / "layers.2" / "cfg.json").write_text(text)

@@ -57,7 +57,7 @@ def test_local_files_of_every_kind_give_the_same_sequences(tmp_path: Path, corpu
 
 
 def test_a_text_file_is_one_document(tmp_path: Path) -> None:
-    text = "one\n\ntwo\n" * 200
+    text = ("one\n\ntwo\n" * 200)[: 225 * LENGTH - 1]
     (tmp_path / "a.txt").write_text(text)
     got = sets(settings(tmp_path, dataset_name=str(tmp_path / "a.txt"), max_samples=None, eval_samples=1))
     assert sum((part[:] == EOS).sum() for part in (got.train, got.heldout)) == 1
@@ -69,31 +69,28 @@ def test_a_hub_set_is_streamed_and_shuffled_in_its_buffer(tmp_path: Path, monkey
     name = hub_folder(tmp_path / "set", suffix)
     got = sets(settings(tmp_path, dataset_kind="hub", dataset_name=name, shuffle_buffer=100))
     stream = datasets.load_dataset(name, split="train", streaming=True).shuffle(seed=SEED, buffer_size=100)
-    rows = trained_on([characters(row["text"]) for row in stream], 450 // 10)
+    rows = trained_on([characters(row["text"]) for row in stream])
     np.testing.assert_array_equal(got.train[:1024], windowed(rows[:WINDOW]))
 
 
 def test_eval_split_holds_out_that_split_and_trains_on_all_of_the_other(tmp_path: Path) -> None:
-    name = hub_folder(tmp_path / "set")
+    name = hub_folder(tmp_path / "set", validation=[text.upper() for text in documents(100, seed=9)])
     hub = dict(dataset_kind="hub", dataset_name=name, max_samples=None)
     got = sets(settings(tmp_path, **hub, eval_split="validation"))
-    stream, other = (
-        [row["text"] for row in datasets.load_dataset(name, split=split, streaming=True).shuffle(seed=SEED, buffer_size=10_000)]
-        for split in ("train", "validation")
-    )
-    np.testing.assert_array_equal(got.train[:], windowed(packed([characters(text) for text in stream])))
-    assert all(any(piece in text for text in other) for piece in pieces(got.heldout[:]))
+    stream = datasets.load_dataset(name, split="train", streaming=True).shuffle(seed=SEED, buffer_size=10_000)
+    np.testing.assert_array_equal(got.train[:], windowed(packed([characters(row["text"]) for row in stream])))
+    assert all(piece.isupper() for piece in pieces(got.heldout[:]))
     few = sets(settings(tmp_path, **hub | {"eval_split": "validation"}, eval_samples=10**6))
     assert HELD < len(few.heldout) < 10**6
 
 
 def test_the_demo_trains_and_holds_out_by_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = {"train": documents(200), "heldout": documents(30, seed=5)}
+    texts = {"train": documents(200), "heldout": [text.upper() for text in documents(30, seed=5)]}
     monkeypatch.setattr(demo_text, "documents", lambda split: iter(texts[split]))
     got = sets(settings(tmp_path, dataset_kind="demo", dataset_name="demo", model_name="demo", max_samples=None))
     np.testing.assert_array_equal(got.train[:], windowed(packed([characters(t) for t in shuffled(texts["train"])])))
     assert got.origin.heldout_documents == 30
-    assert all(any(piece in text for text in texts["heldout"]) for piece in pieces(got.heldout[:]))
+    assert all(piece.isupper() for piece in pieces(got.heldout[:]))
 
 
 def test_the_demo_reads_the_standard_library(tmp_path: Path) -> None:
@@ -146,7 +143,7 @@ def test_ids_of_a_name_that_is_no_file_are_streamed(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(datasets, "load_dataset_builder", builder)
     cfg = settings(tmp_path, dataset_kind="pretokenized", dataset_name="someone/ids-v1.5", max_samples=100)
     assert len(sets(cfg).train) == 100
-    assert asked == [("someone/ids-v1.5", None)]
+    assert set(asked) == {("someone/ids-v1.5", None)}
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "uint32"])

@@ -7,7 +7,7 @@ import pytest
 
 from helpers import TESTS
 from helpers.command_line import refused
-from sae_transcoder import train
+from sae_transcoder.config import ConfigError
 from sae_transcoder.language_model import hookpoints, loading
 
 DEMO = ["experiment=demo", "max_samples=64", "max_seq_length=32"]
@@ -79,7 +79,7 @@ def test_a_directory_of_something_else_is_refused_and_left_alone(
     (mine / "thesis.tex").write_text("precious")
     assert "holds files but no run" in refused(capsys, monkeypatch, *DEMO, "run_name=mine")
     (mine / "status.json").write_text('{"state": "do')
-    assert "not a status file" in refused(capsys, monkeypatch, *DEMO, "run_name=mine")
+    assert f"{mine.relative_to(here)}/status.json: cannot be read" in refused(capsys, monkeypatch, *DEMO, "run_name=mine")
     assert sorted(p.name for p in mine.iterdir()) == ["status.json", "thesis.tex"]
 
 
@@ -97,7 +97,7 @@ def test_every_site_resolves_in_every_family(tiny_folder: dict[str, Path]) -> No
             cfg = tiny_config("transcoder", model_name=str(tiny_folder[family]), layers=[1], site=site)
             outline = loading.outline(cfg)
             if name is None:
-                with pytest.raises(train.ConfigError, match="attention, intermediate, output"):
+                with pytest.raises(ConfigError, match="attention, intermediate, output"):
                     hookpoints.hookpoint_names(cfg, outline)
                 continue
             assert hookpoints.hookpoint_names(cfg, outline) == [name]

@@ -38,6 +38,7 @@ class Config(
 # The groups in the order of their fields: ModelTypeConfig first, SavingConfig last.
 FIELD_GROUPS = tuple(reversed(Config.__mro__[1:-1]))
 FIELDS = tuple(f.name for f in fields(Config))
+PATH_FIELDS = tuple(f.name for f in fields(Config) if f.metadata.get("path"))
 GROUPS = {
     "model_type": ModelTypeConfig,
     "model": ModelConfig,

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from sae_transcoder.config.fields.metadata import bounded, no_result, text_or_list
+from sae_transcoder.config.fields.metadata import bounded, path, text_or_list
 
 
 class DatasetKind(StrEnum):
@@ -40,7 +40,7 @@ class DatasetConfig:
     """hub: text of a hub data set, streamed; local_text: txt, json, jsonl, csv (also .gz, .bz2, .zst, .lz4) or parquet files;
     pretokenized: rows of token ids, on the hub or in jsonl or parquet files; memmap: one binary file of token ids, flat or numpy's .npy;
     demo: the standard library's sources."""
-    dataset_name: Any = text_or_list(MISSING)
+    dataset_name: Any = text_or_list(MISSING, is_path=True)
     """Hub id, or path of local files: a file, a folder without what is hidden in it, or where there is none of that name, a glob pattern.
     A list of these is a mixture, each document from one of them by a seeded choice; it ends where one of them does."""
     dataset_config: Any = text_or_list(None)
@@ -87,5 +87,5 @@ class DatasetConfig:
     """Positions at the start of every sequence that are left out likewise (attention sinks)."""
     max_norm_multiple: float | None = bounded(None, at_least=1.0)
     """Positions at which the norm of the coder's input exceeds this multiple of the batch's median are left out likewise."""
-    cache_dir: str | None = no_result(None)
+    cache_dir: str | None = path(None, result=False)
     """Where tokenised text is kept. null: $XDG_CACHE_HOME/sae_transcoder, else ~/.cache/sae_transcoder."""

@@ -1,6 +1,7 @@
-"""The metadata of a field: its bounds, and whether it changes the result.
+"""The metadata of a field: its bounds, whether it changes the result, and whether it is a path.
 
-A field with `result=False` does not change what is trained. All others make up the run's signature.
+A field with `result=False` does not change what is trained. All others make up the run's signature. A field with `path=True` may be a path, which
+config/paths.py expands where it is used.
 """
 
 from dataclasses import field
@@ -20,6 +21,12 @@ def no_result(default: Any, at_least: float | None = None, at_most: float | None
     return bounded(default, at_least, at_most, result=False)
 
 
-def text_or_list(default: Any) -> Any:
-    """A field that is a text or a list of texts, which OmegaConf has no type for."""
-    return field(default=default, metadata={"result": True, "type": str | list[str] | None if default is None else str | list[str]})
+def text_or_list(default: Any, *, is_path: bool = False) -> Any:
+    """A field that is a text or a list of texts, which OmegaConf has no type for; is_path: whether these are, or may be, paths."""
+    kind = str | list[str] | None if default is None else str | list[str]
+    return field(default=default, metadata={"result": True, "type": kind} | ({"path": True} if is_path else {}))
+
+
+def path(default: Any, *, result: bool = True) -> Any:
+    """A field that is a path, or may be one."""
+    return field(default=default, metadata={"result": result, "path": True})

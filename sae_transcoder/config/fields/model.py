@@ -5,6 +5,8 @@ from enum import StrEnum
 
 from omegaconf import MISSING
 
+from sae_transcoder.config.fields.metadata import path
+
 
 class Dtype(StrEnum):
     float32 = "float32"
@@ -21,7 +23,7 @@ class Quantization(StrEnum):
 class ModelConfig:
     """The language model whose activations are read (group `model`)."""
 
-    model_name: str = MISSING
+    model_name: str = path(MISSING)
     """Hub id, path of a local model, or `demo` for the bundled one (a folder of that name: `./demo`)."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sae_transcoder.config.fields.metadata import no_result
+from sae_transcoder.config.fields.metadata import no_result, path
 
 
 class Resume(StrEnum):
@@ -16,8 +16,8 @@ class Resume(StrEnum):
 class SavingConfig:
     """Where a run is kept."""
 
-    save_dir: str = no_result("outputs")
-    """Folder of all runs."""
+    save_dir: str = path("outputs", result=False)
+    """Folder of all runs. In this and other paths `~` and `$NAME` stand for what they mean on the machine where the command is started."""
     run_name: str | None = no_result(None)
     """Folder of this run inside `save_dir`. null: composed of the main settings and the signature."""
     save_every: int = no_result(1000, at_least=1)

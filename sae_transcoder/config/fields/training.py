@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from sae_transcoder.config.fields.metadata import bounded
+from sae_transcoder.config.fields.metadata import bounded, path
 
 
 class LossFn(StrEnum):
@@ -36,7 +36,7 @@ class TrainingConfig:
     """Optimizer steps (with corrections=false: batches) over which k falls linearly from min(latents, 10 x width) to `k`."""
     init_seeds: list[int] = field(default_factory=lambda: [42])
     """Seeds of the initialisation; several train one coder each, side by side."""
-    finetune: str | None = None
+    finetune: str | None = path(None)
     """Start from these coders instead of from `init_seeds`: a run's directory, a folder of sparsify coders, or a hub id."""
     corrections: bool = True
     """Train with sparsify's known faults corrected (docs/sparsify.md has the list). false: sparsify's own behaviour, for comparison."""

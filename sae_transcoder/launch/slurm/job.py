@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import submitit
 from rich.console import Console
@@ -21,10 +22,18 @@ from sae_transcoder.process import code_version
 from sae_transcoder.process.broken_device import EXIT_CODE, DeviceBroken
 from sae_transcoder.process.stop_signal import Stopped, StopSignal
 from sae_transcoder.run_store import job_record, observed_status
+from sae_transcoder.run_store.checked_files import DamagedFile
 from sae_transcoder.run_store.status import State
 
 # slurmstepd's message after scancel; where a job is to be requeued, the message also has a reason. (squeue shows COMPLETING for both.)
 CANCELLED = re.compile(r"\*\*\* JOB \S+ ON \S+ CANCELLED AT \S+ \*\*\*")
+
+
+def give_up(cfgs: Sequence[Config], why: str) -> NoReturn:
+    """Ends the job, whose runs cannot be trained in it."""
+    for cfg in cfgs:
+        observed_status.mark(run_dir(cfg), State.failed, why)
+    sys.exit(why)
 
 
 @dataclass
@@ -43,14 +52,18 @@ class PackTask:
         folder, number = Path(os.environ["SUBMITIT_FOLDER"]), slurm_client.current_job() or ""
         cfgs = [restarted(cfg) for cfg in self.cfgs]  # the job may have been requeued
         if code_version.current().digest != self.digest:
-            why = "the program has changed since the job was submitted; start the same command again (snapshot=true keeps a copy)"
-            for cfg in cfgs:
-                observed_status.mark(run_dir(cfg), State.failed, why)
-            sys.exit(why)
+            give_up(
+                cfgs,
+                "the program has changed since the job was submitted; start the same command again (snapshot=true keeps a copy)",
+            )
+        try:
+            num_packs = job_record.read(folder, number).pieces
+        except DamagedFile as error:
+            give_up(cfgs, str(error))
         # Patient: SLURM repeats its signals.
         with StopSignal(patient=True) as stop:
             try:
-                errors = self.train(cfgs, job_record.read(folder, number).pieces, stop)
+                errors = self.train(cfgs, num_packs, stop)
             except Stopped as stopped:
                 if CANCELLED.search(job_record.last_output(folder, number)):
                     for cfg in cfgs:

@@ -17,8 +17,10 @@ from pathlib import Path
 from sae_transcoder import slurm_client
 from sae_transcoder.launch.crashes import MAX_CRASHES, count_crashes
 from sae_transcoder.run_store import job_record, observed_status, status
+from sae_transcoder.run_store.checked_files import DamagedFile
 from sae_transcoder.run_store.job_record import JobRecord
 from sae_transcoder.run_store.observed_status import UNFINISHED
+from sae_transcoder.run_store.run_records import read_or_none
 from sae_transcoder.run_store.status import State, Status
 from sae_transcoder.slurm_client import SlurmError
 
@@ -101,7 +103,7 @@ def after_crash(record: JobRecord, left: Mapping[Path, Status], saved: Mapping[s
 def handle_job_end(folder: Path, number: str, code: int) -> int:
     """Requeues the job, or records how its unfinished runs ended. Returns the exit code of the job's script."""
     record = job_record.read(folder, number)
-    statuses = {Path(run): status.read(Path(run)) for run in record.runs}
+    statuses = {Path(run): read_or_none(status.read, Path(run), print) for run in record.runs}
     left = {directory: run for directory, run in statuses.items() if run is not None and run.state in UNFINISHED}
     if left:
         remaining = slurm_client.seconds_left(number)
@@ -120,7 +122,7 @@ def handle_job_end(folder: Path, number: str, code: int) -> int:
         others = [directory for directory in left if directory not in decision.failed]
         if decision.goes_on and others:
             requeue(number, others, decision.goes_on)
-    ends = [run.state for directory in record.runs if (run := status.read(Path(directory))) is not None]
+    ends = [run.state for directory in statuses if (run := read_or_none(status.read, directory, print)) is not None]
     return code or int(any(state in (State.failed, State.cancelled) for state in ends))
 
 
@@ -139,7 +141,10 @@ def requeue(number: str, directories: Sequence[Path], why: str) -> None:
 
 def main() -> None:
     """Run by the job's script at its end; ends with the script's exit code."""
-    sys.exit(handle_job_end(Path(sys.argv[1]), slurm_client.current_job() or "", int(sys.argv[2])))
+    try:
+        sys.exit(handle_job_end(Path(sys.argv[1]), slurm_client.current_job() or "", int(sys.argv[2])))
+    except DamagedFile as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from filelock import Timeout
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from sae_transcoder import distributed, slurm_client
-from sae_transcoder.config import Config, ConfigError, run_dir, signature, sweep_dir
+from sae_transcoder.config import PATH_FIELDS, Config, ConfigError, run_dir, signature, sweep_dir
+from sae_transcoder.config.paths import exported
 from sae_transcoder.launch.slurm.job import PackTask
 from sae_transcoder.process import code_version
 from sae_transcoder.run_store import job_record, status
@@ -125,7 +126,7 @@ def submit_packs(packs: Sequence[Sequence[Config]]) -> list[str]:
         num_arrays = -(-len(packs) // array_size)
         for array in slurm_client.chunks(packs, array_size):
             with outside_of_jobs(), redirect_stderr(StringIO()):  # submitit prints what it raises
-                executor = make_executor(cfg, folder, code, num_arrays)
+                executor = make_executor(cfg, folder, code, num_arrays, path_lines(packs))
                 with executor.batch():
                     jobs = [executor.submit(PackTask(list(pack), code_version.current().digest)) for pack in array]
             for pack, job in zip(array, jobs, strict=True):
@@ -137,16 +138,22 @@ def submit_packs(packs: Sequence[Sequence[Config]]) -> list[str]:
     return numbers
 
 
-def make_executor(cfg: Config, folder: Path, code: Path, num_arrays: int) -> submitit.AutoExecutor:
+def path_lines(packs: Sequence[Sequence[Config]]) -> list[str]:
+    """Shell lines by which the paths in the settings lead to the same places in the job as here, whatever its node and SBATCH_EXPORT set."""
+    values = (getattr(cfg, name) for pack in packs for cfg in pack for name in PATH_FIELDS)
+    return exported(value for value in values if value is not None)
+
+
+def make_executor(cfg: Config, folder: Path, code: Path, num_arrays: int, first_lines: Sequence[str] = ()) -> submitit.AutoExecutor:
     """submitit's executor for jobs with these settings.
 
     folder: for submitit's files and the logs; code: folder from which jobs import this package; num_arrays: arrays that share
-    `array_parallelism`.
+    `array_parallelism`; first_lines: of the job's script, before `setup`.
     """
     python = shlex.quote(sys.executable)
     path = os.pathsep.join(filter(None, [str(code), os.environ.get("PYTHONPATH")]))
     setup = [
-        "set -e", *cfg.setup, "set +e",
+        *first_lines, "set -e", *cfg.setup, "set +e",
         # Else the working directory would precede the copied code in sys.path, and SBATCH_EXPORT=NONE, which some sites set, would hide this.
         f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(path)} SLURM_EXPORT_ENV=ALL",
     ]  # fmt: skip
