@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sae_transcoder.config import LossFn
+from sae_transcoder.language_model.model_class import base
 
 T = TypeVar("T")
 
@@ -66,8 +67,8 @@ def _hooked(model: PreTrainedModel, hookpoints: Sequence[str], hook: Callable[[s
 
         return forward_hook
 
-    base = model.base_model
-    handles = [base.get_submodule(name).register_forward_hook(hook_of(name), with_kwargs=True) for name in hookpoints]
+    below = base(model)
+    handles = [below.get_submodule(name).register_forward_hook(hook_of(name), with_kwargs=True) for name in hookpoints]
     try:
         yield
     finally:
@@ -105,7 +106,7 @@ def capture(
             raise _Reached
 
     with contextlib.suppress(_Reached), _hooked(model, hookpoints, keep):
-        model.base_model(input_ids=tokens, use_cache=False)
+        base(model)(input_ids=tokens, use_cache=False)
     if any(versions[name] != (a.input._version, a.output._version) for name, a in captured.items()):
         _OVERWRITING.add(model)
         return capture(model, hookpoints, tokens)

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from sae_transcoder.config import Config, LossFn
+from sae_transcoder.language_model.model_class import base, base_name
 
 # {prefix: what saves a model under it, and what to save in its place}
 PREFIXES = {
@@ -51,7 +52,7 @@ def weight_faults(cfg: Config, model: PreTrainedModel, info: dict[str, Any], lay
 
 def is_of_head(model: PreTrainedModel, key: str) -> bool:
     """Whether a tensor belongs to the language-modelling head."""
-    return model.base_model is not model and not key.startswith(f"{model.base_model_prefix}.")
+    return base(model) is not model and not key.startswith(base_name(model))
 
 
 LAYER = re.compile(r"^(.*?)\.(\d+)\.")  # of a tensor's name: its stack, and its layer there
