@@ -41,8 +41,9 @@ def cannot_load(cfg: ModelConfig, part: str, error: Exception) -> ConfigError:
 
 
 def reason(error: Exception) -> str:
-    """The first line of an error's message, with the name of its class where the message needs one."""
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    """The first line of an error's message, and the next where that only announces it, with the name of its class where it needs one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first = " ".join(lines[:2] if lines and lines[0].endswith(":") else lines[:1])
     if isinstance(error, OSError | ValueError) and first:
         return first
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
@@ -67,7 +68,7 @@ def fix(cfg: ModelConfig, error: Exception) -> str:
         return "the folder holds an adapter alone; merge it into its model (peft's merge_and_unload) and save that"
     if folder.is_dir() or not isinstance(error, OSError):
         packages = " and ".join(f"{name} {version(name)}" for name in ("transformers", "tokenizers"))
-        return f"its files are damaged, not complete, or of a version that {packages} do not read: replace them, or choose another model"
+        return f"its files are damaged, not complete, or of a version that {packages} do not read: correct or replace them, or choose another model"
     return (
         "check the name, the network (or that it is cached, with HF_HUB_OFFLINE=1), or give a local path; model=demo needs neither"
     )
