@@ -24,9 +24,7 @@ def layer_stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 
     Raises ConfigError where no list of modules has as many members as the model has layers.
     """
-    text = loading.text_config(model)
-    num_layers = getattr(text, "num_hidden_layers", None)
-    below = base(model)
+    text, below, num_layers = loading.text_config(model), base(model), layer_count(model)
     models = ((name, module) for name, module in below.named_modules() if isinstance(module, PreTrainedModel))
     # A model of text and images has a part for each.
     prefix, text_model = next(((name, m) for name, m in models if type(m.config) is type(text)), ("", below))
@@ -34,8 +32,16 @@ def layer_stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
         if isinstance(module, nn.ModuleList) and len(module) == num_layers:
             return name, module
     raise ConfigError(
-        f"model {type(model).__name__}: its layers were not found; name modules with hookpoints (it has {child_names(model)})"
+        f"model {type(model).__name__}: its layers were not found; name modules with hookpoints (it has {child_names(below)})"
     )
+
+
+def layer_count(model: PreTrainedModel) -> int | None:
+    """How many layers the model's config says it has; None where it does not say."""
+    text = loading.text_config(model)
+    # The decoder alone of a family that has an encoder too, whose layers are the ones that num_hidden_layers counts.
+    names = ("decoder_layers", "num_hidden_layers") if getattr(text, "is_decoder", False) else ("num_hidden_layers",)
+    return next((getattr(text, name) for name in names if getattr(text, name, None) is not None), None)
 
 
 def child_names(module: nn.Module) -> str:

@@ -4,6 +4,7 @@ The classes of a family can differ in more than the head: where a model of text 
 layers for text and no others.
 """
 
+from importlib.metadata import version
 from typing import Any
 
 from transformers import (
@@ -15,12 +16,18 @@ from transformers import (
     PreTrainedModel,
 )
 
-from sae_transcoder.config import Config, computes_logits
+from sae_transcoder.config import Config, ConfigError, computes_logits
 
 
 def auto_class(cfg: Config, model_config: Any) -> type[AutoModel] | type[AutoModelForCausalLM]:
-    """The class that makes the run's model from this config: with a head where the run needs one, or where there is none without."""
+    """The class that makes the run's model from this config: with a head where the run needs one, or where there is none without.
+
+    Raises ConfigError where there is neither.
+    """
     headless = type(model_config) in MODEL_MAPPING or "AutoModel" in own_classes(model_config)
+    if not headless and not predicts_next_token(model_config):
+        kind = f"{version('transformers')} has no language model of model_type={model_config.model_type}"
+        raise ConfigError(f"model_name={cfg.model_name}: transformers {kind}; choose another model")
     return (
         AutoModelForCausalLM if needs_head(cfg, model_config) or (predicts_next_token(model_config) and not headless) else AutoModel
     )
