@@ -48,7 +48,43 @@ NAMES: dict[int, str] = {
 }
 SIZES = {name: size for size, names in NAMES.items() for name in names.split()}
 # What a family needs beyond that.
-OVERRIDES: dict[str, dict[str, Any]] = {}
+MAMBA = dict(mamba_n_heads=4, mamba_d_head=16, mamba_chunk_size=8)
+ROTARY = dict(head_dim=8, qk_head_dim=24)  # of attention by latents: those of its rotated part, and of both parts
+OVERRIDES: dict[str, dict[str, Any]] = {
+    "axk1": ROTARY,
+    "bailing_hybrid": ROTARY | dict(num_expert_group=1, num_experts_per_token=1, linear_head_dim=16, linear_num_heads=2),
+    "bamba": MAMBA,
+    "codegen": dict(n_head=4, rotary_dim=8),
+    "cohere_compass_text": dict(rope_parameters={"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}),
+    "deepseek_v2": ROTARY | dict(num_experts_per_tok=1, n_group=1, topk_group=1),
+    "deepseek_v3": ROTARY,
+    "dots1": dict(n_routed_experts=4, n_shared_experts=1, num_experts_per_tok=1),
+    "dots3_note_text": dict(
+        per_layer_config=None, layer_types=["indexed_attention", "sliding_attention", "indexed_attention"], head_dim=24
+    ),
+    "falcon_h1": MAMBA | dict(mamba_d_ssm=64),
+    "granitemoehybrid": MAMBA,
+    "hrm_text": dict(num_layers_per_stack=3),
+    "hunyuan_v1_dense": dict(head_dim=16),
+    "hunyuan_v1_moe": dict(head_dim=16),
+    "kimi_linear": ROTARY | dict(num_experts_per_token=1, linear_head_dim=16, linear_num_heads=2),
+    "lfm2_moe": dict(layer_types=["conv", "full_attention", "conv"]),
+    "longcat_flash": ROTARY | dict(zero_expert_num=2, expert_ffn_hidden_size=64),
+    "mamba2": dict(num_heads=4, head_dim=16, n_groups=1, chunk_size=8),
+    "mimo_v2_flash": dict(v_head_dim=16, num_key_value_heads=2),
+    "ministral": dict(head_dim=16),
+    "nemotron": dict(num_key_value_heads=2),
+    "olmo_hybrid": dict(layer_types=["linear_attention", "linear_attention", "full_attention"]),
+    "reformer": dict(
+        vocab_size=VOCABULARY,
+        is_decoder=True,
+        axial_pos_shape=[8, 8],
+        axial_pos_embds_dim=[16, 16],
+        attn_layers=["local", "lsh", "local"],
+    ),
+    "xlm": dict(emb_dim=32, n_words=4096),
+    "youtu": ROTARY,
+}
 RUN = [
     "model_type=sae", "dataset=demo", "layers=[1]", "max_samples=12", "batch_size=4", "grad_acc_steps=1", "eval_samples=4", "max_seq_length=32",
     "expansion_factor=2", "k=4", "lr=1e-3", "auxk_alpha=0", "threads=1", "device=cpu",
@@ -85,17 +121,21 @@ def shrunk(values: Mapping[str, Any], default_layers: int | None = None) -> dict
 def tiny_config(family: str) -> PreTrainedConfig:
     """A tiny config of a family."""
     kind = CONFIG_MAPPING[family]
-    return kind(**shrunk(kind().to_dict()) | OVERRIDES.get(family, {}))
+    values = shrunk(kind().to_dict()) | OVERRIDES.get(family, {})
+    return kind(**{name: value for name, value in values.items() if value is not None})
 
 
 def outcome(family: str, class_name: str, folder: Path) -> Row:
     """Makes a family's model and trains on it."""
     try:
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(tiny_config(family), dtype=torch.float32)
-        if (size := sum(p.numel() for p in model.parameters())) > 20_000_000:
+        config = tiny_config(family)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        if (size := sum(p.numel() for p in model.parameters())) > 120_000_000:
             return Row(family, class_name, "not made", f"{size:,} parameters")
         model.save_pretrained(folder / "model")
+        if type(model.config) is not type(config):  # that of its text alone
+            config.save_pretrained(folder / "model")
     except Exception as error:
         return Row(family, class_name, "not made", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
     for name in ("tokenizer.json", "tokenizer_config.json"):

@@ -1,6 +1,7 @@
 """The language model's forward: up to the last hookpoint, or with the outputs of modules replaced."""
 
 import contextlib
+import copy
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -45,6 +46,19 @@ def _first_tensor(values: Any) -> Tensor | None:
         return values
     candidates = values.values() if isinstance(values, dict) else values if isinstance(values, list | tuple) else ()
     return next((v for v in candidates if isinstance(v, Tensor)), None)
+
+
+def _with_first_tensor(values: Any, tensor: Tensor) -> Any:
+    """A module's results with another first tensor; their kind, which may have names, stays."""
+    if isinstance(values, Tensor):
+        return tensor
+    if isinstance(values, dict):
+        changed = copy.copy(values)
+        changed[next(name for name, value in values.items() if isinstance(value, Tensor))] = tensor
+        return changed
+    place = next(i for i, value in enumerate(values) if isinstance(value, Tensor))
+    changed = [*values[:place], tensor, *values[place + 1 :]]
+    return type(values)(*changed) if hasattr(values, "_fields") else type(values)(changed)
 
 
 def _activations(args: tuple, kwargs: dict[str, Any], result: Any) -> Activations | None:
@@ -123,8 +137,7 @@ def spliced(model: PreTrainedModel, hookpoints: Sequence[str], replace: Replace)
     """
 
     def replaced_result(name: str, activations: Activations, result: Any) -> Any:
-        output = replace(name, activations)
-        return output if isinstance(result, Tensor) else (output, *result[1:])
+        return _with_first_tensor(result, replace(name, activations))
 
     return _hooked(model, hookpoints, replaced_result)
 

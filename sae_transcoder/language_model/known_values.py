@@ -9,13 +9,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+    unset_fake_temporarily,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
 aten = torch.ops.aten
 MOST = 2**22  # elements of a known tensor: masks of longer sequences stay unknown
+UNKNOWN = (DataDependentOutputException, DynamicOutputShapeException)  # what a fake tensor raises where its values are asked for
 MAKERS = {aten.arange, aten.ones, aten.zeros, aten.full, aten.scalar_tensor}  # operators that make values from no tensor
 # {operator that looks rows up: where the table, the dimension and the row numbers stand among its arguments}
 LOOKUPS: dict[Any, Callable[..., list[tuple[Tensor, int, Tensor]]]] = {
@@ -77,10 +84,7 @@ class KnownValues(TorchDispatchMode):
         """The result of an operator whose arguments are all known, with its values."""
         try:
             result = func(*args, **kwargs)
-        except (
-            torch._subclasses.fake_tensor.DataDependentOutputException,
-            torch._subclasses.fake_tensor.DynamicOutputShapeException,
-        ):
+        except UNKNOWN:
             return tree_map(lambda leaf: self.fake(leaf) if isinstance(leaf, Tensor) else leaf, self.on_values(func, args, kwargs))
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         if sum(output.numel() for output in outputs) <= MOST:

@@ -28,8 +28,10 @@ def layer_stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     models = ((name, module) for name, module in below.named_modules() if isinstance(module, PreTrainedModel))
     # A model of text and images has a part for each.
     prefix, text_model = next(((name, m) for name, m in models if type(m.config) is type(text)), ("", below))
-    for name, module in text_model.named_modules(prefix=prefix):
-        if isinstance(module, nn.ModuleList) and len(module) == num_layers:
+    parts = list(text_model.named_modules(prefix=prefix))
+    others = tuple(f"{name}." for name, m in parts if isinstance(m, PreTrainedModel) and type(m.config) is not type(text))
+    for name, module in parts:
+        if isinstance(module, nn.ModuleList) and len(module) == num_layers and not name.startswith(others):
             return name, module
     raise ConfigError(
         f"model {type(model).__name__}: its layers were not found; name modules with hookpoints (it has {child_names(below)})"

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from sae_transcoder.config import Config, ConfigError
 from sae_transcoder.language_model import loading
-from sae_transcoder.language_model.layers import layer_stack
+from sae_transcoder.language_model.layers import layer_count, layer_stack
 from sae_transcoder.language_model.model_class import base, has_head
 
 
@@ -39,6 +39,6 @@ def sizes_of(cfg: Config, outline: PreTrainedModel, dtype: torch.dtype) -> Model
         vocabulary=text.vocab_size,
         width=text.hidden_size,
         widest=max(max(shape) for shape in matrices),
-        layers=text.num_hidden_layers,
+        layers=layer_count(outline) or 1,
         predicts=has_head(outline),
     )

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from sae_transcoder.config import Config, ConfigError, LossFn, computes_logits
 from sae_transcoder.language_model.forward import Activations, capture, spliced
-from sae_transcoder.language_model.known_values import BeyondTable, KnownValues
+from sae_transcoder.language_model.known_values import UNKNOWN, BeyondTable, KnownValues
 from sae_transcoder.language_model.load_errors import reason
 from sae_transcoder.language_model.model_class import base_name, has_head
 
@@ -102,6 +102,11 @@ def fault(cfg: Config, model: PreTrainedModel, module: str, error: Exception) ->
         return (
             f"max_seq_length={cfg.max_seq_length}: {where} of {cfg.model_name} has {error.rows} positions, of which the first {excess} are no "
             f"token's; lower it to {trial_length(cfg, model) - excess}"
+        )
+    if isinstance(error, UNKNOWN):
+        return (
+            f"model_name={cfg.model_name}: in the forward of {type(model).__name__}, what {where} does depends on values that the weights give, so "
+            "it cannot be tried without them; choose hookpoints before it, or another model"
         )
     short = {p.dtype for p in model.parameters() if p.dtype in (torch.float16, torch.bfloat16)}
     fixes = [f"set dtype=float32 in place of {str(dtype).removeprefix('torch.')}" for dtype in short]
