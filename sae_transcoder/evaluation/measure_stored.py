@@ -36,7 +36,7 @@ def measure_stored(request: EvaluationRequest) -> Evaluation:
     if missing := [point for point in points if point not in modules]:
         raise ConfigError(
             f"{request.path}: coders on {', '.join(missing)}, which model_name={cfg.model_name} does not have "
-            f"(it has {hookpoints.name_patterns(filter(None, modules))}); set model or model_name"
+            f"(it has {hookpoints.name_patterns(filter(None, modules))}); set model or model_name, or eval_end_to_end as it was in training"
         )
     widths = hookpoints.widths(cfg, outline, points)
     with diagnosing(), device_settings.configured(cfg, device):

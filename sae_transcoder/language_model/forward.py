@@ -53,9 +53,9 @@ def _with_first_tensor(values: Any, tensor: Tensor) -> Any:
     if isinstance(values, Tensor):
         return tensor
     if isinstance(values, dict):
-        changed = copy.copy(values)
-        changed[next(name for name, value in values.items() if isinstance(value, Tensor))] = tensor
-        return changed
+        named = copy.copy(values)
+        named[next(name for name, value in values.items() if isinstance(value, Tensor))] = tensor
+        return named
     place = next(i for i, value in enumerate(values) if isinstance(value, Tensor))
     changed = [*values[:place], tensor, *values[place + 1 :]]
     return type(values)(*changed) if hasattr(values, "_fields") else type(values)(changed)

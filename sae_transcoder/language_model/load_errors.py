@@ -66,6 +66,8 @@ def fix(cfg: ModelConfig, error: Exception) -> str:
         return f"there is no such branch, tag or commit on {page}; check revision"
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         return "the folder holds an adapter alone; merge it into its model (peft's merge_and_unload) and save that"
+    if isinstance(error, ImportError):
+        return "install the package that it names, or choose another model"
     if folder.is_dir() or not isinstance(error, OSError):
         packages = " and ".join(f"{name} {version(name)}" for name in ("transformers", "tokenizers"))
         return f"its files are damaged, not complete, or of a version that {packages} do not read: correct or replace them, or choose another model"

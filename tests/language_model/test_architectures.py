@@ -266,7 +266,26 @@ def test_a_trusted_models_own_code_is_planned_with_and_loaded(
     assert ("ce_loss_with_sae" in trained.evaluation.mean()) == (end_to_end == "true")
 
 
-def test_what_a_models_own_code_raises_is_one_message(cache: Path, tmp_path: Path, modules_cache: None) -> None:
-    folder = own_code(tmp_path, "raise LookupError('no such thing')")
-    with pytest.raises(ConfigError, match=r"its config cannot be loaded \(LookupError: no such thing\)"):
-        make_plan(run(cache, tmp_path, folder, "trust_remote_code=true"))
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (
+            "raise LookupError('no such thing')",
+            r"its config cannot be loaded \(LookupError: no such thing\); its files are damaged",
+        ),
+        ("import no_such_package", "no_such_package.*; install the package that it names"),
+        (
+            CODE + "    def __init__(self, config):\n        raise LookupError('no such thing')",
+            r"cannot be loaded \(LookupError: no such thing\)",
+        ),
+        (
+            CODE + "    def forward(self, input_ids, **given):\n        raise LookupError('no such thing')",
+            r"the forward of OwnModel fails in OwnModel \(LookupError: no such thing\); set eval_end_to_end=false",
+        ),
+    ],
+)
+def test_what_a_models_own_code_raises_is_one_message(
+    code: str, words: str, cache: Path, tmp_path: Path, modules_cache: None
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        make_plan(run(cache, tmp_path, own_code(tmp_path, code), "trust_remote_code=true"))
