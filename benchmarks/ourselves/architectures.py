@@ -191,7 +191,7 @@ def document(rows: list[Row]) -> str:
         "on the output of the second layer, trained for a few steps, with held-out metrics. "
         "`python benchmarks/ourselves/architectures.py --write docs/architectures.md` makes this page.",
         f"{len(by_outcome['works'])} work, {len(by_outcome['refused'])} are refused before anything starts, "
-        f"{len(by_outcome['fails'])} fail, {len(by_outcome['not made'])} could not be made tiny.",
+        f"{len(by_outcome['fails'])} fail, {len(by_outcome['not made'])} could not be made tiny. A refusal can be one of these sizes only.",
         "",
         "## Work",
         "",
