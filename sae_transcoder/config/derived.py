@@ -2,6 +2,7 @@
 
 from sae_transcoder.config.fields import Config
 from sae_transcoder.config.fields.model_type import ModelType, Site
+from sae_transcoder.config.fields.training import LossFn
 
 MAX_LOGITS = 2**27  # numbers held at once; with a vocabulary of 128,000, four sequences of 256 tokens
 
@@ -19,6 +20,11 @@ def normalize_decoder(cfg: Config) -> bool:
 def warmup_steps(cfg: Config, steps: int) -> int:
     """Warmup in optimizer steps for a run of `steps`: as set, else a twentieth of the run, at most 1,000."""
     return min(1000, steps // 20) if cfg.lr_warmup_steps is None else cfg.lr_warmup_steps
+
+
+def computes_logits(cfg: Config) -> bool:
+    """Whether the run or its evaluation asks the language model for logits."""
+    return cfg.loss_fn != LossFn.fvu or cfg.eval_end_to_end
 
 
 def num_latents(cfg: Config, width: int) -> int:

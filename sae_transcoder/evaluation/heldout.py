@@ -21,7 +21,8 @@ from sae_transcoder.data.sequences import Sequences
 from sae_transcoder.evaluation.reconstruction import ReconstructionStats, average_max_cosine
 from sae_transcoder.evaluation.splice import Splice, measure_splices
 from sae_transcoder.language_model.forward import capture
-from sae_transcoder.language_model.loading import has_head, text_config
+from sae_transcoder.language_model.loading import text_config
+from sae_transcoder.language_model.model_class import has_head
 from sae_transcoder.run_store.data_origin import UNKNOWN, DataOrigin
 from sae_transcoder.run_store.eval_file import CoderMetrics, Evaluation, TogetherMetrics
 

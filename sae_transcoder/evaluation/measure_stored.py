@@ -13,6 +13,7 @@ from sae_transcoder.data import token_sets
 from sae_transcoder.evaluation import heldout
 from sae_transcoder.evaluation.request import EvaluationRequest
 from sae_transcoder.language_model import hookpoints, layers, loading, model_checks
+from sae_transcoder.language_model.model_class import base
 from sae_transcoder.preflight.device import find_device
 from sae_transcoder.process import device_settings
 from sae_transcoder.process.broken_device import diagnosing
@@ -23,7 +24,7 @@ def measure_stored(request: EvaluationRequest) -> Evaluation:
     """The held-out metrics of the coders. Raises ConfigError where coders cannot be read or do not fit the model."""
     cfg = request.cfg
     device = find_device(cfg)
-    outline = loading.outline(cfg)
+    outline = loading.outline(cfg, dtype=loading.resolve_dtype(cfg, device))
     coder_dirs = request.coder_dirs
     if request.only_selected:
         wanted = hookpoints.hookpoint_names(cfg, outline)
@@ -31,11 +32,11 @@ def measure_stored(request: EvaluationRequest) -> Evaluation:
             raise ConfigError(f"{request.path}: no coders for {', '.join(missing)}; it holds {', '.join(coder_dirs)}")
         coder_dirs = {name: coder_dir for name, coder_dir in coder_dirs.items() if hookpoint_of(name) in wanted}
     points = list(dict.fromkeys(map(hookpoint_of, coder_dirs)))
-    modules = dict(outline.named_modules())
+    modules = dict(base(outline).named_modules())
     if missing := [point for point in points if point not in modules]:
         raise ConfigError(
             f"{request.path}: coders on {', '.join(missing)}, which model_name={cfg.model_name} does not have "
-            f"(it has {hookpoints.name_patterns(filter(None, modules))}); set model or model_name"
+            f"(it has {hookpoints.name_patterns(filter(None, modules))}); set model or model_name, or eval_end_to_end as it was in training"
         )
     widths = hookpoints.widths(cfg, outline, points)
     with diagnosing(), device_settings.configured(cfg, device):

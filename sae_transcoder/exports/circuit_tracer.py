@@ -6,7 +6,7 @@ import yaml
 from safetensors.torch import save_file
 
 from sae_transcoder.coder.names import seed_of
-from sae_transcoder.config import ConfigError, ModelConfig, Site
+from sae_transcoder.config import FIELDS, Config, ConfigError, Site
 from sae_transcoder.config.paths import expanded
 from sae_transcoder.exports.source import Source
 from sae_transcoder.exports.targets import WriteFiles
@@ -63,8 +63,8 @@ def coders_by_layer(source: Source) -> dict[int, str]:
 
     Raises ConfigError where a layer has no coder, and for coders on other modules than MLPs.
     """
-    model = ModelConfig(model_name=source.settings["model_name"], revision=source.settings["revision"])
-    stack, modules = layers.layer_stack(loading.outline(model))
+    cfg = Config(**{name: source.settings[name] for name in FIELDS})
+    stack, modules = layers.layer_stack(loading.outline(cfg))
     by_layer: dict[int, str] = {}
     misplaced = []
     for name in source.coders:

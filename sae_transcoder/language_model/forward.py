@@ -1,6 +1,7 @@
 """The language model's forward: up to the last hookpoint, or with the outputs of modules replaced."""
 
 import contextlib
+import copy
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sae_transcoder.config import LossFn
+from sae_transcoder.language_model.model_class import base
 
 T = TypeVar("T")
 
@@ -48,6 +50,19 @@ def _first_tensor(values: Any) -> Tensor | None:
     return next((v for v in candidates if isinstance(v, Tensor)), None)
 
 
+def _with_first_tensor(values: Any, tensor: Tensor) -> Any:
+    """A module's results with another first tensor; their kind, which may have names, stays."""
+    if isinstance(values, Tensor):
+        return tensor
+    if isinstance(values, dict):
+        named = copy.copy(values)
+        named[next(name for name, value in values.items() if isinstance(value, Tensor))] = tensor
+        return named
+    place = next(i for i, value in enumerate(values) if isinstance(value, Tensor))
+    changed = [*values[:place], tensor, *values[place + 1 :]]
+    return type(values)(*changed) if hasattr(values, "_fields") else type(values)(changed)
+
+
 def _activations(args: tuple, kwargs: dict[str, Any], result: Any) -> Activations | None:
     """The hidden states in and out among a forward hook's arguments; None where there are none."""
     hidden_states, output = _first_tensor(args), _first_tensor(result)
@@ -68,8 +83,8 @@ def _hooked(model: PreTrainedModel, hookpoints: Sequence[str], hook: Callable[[s
 
         return forward_hook
 
-    base = model.base_model
-    handles = [base.get_submodule(name).register_forward_hook(hook_of(name), with_kwargs=True) for name in hookpoints]
+    below = base(model)
+    handles = [below.get_submodule(name).register_forward_hook(hook_of(name), with_kwargs=True) for name in hookpoints]
     try:
         yield
     finally:
@@ -112,7 +127,7 @@ def capture(
             raise _Reached
 
     with contextlib.suppress(_Reached), _hooked(model, hookpoints, keep):
-        model.base_model(input_ids=ids_of(tokens), use_cache=False)
+        base(model)(input_ids=ids_of(tokens), use_cache=False)
     if any(versions[name] != (a.input._version, a.output._version) for name, a in captured.items()):
         _OVERWRITING.add(model)
         return capture(model, hookpoints, tokens)
@@ -129,8 +144,7 @@ def spliced(model: PreTrainedModel, hookpoints: Sequence[str], replace: Replace)
     """
 
     def replaced_result(name: str, activations: Activations, result: Any) -> Any:
-        output = replace(name, activations)
-        return output if isinstance(result, Tensor) else (output, *result[1:])
+        return _with_first_tensor(result, replace(name, activations))
 
     return _hooked(model, hookpoints, replaced_result)
 

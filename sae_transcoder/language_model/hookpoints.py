@@ -3,13 +3,14 @@
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
-import torch
 from natsort import natsorted
+from torch import nn
 from transformers import PreTrainedModel
 
 from sae_transcoder.config import Config, ConfigError, ModelType, Site, site
 from sae_transcoder.language_model import layers
-from sae_transcoder.language_model.forward import capture
+from sae_transcoder.language_model.model_class import base
+from sae_transcoder.language_model.trial import SEQUENCES, trial_length, tried
 
 # The names of a layer's modules in different model families, in the order of preference.
 SITE_NAMES = {
@@ -34,6 +35,12 @@ def hookpoint_names(cfg: Config, model: PreTrainedModel) -> list[str]:
     """
     if cfg.hookpoints is not None:
         return matching_modules(cfg, model)
+    if getattr(model.config, "is_encoder_decoder", False):
+        stacks = (name for name, module in base(model).named_modules() if isinstance(module, nn.ModuleList) and module)
+        raise ConfigError(
+            f"layers={cfg.layers}: {cfg.model_name} has an encoder and a decoder, and layers do not say which; "
+            f"set hookpoints instead, such as {name_patterns(f'{name}.0' for name in stacks if not any(map(str.isdigit, name.split('.'))))}"
+        )
     stack, modules = layers.layer_stack(model)
     chosen = cfg.layers if cfg.layers is not None else list(range(0, len(modules), cfg.layer_stride))
     beyond = [i for i in chosen if i >= len(modules)]
@@ -57,7 +64,7 @@ def hookpoint_names(cfg: Config, model: PreTrainedModel) -> list[str]:
 
 def matching_modules(cfg: Config, model: PreTrainedModel) -> list[str]:
     """Every `layer_stride`-th of the modules that match a pattern of `hookpoints`, in natural order."""
-    names = [name for name, _ in model.named_modules() if name]
+    names = [name for name, _ in base(model).named_modules() if name]
     faults, matching = [], set()
     for pattern in cfg.hookpoints or ():
         matches = {name for name in names if is_match(pattern.split("."), name.split("."))}
@@ -80,11 +87,10 @@ def name_patterns(names: Iterable[str]) -> str:
 def widths(cfg: Config, model: PreTrainedModel, hookpoints: Sequence[str]) -> dict[str, int]:
     """The width d of each hookpoint, from a forward of the model's outline, without weights and arithmetic.
 
-    Raises ConfigError for modules that the forward does not call, whose output is not [batch, position, d], and
+    Raises ConfigError for a forward that fails, modules that it does not call, whose output is not [batch, position, d], and
     for a transcoder on a module whose input is not as wide as its output.
     """
-    with next(model.parameters()).fake_mode:  # type: ignore[attr-defined]
-        activations = capture(model, hookpoints, torch.ones(2, 8, dtype=torch.long))
+    activations, length = tried(cfg, model, hookpoints), trial_length(cfg, model)
     faults, width_of = [], {}
     setting = f"hookpoints={cfg.hookpoints}" if cfg.hookpoints is not None else f"layers={cfg.layers}, site={site(cfg)}"
     for name in hookpoints:
@@ -92,9 +98,10 @@ def widths(cfg: Config, model: PreTrainedModel, hookpoints: Sequence[str]) -> di
             faults.append(f"{setting}: the module {name} is not called with hidden states in a forward; choose another")
             continue
         input_shape, output_shape = activations[name].input.shape, activations[name].output.shape
-        if output_shape[:2] != (2, 8) or len(output_shape) != 3:
+        if output_shape[:2] != (SEQUENCES, length) or len(output_shape) != 3:
             faults.append(
-                f"{setting}: the output of {name} has the shape {list(output_shape)} for 2 sequences of 8 tokens, not [2, 8, d]"
+                f"{setting}: the output of {name} has the shape {list(output_shape)} for {SEQUENCES} sequences of {length} tokens, "
+                f"not [{SEQUENCES}, {length}, d]; choose another module"
             )
         elif cfg.model_type == ModelType.transcoder and input_shape[-1] != output_shape[-1]:
             faults.append(

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from sae_transcoder.config import Config, ConfigError, LossFn
+from sae_transcoder.config import Config, ConfigError, computes_logits
 from sae_transcoder.language_model import compilation, loading
 from sae_transcoder.language_model.compilation import CompileObstacle
+from sae_transcoder.language_model.model_class import base
 
 log = logging.getLogger(__name__)
 
@@ -19,21 +20,30 @@ COMPILE_FIX = "compile_model=true compiles it"
 
 
 def layer_stack(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """The name and the modules of the model's stack of layers.
+    """The name, below the model's base, and the modules of its stack of layers.
 
     Raises ConfigError where no list of modules has as many members as the model has layers.
     """
-    text = loading.text_config(model)
-    num_layers = getattr(text, "num_hidden_layers", None)
-    models = ((name, module) for name, module in model.named_modules() if isinstance(module, PreTrainedModel))
+    text, below, num_layers = loading.text_config(model), base(model), layer_count(model)
+    models = ((name, module) for name, module in below.named_modules() if isinstance(module, PreTrainedModel))
     # A model of text and images has a part for each.
-    prefix, text_model = next(((name, m) for name, m in models if type(m.config) is type(text)), ("", model))
-    for name, module in text_model.named_modules(prefix=prefix):
-        if isinstance(module, nn.ModuleList) and len(module) == num_layers:
+    prefix, text_model = next(((name, m) for name, m in models if type(m.config) is type(text)), ("", below))
+    parts = list(text_model.named_modules(prefix=prefix))
+    others = tuple(f"{name}." for name, m in parts if isinstance(m, PreTrainedModel) and type(m.config) is not type(text))
+    for name, module in parts:
+        if isinstance(module, nn.ModuleList) and len(module) == num_layers and not name.startswith(others):
             return name, module
     raise ConfigError(
-        f"model {type(model).__name__}: its layers were not found; name modules with hookpoints (it has {child_names(model)})"
+        f"model {type(model).__name__}: its layers were not found; name modules with hookpoints (it has {child_names(below)})"
     )
+
+
+def layer_count(model: PreTrainedModel) -> int | None:
+    """How many layers the model's config says it has; None where it does not say."""
+    text = loading.text_config(model)
+    # The decoder alone of a family that has an encoder too, whose layers are the ones that num_hidden_layers counts.
+    names = ("decoder_layers", "num_hidden_layers") if getattr(text, "is_decoder", False) else ("num_hidden_layers",)
+    return next((getattr(text, name) for name in names if getattr(text, name, None) is not None), None)
 
 
 def child_names(module: nn.Module) -> str:
@@ -47,7 +57,7 @@ def num_layers_needed(cfg: Config, outline: PreTrainedModel, hookpoints: Collect
     None where the run also computes logits, where a hookpoint lies outside the layers, and where a model of so many layers would not consist
     of the whole model's first layers.
     """
-    if cfg.loss_fn != LossFn.fvu or cfg.eval_end_to_end:
+    if computes_logits(cfg):
         return None
     try:
         name, layers = layer_stack(outline)
@@ -114,7 +124,7 @@ def automatic_obstacle(cfg: Config, model: PreTrainedModel, device: torch.device
 
 def layers_without_hookpoints(model: PreTrainedModel, hookpoints: Collection[str], count: int | None = None) -> list[nn.Module]:
     """Those of the first `count` layers (None: all) that contain no hookpoint. Raises ConfigError where the layers are not found."""
-    name, layers = layer_stack(model.base_model)  # type: ignore[arg-type]
+    name, layers = layer_stack(model)
     return [layer for i, layer in enumerate(list(layers)[:count]) if not any(h.startswith(f"{name}.{i}.") for h in hookpoints)]
 
 

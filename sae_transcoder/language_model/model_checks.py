@@ -4,12 +4,13 @@ import os
 from importlib.util import find_spec
 from typing import Any
 
-from safetensors import SafetensorError
-from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from sae_transcoder.config import Config, LossFn
+from sae_transcoder.config import Config, ConfigError, LossFn
 from sae_transcoder.language_model import loading
 from sae_transcoder.language_model.compilation import CompileObstacle
+from sae_transcoder.language_model.load_errors import loads
+from sae_transcoder.language_model.model_class import auto_class, predicts_next_token
 from sae_transcoder.language_model.weights import weight_faults
 
 
@@ -31,24 +32,27 @@ def stored_weight_faults(cfg: Config, layers: int | None = None) -> list[str]:
     model_config = loading.config_of(cfg, layers)
     if getattr(model_config, "quantization_config", None) is not None:
         return []  # whose tensors only its own package knows
-    kind = AutoModelForCausalLM if loading.needs_head(cfg, model_config) else AutoModel
+    kind: Any = auto_class(cfg, model_config)
     options: dict[str, Any] = dict(config=model_config, revision=cfg.revision, local_files_only=True, device_map={"": "meta"})
     try:
-        with loading.quiet():
-            loaded: Any = kind.from_pretrained(
-                loading.model_path(cfg), output_loading_info=True, ignore_mismatched_sizes=True, **options
+        with loads(cfg, "weights"), loading.quiet():
+            model, info = kind.from_pretrained(
+                loading.model_path(cfg),
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                trust_remote_code=cfg.trust_remote_code,
+                **options,
             )
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+    except ConfigError:
         if not os.path.isdir(loading.model_path(cfg)):
             return []  # it is downloaded when the run begins
-        raise loading.cannot_load(cfg, "weights", error) from error
-    model, info = loaded
+        raise
     return weight_faults(cfg, model, info, layers)
 
 
 def loss_faults(cfg: Config, model_config: Any) -> list[str]:
     """Faults of an end-to-end loss on a model that predicts no next token."""
-    if cfg.loss_fn == LossFn.fvu or loading.predicts_next_token(model_config):
+    if cfg.loss_fn == LossFn.fvu or predicts_next_token(model_config):
         return []
     return [f"loss_fn={cfg.loss_fn}: {cfg.model_name} ({model_config.model_type}) predicts no next token; use loss_fn=fvu"]
 

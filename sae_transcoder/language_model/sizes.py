@@ -8,7 +8,8 @@ from transformers import PreTrainedModel
 
 from sae_transcoder.config import Config, ConfigError
 from sae_transcoder.language_model import loading
-from sae_transcoder.language_model.layers import layer_stack
+from sae_transcoder.language_model.layers import layer_count, layer_stack
+from sae_transcoder.language_model.model_class import base, has_head
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ def sizes_of(cfg: Config, outline: PreTrainedModel, dtype: torch.dtype) -> Model
     try:
         inside: nn.Module = layer_stack(outline)[1]
     except ConfigError:
-        inside = outline
+        inside = base(outline)
     matrices = [parameter.shape[-2:] for parameter in inside.parameters() if parameter.ndim > 1]
     return ModelSizes(
         weights=loading.weight_bytes(cfg, outline, dtype),
@@ -38,6 +39,6 @@ def sizes_of(cfg: Config, outline: PreTrainedModel, dtype: torch.dtype) -> Model
         vocabulary=text.vocab_size,
         width=text.hidden_size,
         widest=max(max(shape) for shape in matrices),
-        layers=text.num_hidden_layers,
-        predicts=loading.needs_head(cfg, outline.config),
+        layers=layer_count(outline) or 1,
+        predicts=has_head(outline),
     )

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from sae_transcoder.config import Config, LossFn
+from sae_transcoder.language_model.model_class import base, base_name
 
 # {prefix: what saves a model under it, and what to save in its place}
 PREFIXES = {
@@ -39,7 +40,8 @@ def weight_faults(cfg: Config, model: PreTrainedModel, info: dict[str, Any], lay
         parts += (
             [f"hold {named(unused)}, which the model has no place for"] if (unused := left_over if missing else in_layers) else []
         )
-        cause = prefix_cause(missing, left_over) or "give the config that the weights were saved with"
+        cause = prefix_cause(missing, left_over) or decoder_cause(cfg, model, left_over)
+        cause = cause or "give the config that the weights were saved with"
         faults.append(f"{' and '.join(parts)}; {cause}")
     if mismatched:
         faults.append(f"have other shapes than the config says for {named(mismatched)}; give the config that they were saved with")
@@ -51,7 +53,7 @@ def weight_faults(cfg: Config, model: PreTrainedModel, info: dict[str, Any], lay
 
 def is_of_head(model: PreTrainedModel, key: str) -> bool:
     """Whether a tensor belongs to the language-modelling head."""
-    return model.base_model is not model and not key.startswith(f"{model.base_model_prefix}.")
+    return base(model) is not model and not key.startswith(base_name(model))
 
 
 LAYER = re.compile(r"^(.*?)\.(\d+)\.")  # of a tensor's name: its stack, and its layer there
@@ -72,6 +74,16 @@ def prefix_cause(missing: Collection[str], left_over: Iterable[str]) -> str | No
         if missing and any(key in without or any(name.endswith(f".{key}") for name in without) for key in missing):
             return f"the file's names begin with {prefix!r}: {cause}"
     return None
+
+
+def decoder_cause(cfg: Config, model: PreTrainedModel, left_over: Iterable[str]) -> str | None:
+    """Why weights of an encoder and a decoder do not fit a model that is a decoder alone; None where they are not."""
+    if not any(".encoder." in f".{key}" for key in left_over) or any(
+        "encoder" in name.split(".") for name, _ in model.named_modules()
+    ):
+        return None
+    settings = "eval_end_to_end=false" if cfg.loss_fn == LossFn.fvu else "loss_fn=fvu and eval_end_to_end=false"
+    return f"they are of an encoder and a decoder, and {type(model).__name__} is a decoder alone; set {settings} and name modules with hookpoints"
 
 
 def named(keys: Collection[str]) -> str:

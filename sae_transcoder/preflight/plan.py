@@ -77,10 +77,11 @@ def make_plan(cfg: Config, cache: PlanCache | None = None, *, on_slurm: bool = F
     from sae_transcoder.language_model.sizes import sizes_of
 
     device = torch_device(cfg) if on_slurm else find_device(cfg)
+    dtype = resolve_dtype(cfg, device)
     widths, model_layers, obstacle = check_model(cfg, cache, device, processes, on_slurm)
     start_from = find_start_weights(cfg, widths)
-    outline = cache.outline(cfg, model_layers)
-    model_sizes = sizes_of(cfg, outline, resolve_dtype(cfg, device))
+    outline = cache.outline(cfg, dtype, model_layers)
+    model_sizes = sizes_of(cfg, outline, dtype)
     parts, available = check_memory(cfg, widths, model_sizes, device, processes, on_slurm)
     tokens, length = check_tokens(cfg, cache, model_sizes.vocabulary, processes)
     return Plan(
@@ -126,10 +127,12 @@ def check_model(
     """
     from sae_transcoder.config.run_length import needed_samples, run_length
     from sae_transcoder.language_model import hookpoints, layers, model_checks
+    from sae_transcoder.language_model.loading import resolve_dtype
 
-    outline = cache.outline(cfg)
+    dtype = resolve_dtype(cfg, device)
+    outline = cache.outline(cfg, dtype)
     points = hookpoints.hookpoint_names(cfg, outline)
-    widths, model_layers = cache.widths(cfg, points), cache.needed_layers(cfg, points)
+    widths, model_layers = cache.widths(cfg, dtype, points), cache.needed_layers(cfg, dtype, points)
     obstacle = layers.compile_obstacle(cfg, outline, points, model_layers, device, here=not on_slurm)
     faults = model_checks.faults(cfg, outline, obstacle) + width_faults(cfg, widths) + share_faults(cfg, len(widths), processes)
     faults += cache.weight_faults(cfg, model_layers)

@@ -6,9 +6,10 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, TypeVar
 
-from sae_transcoder.config import Config, DatasetConfig
+from sae_transcoder.config import Config, DatasetConfig, computes_logits
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from sae_transcoder.data.token_sets import TokenSets
@@ -27,31 +28,31 @@ class PlanCache:
             self._values[key] = compute()
         return self._values[key]  # type: ignore[return-value] # what `compute` returned
 
-    def outline(self, cfg: Config, layers: int | None = None) -> PreTrainedModel:
-        """The language model without weights, with its first `layers` layers; None: with all."""
+    def outline(self, cfg: Config, dtype: torch.dtype, layers: int | None = None) -> PreTrainedModel:
+        """The language model without weights, in this number format, with its first `layers` layers; None: with all."""
         from sae_transcoder.language_model import loading
 
-        return self._once(("outline", *model_key(cfg), layers), lambda: loading.outline(cfg, layers))
+        return self._once(("outline", *class_key(cfg), dtype, layers), lambda: loading.outline(cfg, layers, dtype))
 
-    def widths(self, cfg: Config, hookpoints: Sequence[str]) -> dict[str, int]:
+    def widths(self, cfg: Config, dtype: torch.dtype, hookpoints: Sequence[str]) -> dict[str, int]:
         """{hookpoint: d}. Raises ConfigError as hookpoints.widths does."""
         from sae_transcoder.language_model import hookpoints as model_hookpoints
 
-        key = ("widths", *model_key(cfg), cfg.model_type, *hookpoints)
-        return self._once(key, lambda: model_hookpoints.widths(cfg, self.outline(cfg), hookpoints))
+        key = ("widths", *class_key(cfg), dtype, cfg.model_type, cfg.loss_fn, cfg.max_seq_length, *hookpoints)
+        return self._once(key, lambda: model_hookpoints.widths(cfg, self.outline(cfg, dtype), hookpoints))
 
-    def needed_layers(self, cfg: Config, hookpoints: Sequence[str]) -> int | None:
+    def needed_layers(self, cfg: Config, dtype: torch.dtype, hookpoints: Sequence[str]) -> int | None:
         """How many of the model's first layers the run needs; None: all."""
         from sae_transcoder.language_model import layers
 
-        key = ("layers", *model_key(cfg), cfg.loss_fn, cfg.eval_end_to_end, *hookpoints)
-        return self._once(key, lambda: layers.num_layers_needed(cfg, self.outline(cfg), hookpoints))
+        key = ("layers", *class_key(cfg), *hookpoints)
+        return self._once(key, lambda: layers.num_layers_needed(cfg, self.outline(cfg, dtype), hookpoints))
 
     def weight_faults(self, cfg: Config, layers: int | None) -> list[str]:
         """What is wrong with the model's weights on this machine, of which the run loads the first `layers` layers; None: all."""
         from sae_transcoder.language_model import model_checks
 
-        key = ("weights", *model_key(cfg), cfg.loss_fn, cfg.eval_end_to_end, layers)
+        key = ("weights", *class_key(cfg), cfg.loss_fn, layers)
         return self._once(key, lambda: model_checks.stored_weight_faults(cfg, layers))
 
     def tokens(self, cfg: Config, vocabulary: int, batch_ranks: int) -> TokenSets:
@@ -70,6 +71,11 @@ class PlanCache:
         return self._once(("tokenizer", *model_key(cfg)), lambda: loading.tokenizer(cfg))
 
 
-def model_key(cfg: Config) -> tuple[str, str | None]:
+def model_key(cfg: Config) -> tuple[Hashable, ...]:
     """What says which language model it is."""
-    return cfg.model_name, cfg.revision
+    return cfg.model_name, cfg.revision, cfg.trust_remote_code
+
+
+def class_key(cfg: Config) -> tuple[Hashable, ...]:
+    """What says which language model it is, and of which class: with a head or without."""
+    return *model_key(cfg), computes_logits(cfg)

@@ -24,6 +24,7 @@ def current_settings(plan: Plan, dtype: torch.dtype, ranks: Ranks) -> dict[str, 
         "compile_model": plan.compile_obstacle is None,
         "data": fingerprint(plan),
         "ranks": ranks.size,
+        "hookpoints": list(plan.widths),
     }
 
 
@@ -50,6 +51,11 @@ def check_settings(directory: Path, cfg: Config, saved: Mapping[str, Any], curre
         raise ConfigError(
             f"dataset_name={cfg.dataset_name}: its tokens are not those that {directory} was begun with; "
             "restore the data as it was (files, Python version, hub revision), or begin a new run"
+        )
+    if (points := saved.get("hookpoints", current["hookpoints"])) != current["hookpoints"]:  # older states lack them
+        raise ConfigError(
+            f"eval_end_to_end={cfg.eval_end_to_end}: {directory} was begun with coders on {', '.join(points)}, here they would be on "
+            f"{', '.join(current['hookpoints'])}; set eval_end_to_end as it was, which decides the model's class"
         )
     before = ROUNDING | {name: saved[name] for name in ROUNDING if name in saved}
     if changed := [name for name in ROUNDING if before[name] != current[name]]:

@@ -11,7 +11,7 @@ from helpers import ROOT
 from helpers.command_line import composed
 from helpers.model_configs import config_only, known
 from sae_transcoder.config import Site
-from sae_transcoder.language_model import hookpoints, loading
+from sae_transcoder.language_model import hookpoints, loading, model_class
 
 CONF = ROOT / "conf" / "model"
 CHOICES = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "demo")
@@ -29,7 +29,7 @@ def test_a_presets_layers_and_sites_are_found_and_as_wide_as_it_says(choice: str
     folder = config_only(yaml.safe_load(text)["model_name"], tmp_path)
     cfg = composed("model_type=sae", f"model={choice}", f"model_name={folder}")
     outline = loading.outline(cfg)
-    assert loading.predicts_next_token(outline.config)
+    assert model_class.predicts_next_token(outline.config)
     for site in Site:
         every = hookpoints.hookpoint_names(replace(cfg, site=site), outline)
         assert len(every) == count

@@ -12,7 +12,7 @@ from sparsify import SparseCoder
 from helpers.fake_hub import TOKEN, FakeHub, fake_hub
 from helpers.sweeps import SHORT
 from sae_transcoder.api import TrainedRun, load_config, train
-from sae_transcoder.config import ConfigError, ModelConfig
+from sae_transcoder.config import Config, ConfigError
 from sae_transcoder.language_model.loading import DEMO, outline
 
 
@@ -99,4 +99,4 @@ def test_a_model_of_the_hub_is_read_at_its_revision_and_others_are_named(hub: Fa
 def test_a_folder_that_holds_an_adapter_alone_is_refused_with_the_fix(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ConfigError, match="merge it into its model"):
-        outline(ModelConfig(model_name=str(tmp_path)))
+        outline(Config(model_name=str(tmp_path)))

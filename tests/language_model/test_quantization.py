@@ -31,7 +31,7 @@ def held(model: torch.nn.Module) -> int:
 def test_weights_take_what_the_estimate_says_and_activations_stay_near(quantization: str, least: float) -> None:
     plain, few = (composed(*DEMO_RUN, *own) for own in ([], [f"quantization={quantization}"]))
     model = loading.load(few, DEVICE)
-    assert held(model.base_model) == loading.weight_bytes(few, loading.outline(few), torch.float32)
+    assert held(model) == loading.weight_bytes(few, loading.outline(few), torch.float32)
     tokens = torch.arange(64, device=DEVICE).view(2, 32)
     theirs = forward.capture(model, ["layers.4"], tokens)["layers.4"].output
     exact = forward.capture(loading.load(plain, DEVICE), ["layers.4"], tokens)["layers.4"].output
@@ -40,13 +40,17 @@ def test_weights_take_what_the_estimate_says_and_activations_stay_near(quantizat
     assert torch.cosine_similarity(theirs, exact, dim=-1)[:, 1:].min() > least
 
 
-def test_a_head_of_its_own_counts_where_it_is_loaded() -> None:
-    whole, headless = composed("experiment=demo"), composed("experiment=demo", "eval_end_to_end=false")
-    model = loading.outline(whole)
-    tied = loading.weight_bytes(whole, model, torch.float32)
-    model.config.tie_word_embeddings = False
-    assert loading.weight_bytes(whole, model, torch.float32) - tied == 4096 * 256 * 4
-    assert loading.weight_bytes(headless, model, torch.float32) == tied
+def test_a_head_of_its_own_counts_where_it_is_loaded(tmp_path: Path) -> None:
+    def weights(*settings: str) -> int:
+        cfg = composed("experiment=demo", *settings)
+        return loading.weight_bytes(cfg, loading.outline(cfg), torch.float32)
+
+    untied = tmp_path / "untied"
+    shutil.copytree(DEMO, untied)
+    described = json.loads((untied / "config.json").read_text()) | {"tie_word_embeddings": False}
+    (untied / "config.json").write_text(json.dumps(described))
+    assert weights() == weights("eval_end_to_end=false") == weights(f"model_name={untied}", "eval_end_to_end=false")
+    assert weights(f"model_name={untied}") - weights() == 4096 * 256 * 4
 
 
 @pytest.mark.parametrize("quantization", ["int8", "nf4"])

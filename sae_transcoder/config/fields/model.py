@@ -33,3 +33,6 @@ class ModelConfig:
     quantization: Quantization | None = None
     """Loads the weights of the language model's linear layers in 8 bits (int8: arXiv:2208.07339) or 4 (nf4: arXiv:2305.14314), by
     bitsandbytes (extra `quantization`); everything else stays in `dtype`. null: as they are."""
+    trust_remote_code: bool = False
+    """Runs code that the model's own files bring, where transformers has no class for the model. Read that code first: it may do anything that
+    you may. false: such a model is refused."""
