@@ -88,7 +88,7 @@ def test_every_example_passes_preflight_on_the_config_of_the_model_that_it_means
 def test_an_example_that_names_no_model_and_modules_of_gpt2_is_told_those_of_the_default_model(tmp_path: Path) -> None:
     path = written(tmp_path, EXAMPLES["hookpoints"])
     cfg, _ = config_of(path, f"model_name={config_only('HuggingFaceTB/SmolLM2-135M', tmp_path)}", f"save_dir={tmp_path}/out")
-    with pytest.raises(ConfigError, match=r"h\.\*\.attn matches no module; LlamaModel has .*layers\.\*\.self_attn"):
+    with pytest.raises(ConfigError, match=r"h\.\*\.attn matches no module; LlamaForCausalLM has .*layers\.\*\.self_attn"):
         make_plan(cfg, on_slurm=True)
 
 
