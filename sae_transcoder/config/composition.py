@@ -140,15 +140,14 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
         reason = str(error).splitlines()[0]
         return f"{error.override}: cannot be read ({reason}); quote what is special: 'name=\"a value\"', 'name=[1,2]'"
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
-    if cause is not None and isinstance(cause.__cause__, ConfigError):  # of a resolver
-        return str(cause.__cause__)
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
         name, _, value = next((o for o in overrides if o.startswith(f"{cause.full_key}=")), "").partition("=")
         if "ListConfig" in str(cause.msg) and value:
             return f"{name}={value}: {name} is a list; write '{name}=[{value}]'"
         if "is not Optional" in str(cause.msg):
             return f"{cause.full_key}: null is not possible; give a value or leave it out"
-        return f"{cause.full_key}: {str(cause.msg or cause).splitlines()[0]}"
+        reason, of_resolver = str(cause.msg or cause).splitlines()[0], "ConfigError raised while resolving interpolation: "
+        return reason.removeprefix(of_resolver) if reason.startswith(of_resolver) else f"{cause.full_key}: {reason}"
     if "does not support sweep type" in str(error):
         which = next((o for o in overrides if "interval(" in o), "interval(...)")
         return f"{which}: only a sweeper that searches takes an interval; add hydra/sweeper=optuna (extra `search`), or list values, as 1e-3,1e-2"

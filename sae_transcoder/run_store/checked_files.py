@@ -7,7 +7,7 @@ from typing import Any
 from sae_transcoder.config import ConfigError
 
 
-class DamagedFile(ConfigError, ValueError):
+class DamagedFile(ConfigError):
     """A file of a run that cannot be read. The message names the file, what is wrong with it, and the fix."""
 
 

@@ -8,7 +8,8 @@ Each rank other than 0 writes its own part to a file named by the batch; state.p
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from sae_transcoder.process.atomic_files import sync
 from sae_transcoder.run_store.status import state_path
 
 FORMAT = 1  # of the state; any other is refused
+# {part of a saved state: its type}, of the run and of a rank other than 0.
+RANK_PARTS: dict[str, type] = {"signature": str, "run": dict, "rng": torch.Tensor}
+RUN_PARTS = RANK_PARTS | {"best": dict, "settings": dict}
 
 
 class DiskError(Exception):
@@ -108,7 +112,7 @@ def load_state(directory: Path, signature: str) -> dict[str, Any] | None:
     Raises ConfigError for a file that is truncated, from other settings or from another version.
     """
     path = state_path(directory)
-    return _load(path, signature) if path.exists() else None
+    return _load(path, signature, RUN_PARTS) if path.exists() else None
 
 
 def load_rank_state(directory: Path, signature: str, rank: int, batch: int) -> dict[str, Any]:
@@ -116,22 +120,38 @@ def load_rank_state(directory: Path, signature: str, rank: int, batch: int) -> d
     path = rank_path(directory, rank, batch)
     if not path.exists():
         raise ConfigError(f"{path}: missing, without which the run cannot go on; remove {path.parent} to train it from its start")
-    return _load(path, signature)
+    return _load(path, signature, RANK_PARTS)
 
 
-def _load(path: Path, signature: str) -> dict[str, Any]:
+def _load(path: Path, signature: str, parts: Mapping[str, type]) -> dict[str, Any]:
     fix = f"remove {path.parent} to train this run from its start"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # its class depends on which byte is damaged
-        raise ConfigError(f"{path}: truncated, or no training state ({str(error).splitlines()[0]}); {fix}") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ConfigError(f"{path}: truncated, or no training state ({reason}); {fix}") from error
+    if (
+        not isinstance(state, dict)
+        or state.get("format") != FORMAT
+        or not all(isinstance(state.get(name), kind) for name, kind in parts.items())
+    ):
         raise ConfigError(f"{path}: not a training state of this version; {fix}")
     if state["signature"] != signature:
         raise ConfigError(
             f"{path}: of a run with other settings (signature {state['signature']}, this one's is {signature}); {fix}"
         )
     return state
+
+
+@contextmanager
+def of_this_version(directory: Path) -> Iterator[None]:
+    """Raises ConfigError where a part of the training state is found to be missing, or of another shape, as it is restored."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        path = state_path(directory)
+        fix = f"remove {path.parent} to train this run from its start"
+        raise ConfigError(f"{path}: not a training state of this version ({error!r}); {fix}") from error
 
 
 def drop_state(directory: Path) -> None:

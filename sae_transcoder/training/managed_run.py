@@ -89,7 +89,8 @@ class ManagedRun:
         self.evaluation: Evaluation | None = None  # on rank 0, once the run is done
         self.warning: str | None = None
         if state is not None:
-            self._restore(state)
+            with checkpoint.of_this_version(self.directory):
+                self._restore(state)
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.warning = resume_checks.check_settings(self.directory, self.cfg, state["settings"], self.settings)

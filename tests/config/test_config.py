@@ -260,6 +260,14 @@ def test_the_default_run_name_is_readable_and_differs_with_any_setting() -> None
         (["model_type=sae", "hardware=slurm", "time=soon"], ["time=soon", "4:00:00"]),
         (["model_type=sae", "hardware=slurm", "time=1"], ["signal_delay=120 with time=1"]),
         (["model_type=sae", "hardware=slurm", "memory=lots"], ["memory=lots", "32G"]),
+        (
+            ["model_type=sae", "hardware=slurm", "memory=1.5G"],
+            ["memory=1.5G: write a whole number of MiB, or one with K, M, G or T"],
+        ),
+        (["model_type=sae", "hardware=slurm", "memory=32GiB"], ["memory=32GiB: write"]),
+        (["model_type=sae", "hardware=slurm", "memory=''"], ["memory=: write"]),
+        (["model_type=sae", "lr=interval(1e-3,1e-2)"], ["lr=interval(1e-3,1e-2): several values are a sweep; add -m, or give one"]),
+        (["model_type=sae", "k=range(1,3)"], ["k=range(1,3): several values are a sweep; add -m"]),
         (["model_type=sae", "hardware=slurm", "gres=null"], ["gres=null with device=cuda", "set gres=gpu:1"]),
         (["model_type=sae", "hardware=slurm", "tasks_per_node=2"], ["gres=gpu:1 with tasks_per_node=2", "gres=gpu:2"]),
         (["model_type=sae", "hardware=slurm", "workers=2"], ["workers=2 with hardware=slurm", "runs_per_pack"]),
@@ -281,6 +289,11 @@ def test_a_wrong_setting_is_refused_with_field_value_and_fix(
     for part in parts:
         assert part in message
     assert not list(tmp_path.iterdir()), "a refused run leaves nothing behind"
+
+
+def test_memory_is_written_as_sbatch_takes_it() -> None:
+    for memory in ("500", "2048K", "3g", "32G", "32GB", "32gb", "1T", "0"):
+        assert faults(composed("model_type=sae", "hardware=slurm", f"memory='{memory}'")) == []
 
 
 def test_all_faults_are_listed_at_once(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

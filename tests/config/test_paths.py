@@ -116,6 +116,18 @@ def test_a_link_that_leads_nowhere_is_told_with_its_target(
     assert "File name too long" in refused(capsys, monkeypatch, *DEMO, *dataset, f"{name}=./{300 * 'x'}")
 
 
+@pytest.mark.parametrize("sweeper", ["grid", "basic"])
+def test_a_sweep_is_refused_alike_and_leaves_nothing(
+    sweeper: str, home: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for given, part in [("$NOWHERE/x", "NOWHERE is not set"), ("~nobody-at-all/x", "there is no user nobody-at-all")]:
+        message = refused(capsys, monkeypatch, "-m", *DEMO, "k=4,8", f"hydra/sweeper={sweeper}", f"save_dir={given}")
+        assert message.startswith(f"error: save_dir={given}: ")
+        assert part in message
+        assert len(message.splitlines()) == 1
+    assert list(Path().iterdir()) == []
+
+
 def test_a_runs_directory_that_is_a_link_to_nowhere_is_refused(
     home: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from helpers import TESTS
 from helpers.logbooks import config, fill, lines
-from sae_transcoder.config import TrackerMode, run_name, signature
+from sae_transcoder.config import ConfigError, TrackerMode, run_name, signature
 from sae_transcoder.trackers.logbook import Logbook, truncate_metrics
 from sae_transcoder.trackers.open_tracker import tracker_faults
 
@@ -133,7 +133,7 @@ def test_cutting_leaves_a_whole_file_alone_and_refuses_a_broken_line_in_its_midd
     truncate_metrics(path, 2)
     assert (path.stat().st_mtime_ns, path.stat().st_ino) == before
     path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
-    with pytest.raises(ValueError, match="line 2"):
+    with pytest.raises(ConfigError, match="line 2"):
         truncate_metrics(path, 3)
 
 
