@@ -58,7 +58,12 @@ def local_paths(cfg: Config) -> list[Path] | None:
     if saved_splits(cfg) is not None:
         return sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("cache-"))
     if path.is_dir():
-        files = [p for p in path.rglob("*") if p.is_file() and not is_hidden(p.relative_to(path))]
+        visible = [p for p in path.rglob("*") if not is_hidden(p.relative_to(path))]
+        if nowhere := next((p for p in visible if p.is_symlink() and not p.exists()), None):
+            raise ConfigError(
+                f"dataset_name={cfg.dataset_name}: {nowhere} is a link to {nowhere.readlink()}, where nothing is; correct or remove the link"
+            )
+        files = [p for p in visible if p.is_file()]
         paths = sorted(p for p in files if file_kind(p)) or sorted(files)
     else:
         paths = [path] if path.is_file() else sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())

@@ -57,12 +57,14 @@ class TokenFile:
         return sequences * self.length * self.dtype.itemsize
 
     def read_state(self) -> CacheState:
-        """The state in the folder, or an empty one where nothing has been written or tokens are missing."""
+        """The state in the folder, or an empty one where nothing has been written, tokens are missing or the state's file is damaged."""
         try:
             values = json.loads((self.folder / "state.json").read_text())
-        except FileNotFoundError:
+            state = CacheState(
+                int(values["sequences"]), int(values["documents"]), list(map(int, values["carry"])), bool(values["exhausted"])
+            )
+        except (OSError, ValueError, KeyError, TypeError):
             return CacheState()
-        state = CacheState(values["sequences"], values["documents"], values["carry"], values["exhausted"])
         needed = {self.path: self.num_bytes(state.sequences), self.records_path: state.documents * RECORD.itemsize}
         if any(size and (not path.exists() or path.stat().st_size < size) for path, size in needed.items()):
             return CacheState()
