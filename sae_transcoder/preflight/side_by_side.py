@@ -18,9 +18,9 @@ def check_shared(cfgs: Sequence[Config]) -> None:
     """Raises ConfigError for runs that cannot train side by side."""
     faults = []
     for name in SHARED:
-        values = dict.fromkeys(getattr(cfg, name) for cfg in cfgs)
+        values = dict.fromkeys(str(getattr(cfg, name)) for cfg in cfgs)  # some are lists
         if len(values) > 1:
-            faults.append(f"{name}={', '.join(map(str, values))}: runs that train side by side must agree in it; train them apart")
+            faults.append(f"{name}={', '.join(values)}: runs that train side by side must agree in it; train them apart")
     if len(cfgs) > 1 and any(cfg.loss_fn != LossFn.fvu for cfg in cfgs):
         faults.append("loss_fn=ce or kl: the run's own forward passes through its coders; train it apart")
     raise_faults(faults)

@@ -9,8 +9,9 @@ import pytest
 from helpers.characters import Characters, settings
 from helpers.token_data import documents, jsonl, refusal, sets
 from sae_transcoder.api import load_config
-from sae_transcoder.config import checks
+from sae_transcoder.config import ConfigError, checks
 from sae_transcoder.data.token_sets import heldout_sequences
+from sae_transcoder.preflight.side_by_side import check_shared
 
 
 @pytest.fixture
@@ -92,6 +93,13 @@ def test_mixtures_that_are_none_are_refused(given: dict[str, Any], said: str) ->
     for name, value in given.items():
         setattr(cfg, name, value)
     assert any(said in fault for fault in checks.faults(cfg)), checks.faults(cfg)
+
+
+def test_runs_on_a_mixture_train_side_by_side() -> None:
+    mixture = ["model_type=sae", "dataset=local_text", "dataset_name=[a.txt,b.txt]", "dataset_weights=[2,1]"]
+    check_shared([load_config(*mixture, f"k={k}") for k in (8, 16)])
+    with pytest.raises(ConfigError, match=r"dataset_weights=\[2.0, 1.0\], None: runs that train side by side must agree"):
+        check_shared([load_config(*mixture), load_config(*mixture, "dataset_weights=null")])
 
 
 def test_a_mixture_is_composed_on_the_command_line() -> None:
