@@ -181,9 +181,8 @@ def mixture_faults(cfg: Config) -> list[str]:
         faults.append(f"dataset_name={cfg.dataset_name} with dataset_kind={cfg.dataset_kind}: it has one part; give one name")
     count = len(next(iter(lists.values())))
     if count < 2 or len({len(value) for value in lists.values()}) > 1:
-        return faults + [
-            f"{', '.join(f'{name}={value}' for name, value in lists.items())}: a mixture has two parts or more, as many in each list"
-        ]
+        given = ", ".join(f"{name}={value}" for name, value in lists.items())
+        return [*faults, f"{given}: a mixture has two parts or more, as many in each list"]
     weights = cfg.dataset_weights
     if weights is not None and (len(weights) != count or not all(0 < weight < math.inf for weight in weights)):
         faults.append(f"dataset_weights={weights}: must be {count} numbers above 0, one for each part of the mixture")
