@@ -11,14 +11,13 @@ from sae_transcoder.config import (
     Activation,
     Config,
     ConfigError,
-    DatasetKind,
     Hardware,
     LossFn,
     ModelType,
     Tracker,
     TrackerMode,
-    TrainOn,
 )  # fmt: skip
+from sae_transcoder.config.dataset_checks import dataset_faults
 from sae_transcoder.config.naming import MAX_NAME
 from sae_transcoder.config.paths import expanded, is_path
 from sae_transcoder.config.slurm_checks import slurm_faults
@@ -28,19 +27,6 @@ from sae_transcoder.metric_names import END_TO_END, NAMES
 DEFAULTS = asdict(Config())
 AT_LEAST = {f.name: f.metadata["at_least"] for f in fields(Config) if "at_least" in f.metadata}
 AT_MOST = {f.name: f.metadata["at_most"] for f in fields(Config) if "at_most" in f.metadata}
-# Fields of the data set, and the kinds that read them; other kinds would ignore what was set.
-READ_BY = {
-    "dataset_config": {DatasetKind.hub, DatasetKind.pretokenized},
-    "dataset_split": {DatasetKind.hub, DatasetKind.pretokenized},
-    "dataset_weights": {DatasetKind.hub, DatasetKind.local_text, DatasetKind.pretokenized},
-    "text_column": {DatasetKind.hub, DatasetKind.local_text},
-    "messages_column": {DatasetKind.hub, DatasetKind.local_text},
-    "special_tokens_in_text": {DatasetKind.hub, DatasetKind.local_text, DatasetKind.demo},
-    "tokens_column": {DatasetKind.pretokenized},
-    "tokens_dtype": {DatasetKind.memmap},
-    "shuffle_buffer": {DatasetKind.hub, DatasetKind.pretokenized},
-}
-# Metrics that only eval_end_to_end=true measures.
 
 
 def faults(cfg: Config) -> list[str]:
@@ -132,60 +118,6 @@ def path_faults(cfg: Config) -> list[str]:
                 expanded(value, name)
             except ConfigError as error:
                 faults += error.faults
-    return faults
-
-
-def dataset_faults(cfg: Config) -> list[str]:
-    """Faults of the data set's fields, and fields that this kind of data set does not read."""
-    faults = [
-        f"{name}={getattr(cfg, name)} with dataset_kind={cfg.dataset_kind}: read by {', '.join(sorted(kinds))} only; leave it out"
-        for name, kinds in READ_BY.items()
-        if getattr(cfg, name) != DEFAULTS[name] and cfg.dataset_kind not in kinds
-    ]
-    if cfg.dataset_kind == DatasetKind.demo and cfg.dataset_name != "demo":
-        faults.append(
-            f"dataset_name={cfg.dataset_name} with dataset_kind=demo: it has one text only; choose dataset=local_text or hub for another"
-        )
-    if cfg.dataset_kind == DatasetKind.hub and cfg.max_samples is None and cfg.max_steps is None:
-        faults.append("max_samples=null with dataset_kind=hub: a stream has no known end; set max_samples or max_steps")
-    if cfg.eval_split is not None and cfg.dataset_kind not in (DatasetKind.hub, DatasetKind.pretokenized):
-        faults.append(
-            f"eval_split={cfg.eval_split} with dataset_kind={cfg.dataset_kind}: only hub data sets have splits; leave it out"
-        )
-    if cfg.separator is not None and cfg.separator != "none" and not cfg.separator.isdecimal():
-        faults.append(f"separator={cfg.separator}: must be a token id, none, or null")
-    if cfg.messages_column is not None and cfg.text_column != DEFAULTS["text_column"]:
-        faults.append(
-            f"messages_column={cfg.messages_column} and text_column={cfg.text_column}: each names what is read; set one of them"
-        )
-    if cfg.messages_column is None and cfg.train_on != TrainOn.all:
-        faults.append(f"train_on={cfg.train_on}: only conversations have roles; set messages_column")
-    faults += mixture_faults(cfg)
-    if min(cfg.exclude_tokens, default=0) < 0:
-        faults.append(f"exclude_tokens={cfg.exclude_tokens}: token ids are 0 or above")
-    if cfg.exclude_first_tokens >= cfg.max_seq_length:
-        faults.append(
-            f"exclude_first_tokens={cfg.exclude_first_tokens} with max_seq_length={cfg.max_seq_length}: no position is left"
-        )
-    return faults
-
-
-def mixture_faults(cfg: Config) -> list[str]:
-    """Faults of data sets of several parts."""
-    lists = {name: value for name in ("dataset_name", "dataset_config") if isinstance(value := getattr(cfg, name), list)}
-    if not lists:
-        wants_none = cfg.dataset_weights is not None
-        return [f"dataset_weights={cfg.dataset_weights}: {cfg.dataset_name} is no mixture; leave it out"] if wants_none else []
-    faults = list_faults(cfg, "dataset_name") if len(lists) == 1 and "dataset_name" in lists else []
-    if cfg.dataset_kind in (DatasetKind.memmap, DatasetKind.demo):
-        faults.append(f"dataset_name={cfg.dataset_name} with dataset_kind={cfg.dataset_kind}: it has one part; give one name")
-    count = len(next(iter(lists.values())))
-    if count < 2 or len({len(value) for value in lists.values()}) > 1:
-        given = ", ".join(f"{name}={value}" for name, value in lists.items())
-        return [*faults, f"{given}: a mixture has two parts or more, as many in each list"]
-    weights = cfg.dataset_weights
-    if weights is not None and (len(weights) != count or not all(0 < weight < math.inf for weight in weights)):
-        faults.append(f"dataset_weights={weights}: must be {count} numbers above 0, one for each part of the mixture")
     return faults
 
 

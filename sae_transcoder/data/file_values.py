@@ -139,7 +139,7 @@ def is_unicode(text: str) -> bool:
 
 def missing_column(path: str, column: str, wanted: Wanted, names: list[str]) -> ConfigError:
     """The error for a file that lacks the column."""
-    field = "tokens_column" if wanted == "ids" else "text_column"
+    field = {"ids": "tokens_column", "text": "text_column", None: "messages_column"}[wanted]
     return ConfigError(f"{field}={column}: {path} has {listed(names)} and no {column}; set {field} to a column that each file has")
 
 

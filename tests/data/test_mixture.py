@@ -79,7 +79,7 @@ def test_a_part_that_is_not_there_is_named(tmp_path: Path, parts: list[str]) -> 
         (dict(dataset_name=["a", "b"], dataset_weights=[1.0]), "must be 2 numbers above 0, one for each part"),
         (dict(dataset_name=["a", "b"], dataset_weights=[1.0, 0.0]), "must be 2 numbers above 0"),
         (dict(dataset_name=["a", "b"], dataset_weights=[1.0, float("nan")]), "must be 2 numbers above 0"),
-        (dict(dataset_name=["a", "a"]), "must name at least one, and none twice"),
+        (dict(dataset_name=["a", "a"]), "names a part twice; raise its weight instead"),
         (dict(dataset_name=["a"]), "a mixture has two parts or more"),
         (dict(dataset_name=[]), "a mixture has two parts or more"),
         (dict(dataset_name="a", dataset_weights=[1.0, 2.0]), "a is no mixture; leave it out"),
