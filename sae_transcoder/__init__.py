@@ -2,4 +2,6 @@
 
 from sae_transcoder.process import device_settings
 
-device_settings.expand_segments()  # here, before anything can import torch and use a GPU: in commands, workers and jobs alike
+# Here, before anything can import torch and use a GPU: in commands, workers and jobs alike.
+device_settings.expand_segments()
+device_settings.let_waiting_threads_sleep()

@@ -21,6 +21,8 @@ def expanded(text: str | Path, name: str = "") -> str:
     Raises ConfigError for a variable that is not set, and for `~USER` where there is no such user.
     """
     text = str(text)
+    if os.path.lexists(text):  # whatever characters its name has
+        return text
     if missing := [variable for variable in named_variables(text) if variable not in os.environ]:
         which = ", ".join(missing)
         verb = "is" if len(missing) == 1 else "are"

@@ -14,7 +14,8 @@ from sae_transcoder.data.sources import is_stream, local_name, local_paths
 from sae_transcoder.data.special_tokens import SpecialTokens
 from sae_transcoder.demo import text as demo_text
 
-VOCABULARIES = {"vocab.json", "merges.txt", "vocab.txt", "spiece.model"}  # a tokenizer's files beside those named token*
+# A tokenizer's files beside those named token*.
+VOCABULARIES = {"vocab.json", "merges.txt", "vocab.txt", "spiece.model", "chat_template.jinja", "chat_template.json"}
 
 
 def cache_key_parts(cfg: Config, split: str, vocabulary: int, special: SpecialTokens) -> dict[str, Any]:

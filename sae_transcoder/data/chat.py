@@ -10,15 +10,25 @@ from sae_transcoder.config import Config, ConfigError, TrainOn
 from sae_transcoder.data.sequences import left_out
 
 Messages = Sequence[dict[str, Any]]
+OTHER = "\ue0f0\ue0f1\ue0f2"  # a content that no message has, and no template changes
 MARKS_ASSISTANT = re.compile(r"\{%-?\s*generation\s*-?%\}")  # in templates that say themselves what the assistant wrote
 
 
 def check_template(cfg: Config, tokenizer: Any) -> None:
-    """Raises ConfigError for a tokenizer without a chat template."""
+    """Raises ConfigError for a tokenizer without a chat template that can be used."""
+    fix = "choose a model that was trained on conversations, or give text_column"
     if not tokenizer.chat_template:
+        raise ConfigError(f"messages_column={cfg.messages_column}: the tokenizer of {cfg.model_name} has no chat template; {fix}")
+    try:
+        template = tokenizer.get_chat_template()
+        tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+    except Exception as error:  # a template that is no Jinja; several of which none is the default
         raise ConfigError(
-            f"messages_column={cfg.messages_column}: the tokenizer of {cfg.model_name} has no chat template; "
-            "choose a model that was trained on conversations, or give text_column"
+            f"messages_column={cfg.messages_column}: the chat template of {cfg.model_name} cannot be used ({error}); correct it, or {fix}"
+        ) from error
+    if cfg.train_on == TrainOn.assistant and not MARKS_ASSISTANT.search(template) and not tokenizer.is_fast:
+        raise ConfigError(
+            f"train_on=assistant: the tokenizer of {cfg.model_name} does not tell where in a text its tokens stand; set train_on=all"
         )
 
 
@@ -50,10 +60,17 @@ def check_messages(cfg: Config, messages: Any) -> None:
         raise ConfigError(
             f"messages_column={cfg.messages_column}: {cfg.dataset_name} holds {wrong} there, not a list of messages; choose another column"
         )
-    for message in messages:
-        if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
+    for number, message in enumerate(messages):
+        kinds = {name: type(message.get(name)).__name__ for name in ("role", "content") if not isinstance(message.get(name), str)}
+        if kinds:
+            missing = [name for name in kinds if name not in message]
+            wrong = (
+                f"has no {' and no '.join(missing)} among {', '.join(message)}"
+                if missing
+                else "has " + " and ".join(f"a {name} of type {kind}" for name, kind in kinds.items())
+            )
             raise ConfigError(
-                f"messages_column={cfg.messages_column}: {cfg.dataset_name} holds a message with the keys {', '.join(message)}; "
+                f"messages_column={cfg.messages_column}: message {number} of a conversation of {cfg.dataset_name} {wrong}; "
                 "each needs a role and a content that are texts"
             )
 
@@ -69,29 +86,37 @@ def encode(cfg: Config, messages: Messages, tokenizer: Any) -> tuple[np.ndarray,
         return np.array(encoded["input_ids"], np.int64), np.array(encoded["assistant_masks"], bool)
     text = tokenizer.apply_chat_template(messages, tokenize=False)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    ids = np.array(encoded["input_ids"], np.int64)
     starts, ends = np.array(encoded["offset_mapping"], np.int64).reshape(-1, 2).T
-    of_assistant = np.zeros(len(starts), bool)
+    special = np.isin(ids, tokenizer.all_special_ids)
+    blank = np.array([text[start:end].isspace() for start, end in zip(starts, ends, strict=True)], bool)
+    of_assistant = np.zeros(len(ids), bool)
     for start, end in assistant_spans(cfg, messages, text, tokenizer):
-        inside = (starts < end) & (ends > start)
-        after = int(inside.nonzero()[0].max(initial=-1)) + 1
-        inside[after : after + 1] = True  # the token that ends the turn
-        of_assistant |= inside
-    return np.array(encoded["input_ids"], np.int64), of_assistant
+        of_assistant |= (starts < end) & (ends > start)
+        after = first = int((starts < end).sum())
+        while after < len(ids) and blank[after] and not special[after]:
+            after += 1
+        if after < len(ids) and special[after]:  # it ends the turn
+            of_assistant[first : after + 1] = True
+    return ids, of_assistant
 
 
 def assistant_spans(cfg: Config, messages: Messages, text: str, tokenizer: Any) -> list[tuple[int, int]]:
-    """Where the contents of the assistant's messages stand in the conversation's text: (first character, the one after the last)."""
+    """Where the assistant's messages stand in the conversation's text: (first character, the one after the last).
+
+    Each is what changes in the text when the message has another content.
+    """
     spans = []
     for number, message in enumerate(messages):
-        content = message["content"].strip()
-        if message["role"] != "assistant" or not content:
+        if message["role"] != "assistant" or not message["content"].strip():
             continue
-        before = tokenizer.apply_chat_template(messages[:number], tokenize=False, add_generation_prompt=True) if number else ""
-        start = text.find(content, len(before)) if text.startswith(before) else -1
-        if start < 0:
+        other = [*messages[:number], message | {"content": OTHER}, *messages[number + 1 :]]
+        before, found, after = tokenizer.apply_chat_template(other, tokenize=False).partition(OTHER)
+        end = len(text) - len(after)
+        if not found or OTHER in after or end < len(before) or not (text.startswith(before) and text.endswith(after)):
             raise ConfigError(
-                f"train_on=assistant: the chat template of {cfg.model_name} does not write messages one after the other as they are, so their places "
-                "are not known; set train_on=all, or give the tokenizer a template with {% generation %}"
+                f"train_on=assistant: the chat template of {cfg.model_name} writes a message otherwise depending on what it says, so that its place "
+                "is not known; set train_on=all, or give the tokenizer a template with {% generation %}"
             )
-        spans.append((start, start + len(content)))
+        spans.append((len(before), end))
     return spans

@@ -32,6 +32,11 @@ class Encoding:
         return id_format(self.vocabulary, marked=self.marked)
 
     @property
+    def step(self) -> int:
+        """Where a piece of a document may begin: anywhere in a text, at a sequence's start in stored ids."""
+        return self.length if self.tokenizer is None else 1
+
+    @property
     def begin(self) -> tuple[int, ...]:
         """What stands at the start of each sequence; marked where other positions are."""
         ids = np.array(self.special.begin, np.int64)

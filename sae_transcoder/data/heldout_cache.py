@@ -33,13 +33,15 @@ def cached_heldout(
     count: int,
     length: int,
     seed: int,
+    step: int,
     dtype: np.dtype,
     *,
     own_split: bool,
 ) -> StoredHeldOut:
     """At most `count` sequences of `length` ids of these documents.
 
-    made_from: everything that the documents depend on; own_split: whether nothing else of the documents is trained on.
+    made_from: everything that the documents depend on; step: pieces of documents begin at multiples of it; own_split: whether nothing else of the
+    documents is trained on.
     """
     folder = folder_of(cache, {**made_from, "held_out": count, "own_split": own_split})
     path = folder / "heldout.npz"
@@ -50,7 +52,7 @@ def cached_heldout(
         except (FileNotFoundError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
             pass  # not chosen yet, or its file was cut off
         choose = from_own_split if own_split else from_training_split
-        heldout = choose(documents, count, length, seed)
+        heldout = choose(documents, count, length, seed, step)
         stored = StoredHeldOut(
             rows=heldout.rows.astype(dtype),
             identities=np.array([document.identity for document in heldout.documents], np.uint64),

@@ -21,32 +21,34 @@ class HeldOut:
     divided: bool = False  # there are too few documents to hold any out whole; then there are no rows
 
 
-def from_own_split(documents: Iterable[Document], count: int, length: int, seed: int) -> HeldOut:
-    """`count` sequences of `length` ids, or as many as there are, from a split that nothing is trained on."""
-    taken = take(documents, count, length, 1, seed)
-    return cut(taken, count, length, seed)
+def from_own_split(documents: Iterable[Document], count: int, length: int, seed: int, step: int = 1) -> HeldOut:
+    """`count` sequences of `length` ids, or as many as there are, from a split that nothing is trained on.
+
+    step: pieces of documents begin at multiples of it.
+    """
+    taken = take(documents, count, length, 1, seed, step)
+    return cut(taken, count, length, seed, step)
 
 
-def from_training_split(documents: Iterable[Document], count: int, length: int, seed: int) -> HeldOut:
+def from_training_split(documents: Iterable[Document], count: int, length: int, seed: int, step: int = 1) -> HeldOut:
     """The same from the first documents of a split whose others are trained on.
 
-    At most a tenth of the documents are held out, unless they do not suffice. Where all would be, none is: `divided`.
+    At most a tenth of the documents are held out, unless they do not suffice. Where they would be more than half of the data, none is: `divided`.
     """
     remaining = iter(documents)
-    taken = take(remaining, count, length, 1, seed)
-    others = sum(1 for _ in itertools.islice(remaining, (AT_MOST - 1) * len(taken)))
-    if others < (AT_MOST - 1) * len(taken):
-        total = len(taken) + others
-        least = max(1, total // AT_MOST)
-        enough = take(taken[least:], count, length, count, seed, already=taken[:least])
-        if len(enough) == total:
+    taken = take(remaining, count, length, 1, seed, step)
+    others = [document.size for document in itertools.islice(remaining, (AT_MOST - 1) * len(taken))]
+    if len(others) < (AT_MOST - 1) * len(taken):  # these are all
+        sizes = [document.size for document in taken] + others
+        least = max(1, len(sizes) // AT_MOST)
+        taken = take(taken[least:], count, length, count, seed, step, already=taken[:least])
+        if 2 * sum(sizes[: len(taken)]) > sum(sizes):
             return HeldOut(np.zeros((0, length), np.int64), [], [], divided=True)
-        taken = enough
-    return cut(taken, count, length, seed)
+    return cut(taken, count, length, seed, step)
 
 
 def take(
-    documents: Iterable[Document], count: int, length: int, share: int, seed: int, already: Sequence[Document] = ()
+    documents: Iterable[Document], count: int, length: int, share: int, seed: int, step: int, already: Sequence[Document] = ()
 ) -> list[Document]:
     """The first documents that fill `count` sequences where each gives at most `share` of them; all, where they do not suffice.
 
@@ -56,16 +58,16 @@ def take(
     filled = sum(min(len(document.ids), share * length) for document in taken)
     remaining = iter(documents)
     while filled < count * length and (document := next(remaining, None)) is not None:
-        ids = piece(document.ids, count * length, length, [seed, len(taken)])
+        ids = piece(document.ids, count * length, step, [seed, len(taken)])
         taken.append(replace(document, ids=ids))
         filled += min(len(ids), share * length)
     return taken
 
 
-def piece(ids: np.ndarray, size: int, length: int, seed: Sequence[int]) -> np.ndarray:
-    """`size` ids in a row, or all; from a place that the seed decides, a whole number of sequences of `length` from the start."""
-    places = max(0, len(ids) - size) // length + 1
-    start = int(np.random.default_rng(seed).integers(places)) * length
+def piece(ids: np.ndarray, size: int, step: int, seed: Sequence[int]) -> np.ndarray:
+    """`size` ids in a row, or all; from a place that the seed decides, a multiple of `step`."""
+    places = max(0, len(ids) - size) // step + 1
+    start = int(np.random.default_rng(seed).integers(places)) * step
     return ids[start : start + size]
 
 
@@ -85,10 +87,10 @@ def shares(documents: Sequence[Document], count: int, length: int) -> list[int]:
     return given
 
 
-def cut(documents: Sequence[Document], count: int, length: int, seed: int) -> HeldOut:
+def cut(documents: Sequence[Document], count: int, length: int, seed: int, step: int = 1) -> HeldOut:
     """At most `count` sequences, from each document a piece of as many as `shares` says, at a place that the seed decides."""
     pieces = [
-        piece(document.ids, share * length, length, [seed, number, 1])
+        piece(document.ids, share * length, step, [seed, number, 1])
         for number, (document, share) in enumerate(zip(documents, shares(documents, count, length), strict=True))
     ]
     stream = np.concatenate(pieces) if pieces else np.zeros(0, np.int64)

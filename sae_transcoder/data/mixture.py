@@ -39,7 +39,8 @@ def draw_rows(cfg: Config, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         return
     weights = np.array(cfg.dataset_weights or [1.0] * len(rows))
     choice = np.random.default_rng([cfg.shuffle_seed, len(rows)])
-    ends = np.cumsum(weights / weights.sum())
+    ends = np.cumsum(weights / weights.max())
+    ends /= ends[-1]
     while True:
         part = min(int(np.searchsorted(ends, choice.random(), side="right")), len(rows) - 1)
         row = next(rows[part], None)

@@ -58,15 +58,12 @@ def local_paths(cfg: Config) -> list[Path] | None:
     if saved_splits(cfg) is not None:
         return sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("cache-"))
     if path.is_dir():
-        visible = [p for p in path.rglob("*") if not is_hidden(p.relative_to(path))]
-        if nowhere := next((p for p in visible if p.is_symlink() and not p.exists()), None):
-            raise ConfigError(
-                f"dataset_name={cfg.dataset_name}: {nowhere} is a link to {nowhere.readlink()}, where nothing is; correct or remove the link"
-            )
-        files = [p for p in visible if p.is_file()]
+        files = files_below(cfg, path)
         paths = sorted(p for p in files if file_kind(p)) or sorted(files)
     else:
-        paths = [path] if path.is_file() else sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
+        matches = [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
+        refuse_dangling(cfg, matches)
+        paths = [path] if path.is_file() else [p for p in matches if p.is_file()]
     known = ", ".join(KINDS)
     if not paths:
         named_file = file_kind(path) or glob.has_magic(str(path)) or path.is_dir()
@@ -82,14 +79,32 @@ def local_paths(cfg: Config) -> list[Path] | None:
     return paths
 
 
+def files_below(cfg: Config, folder: Path) -> list[Path]:
+    """The files in a folder and those below it that are not hidden; links are followed, each folder once."""
+    files, seen = [], set()
+    for name, folders, names in os.walk(folder, followlinks=True):
+        if (place := os.path.realpath(name)) in seen:
+            folders.clear()
+            continue
+        seen.add(place)
+        folders[:] = [each for each in folders if not each.startswith(".")]
+        files += [Path(name, each) for each in names if not each.startswith(".")]
+    refuse_dangling(cfg, files)
+    return files
+
+
+def refuse_dangling(cfg: Config, paths: Iterable[Path]) -> None:
+    """Raises ConfigError for a link that leads nowhere."""
+    for path in paths:
+        if path.is_symlink() and not path.exists():
+            raise ConfigError(
+                f"dataset_name={cfg.dataset_name}: {path} is a link to {path.readlink()}, where nothing is; correct or remove the link"
+            )
+
+
 def kind_of_name(path: Path) -> str:
     """What a file's name says about its kind, for a message."""
     return "".join(path.suffixes[-2:] if path.suffix in COMPRESSIONS else path.suffixes[-1:]) or "no suffix"
-
-
-def is_hidden(path: Path) -> bool:
-    """Whether a file, or a folder above it, has a name that begins with a dot, as what editors and file managers leave."""
-    return any(part.startswith(".") for part in path.parts)
 
 
 def is_stream(cfg: Config) -> bool:

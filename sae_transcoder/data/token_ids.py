@@ -30,7 +30,8 @@ class Document:
 
 def document(ids: np.ndarray, part: int = 0) -> Document:
     """The document of these ids [position]."""
-    return Document(ids, len(ids), int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=8).digest(), "little"), part)
+    unmarked = np.maximum(ids, left_out(ids))
+    return Document(ids, len(ids), int.from_bytes(hashlib.blake2b(unmarked.tobytes(), digest_size=8).digest(), "little"), part)
 
 
 def tokenize(cfg: Config, rows: Iterable[dict[str, Any]], tokenizer: Any, special: SpecialTokens) -> Iterator[np.ndarray]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sae_transcoder.config import Config, ConfigError, DatasetKind
+from sae_transcoder.config import Config, ConfigError, DatasetKind, TrainOn
 from sae_transcoder.config.run_length import needed_samples
 from sae_transcoder.data import sources, token_ids
 from sae_transcoder.data.cache_key import cache_key_parts
@@ -60,7 +60,19 @@ def prepare(cfg: Config, tokenizer: Callable[[], Any], vocabulary: int, ranks: i
         shares=shares(cfg, np.bincount(read["part"], read["tokens"], len(part_names(cfg))).tolist()),
         copies=int(np.isin(read["identity"], heldout.identities[heldout.sizes > 0]).sum()),
     )
-    return TokenSets(train, heldout_of(cfg, how, heldout, rows), origin)
+    sets = TokenSets(train, heldout_of(cfg, how, heldout, rows), origin)
+    for sequences, kind in ((sets.train, "to train on"), (sets.heldout, "held out")):
+        refuse_no_assistant(cfg, sequences, kind)
+    return sets
+
+
+def refuse_no_assistant(cfg: Config, sequences: Sequences, kind: str) -> None:
+    """Raises ConfigError where train_on=assistant leaves no position of the sequences, of those to train on the first WINDOW."""
+    if cfg.train_on == TrainOn.assistant and not (sequences[:WINDOW] >= 0).any():
+        raise ConfigError(
+            f"train_on=assistant: in {min(WINDOW, len(sequences)):,} sequences {kind} of dataset_name={cfg.dataset_name} there is no position of "
+            "a message whose role is assistant; check the messages' roles and the chat template, or set train_on=all"
+        )
 
 
 def has_own_split(cfg: Config) -> bool:
@@ -109,7 +121,7 @@ def stored_heldout(cfg: Config, how: Encoding) -> StoredHeldOut:
     split = cfg.eval_split or ("heldout" if cfg.dataset_kind == DatasetKind.demo else sources.train_split(cfg))
     made_from = cache_key_parts(cfg, split, how.vocabulary, how.special)
     stored = cached_heldout(
-        sources.cache_dir(cfg), made_from, documents(cfg, split, how), cfg.eval_samples, how.length, cfg.shuffle_seed, how.dtype,
+        sources.cache_dir(cfg), made_from, documents(cfg, split, how), cfg.eval_samples, how.length, cfg.shuffle_seed, how.step, how.dtype,
         own_split=has_own_split(cfg),
     )  # fmt: skip
     if not len(stored.rows) and not stored.divided:
@@ -129,7 +141,12 @@ def origin_of(cfg: Config, how: Encoding, stored: StoredHeldOut, first: np.ndarr
     parts, tokens = (first["part"], first["tokens"]) if stored.divided else (stored.parts, stored.tokens)
     by_part = np.bincount(parts, tokens, len(part_names(cfg))).tolist()
     return DataOrigin(
-        how.special.begin, how.special.separator, int((tokens > 0).sum()), shares(cfg, by_part), divided=bool(stored.divided)
+        how.special.begin,
+        how.special.separator,
+        int((tokens > 0).sum()),
+        shares(cfg, by_part),
+        divided=bool(stored.divided),
+        heldout_identities=tuple(stored.identities.tolist()),
     )
 
 
@@ -150,6 +167,7 @@ def heldout_sequences(cfg: Config, tokenizer: Callable[[], Any], vocabulary: int
     rows, records = training_rows(cfg, how, cfg.eval_samples) if stored.divided else (stored.rows, np.zeros(0))
     first = before(records, cfg.eval_samples * how.length) if stored.divided else records
     sequences = heldout_of(cfg, how, stored, rows)
+    refuse_no_assistant(cfg, sequences, "held out")
     origin = origin_of(cfg, how, stored, first)
     return sequences, origin if how.tokenizer else replace(origin, begin=common_begin(sequences))
 

@@ -17,6 +17,7 @@ from sae_transcoder.language_model.model_class import base
 from sae_transcoder.preflight.device import find_device
 from sae_transcoder.process import device_settings
 from sae_transcoder.process.broken_device import diagnosing
+from sae_transcoder.run_store.data_origin import DataOrigin
 from sae_transcoder.run_store.eval_file import Evaluation
 
 
@@ -48,10 +49,21 @@ def measure_stored(request: EvaluationRequest) -> Evaluation:
         sequences, origin = token_sets.heldout_sequences(
             cfg, lambda: loading.tokenizer(cfg), loading.text_config(outline).vocab_size
         )
+        if request.held_out is not None and not holds_out(request.held_out, origin):
+            raise ConfigError(
+                f"dataset_name={cfg.dataset_name}: its files have changed since {request.path} was trained, which held out other documents and may "
+                "have been trained on these; restore them, or set another dataset"
+            )
         coders_to_evaluate = heldout.CodersToEvaluate(cfg, coders, origin)
         model = layers.load_for_hookpoints(cfg, device, num_layers, points)
         (result,) = heldout.measure(model, [coders_to_evaluate], sequences, all_metrics=True)
         return result.evaluation(coders_to_evaluate, request.step, request.tokens)
+
+
+def holds_out(trained: DataOrigin, measured: DataOrigin) -> bool:
+    """Whether all documents to measure are among those that were held out in training; of divided ones the first sequences are."""
+    documents = set(measured.heldout_identities) <= set(trained.heldout_identities)
+    return documents and measured.divided == trained.divided
 
 
 def load_coders(

@@ -21,12 +21,14 @@ from sae_transcoder.evaluation.settings import (
 )
 from sae_transcoder.preflight.run_directory import refuse_unwritable
 from sae_transcoder.run_store import status
+from sae_transcoder.run_store.data_origin import DataOrigin
 
 
 @dataclass(frozen=True)
 class EvaluationRequest:
     """Coders to measure, and how. `coder_dirs`: {coder: its folder}; `only_selected`: measure only those on hookpoints that `cfg` names;
-    `step`, `tokens`: how far training was when they were saved, None where unknown."""
+    `step`, `tokens`: how far training was when they were saved, None where unknown; `held_out`: what the run held out, None where
+    its data are others."""
 
     path: str
     cfg: Config
@@ -35,6 +37,7 @@ class EvaluationRequest:
     output_dir: Path
     step: int | None
     tokens: int | None
+    held_out: DataOrigin | None = None
 
 
 def evaluation_request(path: str, overrides: Sequence[str], output_dir: Path | None) -> EvaluationRequest:
@@ -60,8 +63,9 @@ def evaluation_request(path: str, overrides: Sequence[str], output_dir: Path | N
     if only_selected or not run_dir:
         base = {name: value for name, value in base.items() if name not in SELECTION}
     cfg = evaluation_config(base, overrides)
+    held_out = None
     if run_dir:
-        refuse_trained_on(composed_on(base, ()), cfg, run_dir)
+        held_out = refuse_trained_on(composed_on(base, ()), cfg, run_dir)
     if output_dir is not None:
         output_dir = local_path(output_dir, "--output")
     else:
@@ -72,7 +76,7 @@ def evaluation_request(path: str, overrides: Sequence[str], output_dir: Path | N
     refuse_unwritable("--output", output_dir)
     if cfg.cache_dir is not None:
         refuse_unwritable("cache_dir", cfg.cache_dir)
-    return EvaluationRequest(path, cfg, coder_dirs, only_selected, output_dir, *training_progress(run_dir, root))
+    return EvaluationRequest(path, cfg, coder_dirs, only_selected, output_dir, *training_progress(run_dir, root), held_out)
 
 
 def training_progress(run_dir: Path | None, root: Path) -> tuple[int | None, int | None]:

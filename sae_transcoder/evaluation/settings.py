@@ -23,9 +23,11 @@ from sae_transcoder.config import (
 from sae_transcoder.config.composition import composed
 from sae_transcoder.config.errors import raise_faults
 from sae_transcoder.config.paths import same_place
+from sae_transcoder.data import sources
 from sae_transcoder.data.mixture import parts
 from sae_transcoder.run_store import data_origin, run_files
 from sae_transcoder.run_store.checked_files import damaged, read_object
+from sae_transcoder.run_store.data_origin import DataOrigin
 
 SELECTION = ("layers", "layer_stride", "site", "hookpoints")
 GROUPS = ("model", "dataset", "hardware")
@@ -112,18 +114,41 @@ def composed_on(base: dict[str, Any], overrides: Sequence[str]) -> Config:
 
 
 def same_text(part: Config, other: Config) -> bool:
-    """Whether two data sets, neither of them a mixture, are the same."""
-    return same_place(part.dataset_name, other.dataset_name) and part.dataset_config == other.dataset_config
+    """Whether two data sets, neither of them a mixture, are the same, or are local files of which one is in both."""
+    if part.dataset_config != other.dataset_config:
+        return False
+    return same_place(part.dataset_name, other.dataset_name) or bool(set(files_of(part)) & set(files_of(other)))
 
 
-def refuse_trained_on(trained: Config, cfg: Config, run: Path) -> None:
-    """Raises ConfigError where the coders in the directory `run` may have been trained on the sequences to measure."""
+def files_of(part: Config) -> list[Path]:
+    """The local files of a data set; empty for one that is not there or not local."""
+    try:
+        return [path.resolve() for path in sources.local_paths(part) or []]
+    except ConfigError:
+        return []
+
+
+def are_same_parts(cfg: Config, trained: Config) -> bool:
+    """Whether two data sets have the same parts in the same order, by name."""
+    mine, theirs = parts(cfg), parts(trained)
+    return len(mine) == len(theirs) and all(
+        same_place(a.dataset_name, b.dataset_name) and a.dataset_config == b.dataset_config
+        for a, b in zip(mine, theirs, strict=True)
+    )
+
+
+def refuse_trained_on(trained: Config, cfg: Config, run: Path) -> DataOrigin | None:
+    """Returns what the run held out, where it was trained on other documents of the same data, which must not be measured; otherwise None.
+
+    Raises ConfigError where the coders in the directory `run` may have been trained on the sequences to measure.
+    """
     split = cfg.eval_split or cfg.dataset_split
     same_kind = cfg.dataset_kind == trained.dataset_kind != DatasetKind.demo
-    shared = [part for part in parts(cfg) if any(same_text(part, other) for other in parts(trained))]
-    if not same_kind or not shared or split != trained.dataset_split:
-        return
-    if cfg.dataset_kind != DatasetKind.memmap and data_origin.read(run) is None:
+    overlap = any(same_text(part, other) for part in parts(cfg) for other in parts(trained))
+    if not same_kind or not overlap or split != trained.dataset_split:
+        return None
+    origin = data_origin.read(run)
+    if cfg.dataset_kind != DatasetKind.memmap and origin is None:
         raise ConfigError(
             f"{run}: trained by an earlier version, which held out other sequences of {cfg.dataset_name}; set eval_split or another dataset"
         )
@@ -132,7 +157,6 @@ def refuse_trained_on(trained: Config, cfg: Config, run: Path) -> None:
         "dataset_weights",
         "text_column",
         "messages_column",
-        "train_on",
         "tokens_column",
         "prepend_bos",
         "separator",
@@ -143,7 +167,7 @@ def refuse_trained_on(trained: Config, cfg: Config, run: Path) -> None:
         "revision",
     )
     changed = [name for name in order_fields if getattr(cfg, name) != getattr(trained, name)]
-    if not len(shared) == len(parts(cfg)) == len(parts(trained)):
+    if not are_same_parts(cfg, trained):
         changed.append("dataset_name")
     if not same_place(cfg.model_name, trained.model_name):
         changed.append("model_name")
@@ -155,3 +179,4 @@ def refuse_trained_on(trained: Config, cfg: Config, run: Path) -> None:
             f"{changes}: held out were documents of {cfg.dataset_name} at the start of the order of training, with these "
             "settings others would be measured, on which the coders may have been trained; leave it as it was, or set eval_split or another dataset"
         )
+    return origin

@@ -46,6 +46,15 @@ def writer(source: Source) -> WriteFiles:
     return write_files
 
 
+def data_of(settings: dict[str, Any]) -> str:
+    """What the coders were trained on, in words."""
+    names = settings["dataset_name"]
+    name = " and ".join(names) if isinstance(names, list) else names
+    if settings["messages_column"] is None:
+        return name
+    return f"conversations of {name}" + (", on the assistant's words alone" if settings["train_on"] == "assistant" else "")
+
+
 def model_card(source: Source) -> str:
     """The model card: what the coders are, how they were trained, how to load them, their held-out metrics."""
     settings = source.settings
@@ -66,7 +75,7 @@ def model_card(source: Source) -> str:
         *("---", yaml.safe_dump(front_matter, sort_keys=False).strip(), "---", ""),
         *(f"# {kind.capitalize()} for {settings['model_name']}", ""),
         f"{len(source.coders)} {cfg['activation']} {kind}, k = {cfg['k']}, trained with sparsify by SAE-Transcoder on "
-        f"{settings['dataset_name']}, in sequences of {settings['max_seq_length']} tokens that {begin}, with {settings['optimizer']} and the loss "
+        f"{data_of(settings)}, in sequences of {settings['max_seq_length']} tokens that {begin}, with {settings['optimizer']} and the loss "
         f"{settings['loss_fn']}{stage}. All settings stand in training_config.yaml.",
         *("", "```python", "from sparsify import SparseCoder", ""),
         *(f'coder = SparseCoder.load_from_hub("{PLACEHOLDER}", "{first_coder}")', "```", ""),

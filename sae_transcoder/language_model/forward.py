@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from weakref import WeakSet
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -17,7 +18,7 @@ from sae_transcoder.language_model.model_class import base
 
 T = TypeVar("T")
 
-IGNORED = -100  # the label that transformers leaves out of a loss
+IGNORED = -100  # the label that cross_entropy leaves out
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,11 @@ def end_to_end_loss(
     ids = ids_of(tokens)
     if loss_fn == LossFn.ce:
         with spliced(model, hookpoints, replace):
-            return model(input_ids=ids, labels=tokens.masked_fill(tokens < 0, IGNORED), use_cache=False).loss
+            if not marked:
+                return model(input_ids=ids, labels=ids, use_cache=False).loss
+            logits = model(input_ids=ids, use_cache=False).logits.float()
+            labels = tokens[:, 1:].masked_fill(tokens[:, 1:] < 0, IGNORED).flatten()
+            return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels, reduction="sum") / (labels != IGNORED).sum().clamp(min=1)
     with torch.no_grad():
         clean = model(input_ids=ids, use_cache=False).logits.float()
     with spliced(model, hookpoints, replace):

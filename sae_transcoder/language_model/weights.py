@@ -14,6 +14,9 @@ from sae_transcoder.language_model.model_class import base, base_name
 
 # {prefix: what saves a model under it, and what to save in its place}
 PREFIXES = {
+    "base_model.model.": "peft saves such names: merge the adapter into its model (merge_and_unload) and save that",
+    "_forward_module.": "DeepSpeed and Fabric save such names: save the module inside",
+    "_fsdp_wrapped_module.": "FSDP saves such names: gather the full state dict and save the model's own",
     "_orig_mod.": "torch.compile saves such names: save the model that was compiled (model._orig_mod)",
     "module.": "DataParallel and its like save such names: save the model inside (model.module)",
 }

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from sae_transcoder.config import OPTIMIZERS, Config, DatasetKind, LossFn
+from sae_transcoder.config.run_length import needed_samples
 
 if TYPE_CHECKING:
     from sae_transcoder.config.run_length import RunLength
@@ -36,13 +37,18 @@ def warnings(cfg: Config, length: RunLength, device: str, width: int) -> list[st
     return messages + (small_batch_warnings(cfg, length, width) if device == "cuda" else [])
 
 
-def data_warnings(cfg: Config, origin: DataOrigin) -> list[str]:
-    """Held-out documents that are trained on as well, and stored ids without the begin token that was asked for."""
+def data_warnings(cfg: Config, length: RunLength, origin: DataOrigin) -> list[str]:
+    """Less data than was asked for, held-out documents that are trained on as well, and settings that stored ids do not follow."""
     messages = []
+    asked = needed_samples(cfg, length.batch // cfg.batch_size)
+    if asked is not None and length.samples < asked:
+        messages.append(
+            f"{cfg.dataset_name}: {asked:,} sequences are asked for (max_samples, max_steps), it has {length.samples:,} to train on"
+        )
     if origin.divided:
         messages.append(
-            f"eval_samples={cfg.eval_samples}: {cfg.dataset_name} has too few documents to hold any out whole; the held-out sequences are parts "
-            "of documents that are trained on: lower eval_samples, or give more documents"
+            f"eval_samples={cfg.eval_samples}: to hold whole documents out would leave less than half of {cfg.dataset_name} to train on; held out "
+            "are its first sequences, and a document may stand in both parts: lower eval_samples, or give more documents"
         )
     if origin.copies:
         one = origin.copies == 1
@@ -50,7 +56,12 @@ def data_warnings(cfg: Config, origin: DataOrigin) -> list[str]:
             f"dataset_name={cfg.dataset_name}: {origin.copies:,} document{'' if one else 's'} to train on {'is' if one else 'are'} held out too, to "
             "the letter; remove copies from the data"
         )
-    if cfg.prepend_bos and cfg.dataset_kind in (DatasetKind.pretokenized, DatasetKind.memmap) and not origin.begin:
+    stored = cfg.dataset_kind in (DatasetKind.pretokenized, DatasetKind.memmap)
+    if stored and cfg.separator is not None:
+        messages.append(
+            f"separator={cfg.separator}: the ids of {cfg.dataset_name} are taken as they are stored, nothing is put between documents"
+        )
+    if stored and cfg.prepend_bos and not origin.begin:
         messages.append(
             f"prepend_bos=True: the ids of {cfg.dataset_name} are taken as they are stored, and its sequences do not all begin with one token"
         )

@@ -94,7 +94,7 @@ def make_plan(cfg: Config, cache: PlanCache | None = None, *, on_slurm: bool = F
         model_layers=model_layers,
         memory=parts,
         available=available,
-        warnings=warnings(cfg, length, device.type, model_sizes.width) + data_warnings(cfg, tokens.origin),
+        warnings=warnings(cfg, length, device.type, model_sizes.width) + data_warnings(cfg, length, tokens.origin),
         start_from=start_from,
         compile_obstacle=obstacle,
         ranks=processes,

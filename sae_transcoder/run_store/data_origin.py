@@ -22,6 +22,8 @@ class DataOrigin:
     heldout_shares: Mapping[str, float] = field(default_factory=dict)  # {part of a mixture: its share of the held-out tokens}
     shares: Mapping[str, float] = field(default_factory=dict)  # the same of the tokens to train on
     copies: int = 0  # documents to train on that are held out too, to the letter
+    # Numbers that tell the documents held out from others; not in eval.json.
+    heldout_identities: tuple[int, ...] = field(default=(), compare=False)
     divided: bool = False  # whether held-out sequences come from documents that are trained on as well, since there are too few
 
 
@@ -47,4 +49,9 @@ def read(directory: Path) -> DataOrigin | None:
 def from_values(values: Any) -> DataOrigin:
     """The origin that `asdict` made these values of. Raises ValueError or TypeError for others."""
     origin = DataOrigin(**values)
-    return replace(origin, begin=tuple(map(int, origin.begin)), separator=tuple(map(int, origin.separator)))
+    return replace(
+        origin,
+        begin=tuple(map(int, origin.begin)),
+        separator=tuple(map(int, origin.separator)),
+        heldout_identities=tuple(map(int, origin.heldout_identities)),
+    )

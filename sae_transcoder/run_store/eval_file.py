@@ -114,7 +114,7 @@ def write(directory: Path, evaluation: Evaluation) -> None:
         "eval_result_unstructured": {
             "step": evaluation.step,
             "tokens": evaluation.tokens,
-            "data": asdict(evaluation.origin),
+            "data": {name: value for name, value in asdict(evaluation.origin).items() if name != "heldout_identities"},
             "coders": [asdict(c) | {"metrics": by_category(c.metrics)} for c in evaluation.coders],
             "together": [asdict(t) | {"metrics": by_category(t.metrics)} for t in evaluation.together],
         },

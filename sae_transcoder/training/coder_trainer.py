@@ -19,6 +19,7 @@ from sae_transcoder.config import Config, num_latents
 from sae_transcoder.config.run_length import run_length
 from sae_transcoder.distributed import ALONE, Ranks
 from sae_transcoder.language_model.forward import Activations
+from sae_transcoder.training.divergence import Diverged
 from sae_transcoder.training.k_schedule import k_at, valid_k
 from sae_transcoder.training.new_coders import new_coders
 from sae_transcoder.training.task import Task
@@ -98,12 +99,16 @@ class CoderTrainer:
         self.rows_in_batch, *counts = self.batch_ranks.sum_integers([len(tokens), *(len(y) for _, y in pairs.values())])
         tasks = []
         for (point, (x, y)), count in zip(pairs.items(), counts, strict=True):
-            if count:
+            if self.is_enough(count):
                 key = "variance", self.cfg.corrections, self.positions
                 variance = activations[point].cached(key, partial(self.variance, y, count))
                 for name in coder_names(point, self.cfg.init_seeds):
                     tasks.append(Task(name, self.coders[name], x, y, variance, self.prepare(name, x, y, count)))
         return tasks
+
+    def is_enough(self, count: int) -> bool:
+        """Whether a batch of `count` counted tokens can be trained on: a single one has no variance that its error could be divided by."""
+        return count > (1 if self.cfg.corrections else 0)
 
     def _mean(self, values: Tensor, count: int) -> Tensor:
         """The mean [d] of the `count` tokens of a batch, of which `values` [token, d] are this rank's."""
@@ -170,6 +175,11 @@ class CoderTrainer:
         if self.coder_config.transcode:
             coder.encoder.bias.data = -self._mean(x, count) @ coder.encoder.weight.data.T
         coder.b_dec.data = self._mean(y, count)
+        if not coder.b_dec.isfinite().all():
+            raise Diverged(
+                f"the activations for {name} are not finite: weights of model_name={self.cfg.model_name} are NaN or infinite, or "
+                "dtype is too narrow for them; set dtype=float32, or choose another model"
+            )
 
     def record(self, name: str, out: ForwardOutput, *, auxk_acts: bool) -> None:
         """Records the losses, and which latents fired."""

@@ -28,7 +28,7 @@ class EndToEndStep:
         x, y = trainer.positions.inputs_and_targets(activations, kept)
         y = y.detach()
         (count,) = trainer.batch_ranks.sum_integers([len(y)])
-        if not count:
+        if not trainer.is_enough(count):
             return activations.output
         variance, dead = trainer.variance(y, count), trainer.prepare(name, x.detach(), y, count)
         if not len(y):

@@ -24,7 +24,7 @@ from sae_transcoder.training.coder_copies import copy_coders
 from sae_transcoder.training.coder_trainer import CoderTrainer
 from sae_transcoder.training.collect_from_ranks import collect_coders, collect_metrics
 from sae_transcoder.training.display import Bar
-from sae_transcoder.training.divergence import refuse_diverged
+from sae_transcoder.training.divergence import refuse_diverged, refuse_untrained
 from sae_transcoder.training.status_writer import StatusWriter
 from sae_transcoder.training.trainer_state import rank_state, release, restore, training_state
 
@@ -166,6 +166,8 @@ class ManagedRun:
         where they were evaluated.
         """
         trainer = self.trainer
+        if trainer.done:
+            refuse_untrained(name for name in trainer.coders if name not in trainer.biases_set)
         if metrics:
             bar.set_fvu([value for name, value in metrics.items() if name.startswith("fvu/")])
         if coders:

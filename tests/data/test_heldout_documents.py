@@ -7,6 +7,8 @@ import pytest
 
 from helpers.characters import EOS, HELD, LENGTH, Characters, settings
 from helpers.token_data import LEFT_OUT, documents, flat, hub_folder, jsonl, pieces, refusal, sets, shuffled, untouched
+from sae_transcoder.config import Config
+from sae_transcoder.config.run_length import run_length
 from sae_transcoder.data import sources
 from sae_transcoder.data.token_sets import TokenSets, heldout_sequences, prepare
 from sae_transcoder.preflight.likely_mistakes import data_warnings
@@ -20,6 +22,10 @@ def marked(number: int, sequences: int) -> str:
 def local(tmp_path: Path, texts: list[str], **given: object) -> TokenSets:
     name = jsonl(tmp_path / "texts.jsonl", [{"text": text} for text in texts])
     return sets(settings(tmp_path, dataset_name=name, **{"max_samples": None, **given}))
+
+
+def warnings_of(cfg: Config, got: TokenSets) -> list[str]:
+    return data_warnings(cfg, run_length(cfg, len(got.train)), got.origin)
 
 
 def documents_in(rows: np.ndarray) -> list[set[int]]:
@@ -74,8 +80,20 @@ def test_where_all_documents_would_be_held_out_their_sequences_are_divided_and_t
     alone, origin = heldout_sequences(settings(tmp_path, dataset_name=name, **cfg), Characters, 2000)
     np.testing.assert_array_equal(alone[:], got.heldout[:])
     assert origin.divided
-    (warning,) = data_warnings(settings(tmp_path, dataset_name=name, **cfg), got.origin)
+    (warning,) = warnings_of(settings(tmp_path, dataset_name=name, **cfg), got)
     assert warning.startswith("eval_samples=4: ")
+
+
+def test_a_document_that_is_most_of_the_data_is_divided_and_not_held_out_whole(tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        got = local(tmp_path / str(seed), [marked(0, 300), *(marked(i, 1) for i in range(1, 9))], eval_samples=4, shuffle_seed=seed)
+        assert len(got.train) >= 300
+
+
+def test_fewer_sequences_than_were_asked_for_are_told(tmp_path: Path) -> None:
+    name = jsonl(tmp_path / "texts.jsonl", [{"text": marked(i, 3)} for i in range(40)])
+    cfg = settings(tmp_path, dataset_name=name, max_samples=500, eval_samples=4)
+    assert "500 sequences are asked for (max_samples, max_steps), it has 108 to train on" in warnings_of(cfg, sets(cfg))[0]
 
 
 def test_of_two_documents_one_is_held_out(tmp_path: Path) -> None:
@@ -111,7 +129,7 @@ def test_a_document_that_is_trained_on_and_held_out_is_counted(tmp_path: Path) -
     cfg = settings(tmp_path, dataset_kind="hub", dataset_name=name, eval_split="validation", eval_samples=9, max_samples=None)
     got = sets(cfg)
     assert got.origin.copies == 5
-    assert "5 documents to train on are held out too" in data_warnings(cfg, got.origin)[0]
+    assert "5 documents to train on are held out too" in warnings_of(cfg, got)[0]
     twice = local(tmp_path / "twice", texts * 2, eval_samples=9)
     assert 0 < twice.origin.copies <= 9
     assert local(tmp_path / "once", texts, eval_samples=9).origin.copies == 0

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from helpers.characters import LENGTH, settings
 from helpers.token_data import documents, id_rows, jsonl, refusal, sets
 from sae_transcoder.config import SpecialTokensInText
+from sae_transcoder.config.run_length import run_length
 from sae_transcoder.preflight.likely_mistakes import data_warnings
 
 # What the tokenizer_config.json and tokenizer.json of each model say of special tokens, by hand: the special tokens that it names and the
@@ -107,7 +108,10 @@ def test_stored_ids_are_taken_as_they_are_and_a_begin_token_that_they_lack_is_to
         cfg = settings(tmp_path, dataset_kind="pretokenized", dataset_name=name, prepend_bos=True, eval_samples=2)
         got = sets(cfg)
         assert got.origin.begin == begin
-        assert [w.startswith("prepend_bos=True: ") for w in data_warnings(cfg, got.origin)] == ([] if begin else [True])
+        warnings = data_warnings(cfg, run_length(cfg, 1100), got.origin)
+        assert [w.startswith("prepend_bos=True: ") for w in warnings] == ([] if begin else [True])
+    cfg.separator = "7"
+    assert any(w.startswith("separator=7: the ids of ") for w in data_warnings(cfg, run_length(cfg, 1100), got.origin))
 
 
 def test_what_stands_around_texts_is_kept_apart_in_the_cache(tmp_path: Path, corpus: str) -> None:

@@ -156,3 +156,13 @@ def test_what_was_set_ends_with_a_pack_that_fails(cache: Path, tmp_path: Path, m
         engine.train_pack([short(cache, tmp_path, "deterministic=true")])
     assert not torch.are_deterministic_algorithms_enabled()
     assert device_settings.CUBLAS not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("given", "policy"), [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active"), ({"GOMP_SPINCOUNT": "10000"}, None)]
+)
+def test_waiting_threads_sleep_unless_the_environment_says_how_they_wait(given: dict[str, str], policy: str | None) -> None:
+    code = "import os, sys, sae_transcoder; print(os.environ.get('OMP_WAIT_POLICY'), 'torch' in sys.modules)"
+    usual = {name: value for name, value in os.environ.items() if name not in device_settings.WAITING}
+    done = subprocess.run([sys.executable, "-c", code], env=usual | given, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(policy), "False"]

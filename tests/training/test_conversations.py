@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from helpers.sweeps import SHORT
 from sae_transcoder.api import TrainedRun, load_config, train
@@ -15,6 +16,7 @@ from sae_transcoder.config import ConfigError, checks
 from sae_transcoder.language_model.forward import ids_of
 from sae_transcoder.language_model.loading import DEMO
 from sae_transcoder.preflight.plan import make_plan
+from sae_transcoder.training.divergence import Diverged
 
 TEMPLATE = "{% for m in messages %}# {{ m['role'] }}\n{{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}# assistant\n{% endif %}"
 
@@ -90,3 +92,42 @@ def test_settings_of_conversations_that_contradict_each_other_are_refused(given:
         setattr(cfg, name, value)
     with pytest.raises(ConfigError, match=said):
         raise ConfigError(*checks.faults(cfg))
+
+
+@pytest.mark.parametrize("loss", ["fvu", "ce"])
+def test_a_batch_with_one_counted_position_is_left_out(talks: list[str], tmp_path: Path, loss: str) -> None:
+    answers = ["A", "def value(self): return self"]
+    rows = [
+        {"messages": [{"role": "user", "content": "import os " * 12 + str(i)}, {"role": "assistant", "content": answers[i % 2]}]}
+        for i in range(400)
+    ]
+    (tmp_path / "short.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = ["train_on=assistant", "batch_size=1", "max_steps=40", "log_every=1", f"dataset_name={tmp_path}/short.jsonl"]
+    cfg = load_config(*talks, *settings, f"save_dir={tmp_path}", f"loss_fn={loss}")
+    kept = (make_plan(cfg).tokens.train[:40][:, 1:] >= 0).sum(1).tolist()
+    assert {0, 1} < set(kept)
+    trained = train(cfg)
+    lines = [json.loads(line) for line in (trained.directory / "metrics.jsonl").read_text().splitlines()]
+    fvus = [value for line in lines for name, value in line.items() if name.startswith("fvu/")]
+    assert len(fvus) == sum(count > 1 for count in kept)
+    assert all(0 < value < 1e4 for value in fvus)
+
+
+def test_a_run_that_counts_no_position_fails_and_says_so(talks: list[str], tmp_path: Path) -> None:
+    everything = ",".join(map(str, range(4096)))
+    with pytest.raises(Diverged, match="no batch had two positions that count"):
+        run(talks, tmp_path, f"exclude_tokens=[{everything}]")
+
+
+def test_activations_that_are_not_finite_are_told_as_such(talks: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(DEMO, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.0.mlp.up_proj.weight"][0] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(Diverged, match=r"the activations for layers\.2 are not finite: weights of model_name="):
+        train(
+            load_config(
+                *SHORT, "k=4", "max_steps=4", f"save_dir={tmp_path}/runs", f"cache_dir={tmp_path}/cache", f"model_name={folder}"
+            )
+        )
