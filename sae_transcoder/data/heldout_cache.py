@@ -1,7 +1,7 @@
 """The held-out sequences on disk: chosen once for the same data and settings, then read."""
 
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 from filelock import FileLock
 
 from sae_transcoder.data.heldout_documents import from_own_split, from_training_split
-from sae_transcoder.data.token_cache import folder_of
+from sae_transcoder.data.token_cache import folder_of, progress
 from sae_transcoder.data.token_ids import Document
 
 
@@ -37,6 +37,7 @@ def cached_heldout(
     dtype: np.dtype,
     *,
     own_split: bool,
+    label: str,
 ) -> StoredHeldOut:
     """At most `count` sequences of `length` ids of these documents.
 
@@ -52,7 +53,8 @@ def cached_heldout(
         except (FileNotFoundError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
             pass  # not chosen yet, or its file was cut off
         choose = from_own_split if own_split else from_training_split
-        heldout = choose(documents, count, length, seed, step)
+        with progress(f"{label}, to hold some out,", None, "documents") as show:
+            heldout = choose(shown(documents, show), count, length, seed, step)
         stored = StoredHeldOut(
             rows=heldout.rows.astype(dtype),
             identities=np.array([document.identity for document in heldout.documents], np.uint64),
@@ -66,3 +68,10 @@ def cached_heldout(
             np.savez(file, **vars(stored))
         new_path.replace(path)
         return stored
+
+
+def shown(documents: Iterable[Document], show: Callable[[int], None]) -> Iterator[Document]:
+    """Yields the documents; calls `show` with how many there were."""
+    for number, document in enumerate(documents, 1):
+        show(number)
+        yield document

@@ -158,11 +158,11 @@ def id_format(vocabulary: int, *, marked: bool) -> np.dtype:
 
 
 @contextmanager
-def progress(label: str, needed: int | None) -> Iterator[Callable[[int], None]]:
-    """Shows how many sequences there are: a progress bar on a terminal, a line every few seconds elsewhere."""
+def progress(label: str, needed: int | None, unit: str = "sequences") -> Iterator[Callable[[int], None]]:
+    """Shows how many sequences, or other units, there are: a progress bar on a terminal, a line every few seconds elsewhere."""
     console = Console(stderr=True)
     if console.is_terminal:
-        columns = (SpinnerColumn(), TextColumn(label), MofNCompleteColumn(), TextColumn("sequences"), TimeElapsedColumn())
+        columns = (SpinnerColumn(), TextColumn(label), MofNCompleteColumn(), TextColumn(unit), TimeElapsedColumn())
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task("", total=needed)
             yield lambda count: bar.update(task, completed=count)
@@ -173,6 +173,6 @@ def progress(label: str, needed: int | None) -> Iterator[Callable[[int], None]]:
         nonlocal last
         if time.monotonic() - last > PLAIN_EVERY:
             last = time.monotonic()
-            console.print(f"{label} {count:,}{f' of {needed:,}' if needed else ''} sequences", markup=False, highlight=False)
+            console.print(f"{label} {count:,}{f' of {needed:,}' if needed else ''} {unit}", markup=False, highlight=False)
 
     yield show

@@ -96,10 +96,14 @@ def training_rows(cfg: Config, how: Encoding, total: int | None) -> tuple[np.nda
     """The rows [sequence, position] of the training split, at least `total` (None: all) where there are so many, and their documents' records."""
     split = sources.train_split(cfg)
     key_parts = cache_key_parts(cfg, split, how.vocabulary, how.special)
-    label = f"{'reading' if how.tokenizer is None else 'tokenising'} {' + '.join(part_names(cfg))} ({split})"
     return cached_sequences(
-        sources.cache_dir(cfg), key_parts, how.length, how.dtype, total, lambda skip: documents(cfg, split, how, skip), label
+        sources.cache_dir(cfg), key_parts, how.length, how.dtype, total, lambda skip: documents(cfg, split, how, skip), label(cfg, split, how)
     )  # fmt: skip
+
+
+def label(cfg: Config, split: str, how: Encoding) -> str:
+    """What is done with a split, for the terminal."""
+    return f"{'reading' if how.tokenizer is None else 'tokenising'} {' + '.join(part_names(cfg))} ({split})"
 
 
 def before(records: np.ndarray, num_ids: int) -> np.ndarray:
@@ -122,7 +126,7 @@ def stored_heldout(cfg: Config, how: Encoding) -> StoredHeldOut:
     made_from = cache_key_parts(cfg, split, how.vocabulary, how.special)
     stored = cached_heldout(
         sources.cache_dir(cfg), made_from, documents(cfg, split, how), cfg.eval_samples, how.length, cfg.shuffle_seed, how.step, how.dtype,
-        own_split=has_own_split(cfg),
+        own_split=has_own_split(cfg), label=label(cfg, split, how),
     )  # fmt: skip
     if not len(stored.rows) and not stored.divided:
         setting = f"eval_split={cfg.eval_split}" if cfg.eval_split else f"dataset_name={cfg.dataset_name}"

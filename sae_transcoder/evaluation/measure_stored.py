@@ -74,7 +74,7 @@ def load_coders(
     faults: list[str] = []
     for name, coder_dir in coder_dirs.items():
         if own_faults := coder_faults(coder_dir):
-            faults += own_faults
+            faults += [f"{fault}; measure another copy" for fault in own_faults]
             continue
         try:
             coders[name] = SparseCoder.load_from_disk(coder_dir, device).float().requires_grad_(False)
