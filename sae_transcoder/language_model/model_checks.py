@@ -1,7 +1,9 @@
 """Checks whether a language model, and this machine, can do what the settings ask: from the model's outline, and its files' headers."""
 
+import json
 import os
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -11,7 +13,9 @@ from sae_transcoder.language_model import loading
 from sae_transcoder.language_model.compilation import CompileObstacle
 from sae_transcoder.language_model.load_errors import loads
 from sae_transcoder.language_model.model_class import auto_class, predicts_next_token
-from sae_transcoder.language_model.weights import weight_faults
+from sae_transcoder.language_model.weights import named, weight_faults
+
+INTEGERS = {"I8", "U8", "I16", "I32", "I64"}  # number formats of safetensors
 
 
 def faults(cfg: Config, outline: PreTrainedModel, obstacle: CompileObstacle | None) -> list[str]:
@@ -47,7 +51,37 @@ def stored_weight_faults(cfg: Config, layers: int | None = None) -> list[str]:
         if not os.path.isdir(loading.model_path(cfg)):
             return []  # it is downloaded when the run begins
         raise
-    return weight_faults(cfg, model, info, layers)
+    return weight_faults(cfg, model, info, layers) + folder_faults(cfg)
+
+
+def folder_faults(cfg: Config) -> list[str]:
+    """Files of a local model that would be loaded as something else than they are: an adapter beside it, integers without their scales."""
+    folder = Path(loading.model_path(cfg))
+    faults = []
+    if (folder / "adapter_config.json").is_file():
+        faults.append(
+            f"model_name={cfg.model_name}: an adapter lies beside the model (adapter_config.json), which is loaded with it only where peft is "
+            "installed; merge it into the model and save that, or move it away"
+        )
+    integers = [
+        name
+        for path in sorted(folder.glob("*.safetensors"))
+        for name, tensor in tensors_of(path).items()
+        if tensor["dtype"] in INTEGERS and name.endswith(".weight")
+    ]
+    if integers:
+        faults.append(
+            f"model_name={cfg.model_name}: its weights are integers ({named(integers)}), and config.json has no quantization_config that says "
+            "what they stand for; give the config that they were saved with"
+        )
+    return faults
+
+
+def tensors_of(path: Path) -> dict[str, Any]:
+    """{name: dtype, shape and place} from the header of a safetensors file (github.com/huggingface/safetensors, Format)."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return {name: tensor for name, tensor in header.items() if name != "__metadata__"}
 
 
 def loss_faults(cfg: Config, model_config: Any) -> list[str]:

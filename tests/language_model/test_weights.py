@@ -111,3 +111,20 @@ def test_what_a_run_can_do_without_is_no_fault(tiny_folder: dict, tmp_path: Path
     change(bert, lambda weights: {name: value for name, value in weights.items() if "pooler" not in name})
     assert model_checks.stored_weight_faults(config(bert)) == []
     assert loading.load(config(bert), CPU).encoder is not None
+
+
+def test_integers_without_a_config_that_says_what_they_stand_for_are_refused(tiny_folder: dict, tmp_path: Path) -> None:
+    folder = a_model(tiny_folder, tmp_path)
+    change(
+        folder,
+        lambda weights: weights | {"layers.1.mlp.up_proj.weight": (weights["layers.1.mlp.up_proj.weight"] * 100).to(torch.int8)},
+    )
+    (fault,) = model_checks.stored_weight_faults(config(folder))
+    assert "its weights are integers (layers.1.mlp.up_proj.weight)" in fault
+
+
+def test_an_adapter_beside_a_model_is_refused(tiny_folder: dict, tmp_path: Path) -> None:
+    folder = a_model(tiny_folder, tmp_path)
+    (folder / "adapter_config.json").write_text("{}")
+    (fault,) = model_checks.stored_weight_faults(config(folder))
+    assert "an adapter lies beside the model (adapter_config.json)" in fault
