@@ -19,7 +19,6 @@ from sae_transcoder.config import Config, num_latents
 from sae_transcoder.config.run_length import run_length
 from sae_transcoder.distributed import ALONE, Ranks
 from sae_transcoder.language_model.forward import Activations
-from sae_transcoder.training.divergence import Diverged
 from sae_transcoder.training.k_schedule import k_at, valid_k
 from sae_transcoder.training.new_coders import new_coders
 from sae_transcoder.training.task import Task
@@ -175,11 +174,6 @@ class CoderTrainer:
         if self.coder_config.transcode:
             coder.encoder.bias.data = -self._mean(x, count) @ coder.encoder.weight.data.T
         coder.b_dec.data = self._mean(y, count)
-        if not coder.b_dec.isfinite().all():
-            raise Diverged(
-                f"the activations for {name} are not finite: weights of model_name={self.cfg.model_name} are NaN or infinite, or "
-                "dtype is too narrow for them; set dtype=float32, or choose another model"
-            )
 
     def record(self, name: str, out: ForwardOutput, *, auxk_acts: bool) -> None:
         """Records the losses, and which latents fired."""

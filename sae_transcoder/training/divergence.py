@@ -16,7 +16,10 @@ def refuse_diverged(step: int, metrics: Mapping[str, float]) -> None:
     for name, value in metrics.items():
         kind = name.split("/")[0]
         if kind in LOSSES and (not math.isfinite(value) or (kind == "fvu" and value > HOPELESS_FVU)):
-            raise Diverged(f"{name} is {value:.3g} at step {step}: training diverged; lower lr")
+            raise Diverged(
+                f"{name} is {value:.3g} at step {step}: training diverged; lower lr, or where no rate helps, see whether the model's weights are "
+                "finite and dtype wide enough for its activations"
+            )
 
 
 def refuse_untrained(names: Iterable[str]) -> None:
