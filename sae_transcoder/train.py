@@ -11,13 +11,13 @@ from sae_transcoder.config import Config, Hardware, run_dir
 from sae_transcoder.config.command_line import split_arguments
 from sae_transcoder.config.composition import CONF, fields_of, override_faults, register, typed
 from sae_transcoder.distributed import rank, refuse
-from sae_transcoder.launch.endings import told
+from sae_transcoder.launch.endings import end_with_message
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF.resolve()), config_name="config")
 def run(composed: DictConfig) -> float | None:
     """Trains or submits the run that `composed` describes. Returns its objective if it was trained here."""
-    with told([]):  # ends the program here: Hydra would put a line of its own before the message
+    with end_with_message([]):  # ends the program here: Hydra would put a line of its own before the message
         return train_or_submit(typed(composed))
 
 
@@ -64,7 +64,7 @@ def take_json(command: list[str]) -> None:
 def main() -> None:
     """Runs the command. Exit code 0: done, 1: refused or failed, 128 + n: stopped by signal n after saving its state."""
     register()
-    with told(sys.argv[1:]):
+    with end_with_message(sys.argv[1:]):
         if "--to-yaml" in sys.argv or any(argument.startswith("json=") for argument in sys.argv[1:]):
             take_json(sys.argv)
         overrides, options, folders = split_arguments(sys.argv[1:])

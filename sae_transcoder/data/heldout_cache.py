@@ -54,7 +54,7 @@ def cached_heldout(
             pass  # not chosen yet, or its file was cut off
         choose = from_own_split if own_split else from_training_split
         with progress(f"{label}, to hold some out,", None, "documents") as show:
-            heldout = choose(shown(documents, show), count, length, seed, step)
+            heldout = choose(report_progress(documents, show), count, length, seed, step)
         stored = StoredHeldOut(
             rows=heldout.rows.astype(dtype),
             identities=np.array([document.identity for document in heldout.documents], np.uint64),
@@ -70,7 +70,7 @@ def cached_heldout(
         return stored
 
 
-def shown(documents: Iterable[Document], show: Callable[[int], None]) -> Iterator[Document]:
+def report_progress(documents: Iterable[Document], show: Callable[[int], None]) -> Iterator[Document]:
     """Yields the documents; calls `show` with how many there were."""
     for number, document in enumerate(documents, 1):
         show(number)

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from sae_transcoder.config import Config, ConfigError, ModelType, Site, site
 from sae_transcoder.language_model import layers
 from sae_transcoder.language_model.model_class import base
-from sae_transcoder.language_model.trial import SEQUENCES, trial_length, tried
+from sae_transcoder.language_model.trial import SEQUENCES, trial_length, try_forward
 
 # The names of a layer's modules in different model families, in the order of preference.
 SITE_NAMES = {
@@ -90,7 +90,7 @@ def widths(cfg: Config, model: PreTrainedModel, hookpoints: Sequence[str]) -> di
     Raises ConfigError for a forward that fails, modules that it does not call, whose output is not [batch, position, d], and
     for a transcoder on a module whose input is not as wide as its output.
     """
-    activations, length = tried(cfg, model, hookpoints), trial_length(cfg, model)
+    activations, length = try_forward(cfg, model, hookpoints), trial_length(cfg, model)
     faults, width_of = [], {}
     setting = f"hookpoints={cfg.hookpoints}" if cfg.hookpoints is not None else f"layers={cfg.layers}, site={site(cfg)}"
     for name in hookpoints:

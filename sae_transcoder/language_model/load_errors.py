@@ -15,7 +15,7 @@ from sae_transcoder.process.memory_errors import is_out_of_memory
 
 
 @contextmanager
-def loads(cfg: ModelConfig, part: str) -> Iterator[None]:
+def explain_load_errors(cfg: ModelConfig, part: str) -> Iterator[None]:
     """While open, whatever transformers, or a model's own code, raises is told as a ConfigError: this part of the model cannot be loaded.
 
     Other errors stay what they are: a lack of memory, a broken GPU.

@@ -18,7 +18,7 @@ from transformers.utils.hub import get_checkpoint_shard_files
 
 from sae_transcoder.config import Config, ConfigError, ModelConfig, Quantization
 from sae_transcoder.config.paths import expanded, is_path, local_path
-from sae_transcoder.language_model.load_errors import loads
+from sae_transcoder.language_model.load_errors import explain_load_errors
 from sae_transcoder.language_model.model_class import auto_class, base
 from sae_transcoder.language_model.weights import is_of_head, weight_faults
 
@@ -57,7 +57,7 @@ def outline(cfg: Config, layers: int | None = None, dtype: torch.dtype = torch.b
 
     Raises ConfigError where the model's config cannot be loaded or describes no text model.
     """
-    with loads(cfg, "config"):
+    with explain_load_errors(cfg, "config"):
         model_config = config_of(cfg, layers)
         with FakeTensorMode(), no_init_weights():  # some initialisations read values, and there are none
             model = auto_class(cfg, model_config).from_config(model_config, dtype=dtype, trust_remote_code=cfg.trust_remote_code)
@@ -67,7 +67,7 @@ def outline(cfg: Config, layers: int | None = None, dtype: torch.dtype = torch.b
 
 def tokenizer(cfg: ModelConfig) -> PreTrainedTokenizerBase:
     """The model's tokenizer. Raises ConfigError where it cannot be loaded."""
-    with loads(cfg, "tokenizer"):
+    with explain_load_errors(cfg, "tokenizer"):
         return AutoTokenizer.from_pretrained(model_path(cfg), revision=cfg.revision, trust_remote_code=cfg.trust_remote_code)
 
 
@@ -75,7 +75,7 @@ def fetch(cfg: ModelConfig) -> None:
     """Downloads the model's weights into the hub's cache, unless they are there. Raises ConfigError where that fails."""
     if Path(model_path(cfg)).is_dir():
         return
-    with loads(cfg, "weights"):
+    with explain_load_errors(cfg, "weights"):
         for name, index in [(SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME), (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)]:
             for file in (name, index):
                 path = cached_file(cfg.model_name, file, revision=cfg.revision, _raise_exceptions_for_missing_entries=False)
@@ -93,7 +93,7 @@ def load(cfg: Config, device: torch.device, layers: int | None = None) -> PreTra
     """
     dtype = resolve_dtype(cfg, device)
     kwargs: dict[str, Any] = dict(revision=cfg.revision, dtype=dtype, trust_remote_code=cfg.trust_remote_code)
-    with loads(cfg, "weights"):
+    with explain_load_errors(cfg, "weights"):
         model_config = config_of(cfg, layers)
         if cfg.quantization is not None:
             kwargs["quantization_config"] = _bitsandbytes_config(cfg.quantization, dtype)

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from sae_transcoder.config import Config, ConfigError, LossFn
 from sae_transcoder.language_model import loading
 from sae_transcoder.language_model.compilation import CompileObstacle
-from sae_transcoder.language_model.load_errors import loads
+from sae_transcoder.language_model.load_errors import explain_load_errors
 from sae_transcoder.language_model.model_class import auto_class, predicts_next_token
 from sae_transcoder.language_model.weights import named, weight_faults
 
@@ -39,7 +39,7 @@ def stored_weight_faults(cfg: Config, layers: int | None = None) -> list[str]:
     kind: Any = auto_class(cfg, model_config)
     options: dict[str, Any] = dict(config=model_config, revision=cfg.revision, local_files_only=True, device_map={"": "meta"})
     try:
-        with loads(cfg, "weights"), loading.quiet():
+        with explain_load_errors(cfg, "weights"), loading.quiet():
             model, info = kind.from_pretrained(
                 loading.model_path(cfg),
                 output_loading_info=True,

@@ -17,14 +17,14 @@ from sae_transcoder.language_model.model_class import base_name, has_head
 SEQUENCES = 3  # unlike any dimension that a model gives a meaning of its own
 
 
-def tried(cfg: Config, model: PreTrainedModel, hookpoints: Sequence[str]) -> dict[str, Activations]:
+def try_forward(cfg: Config, model: PreTrainedModel, hookpoints: Sequence[str]) -> dict[str, Activations]:
     """The shapes at the hookpoints of sequences [SEQUENCES, position] as long as the run's, from a forward of the outline as the run does it.
 
     A module that the forward does not call is missing. Raises ConfigError for a forward that fails, with the module that does.
     """
     path: list[str] = []
     fake_mode = next(model.parameters()).fake_mode  # type: ignore[attr-defined] # an outline's
-    with torch.no_grad(), noting_modules(model, path), silent(), fake_mode, KnownValues(fake_mode):
+    with torch.no_grad(), record_modules(model, path), silent(), fake_mode, KnownValues(fake_mode):
         try:
             tokens = torch.full((SEQUENCES, trial_length(cfg, model)), usual_id(model))
             if has_head(model) and computes_logits(cfg):
@@ -79,7 +79,7 @@ def silent() -> Iterator[None]:
 
 
 @contextmanager
-def noting_modules(model: PreTrainedModel, path: list[str]) -> Iterator[None]:
+def record_modules(model: PreTrainedModel, path: list[str]) -> Iterator[None]:
     """While open, `path` holds the names, below the model's base, of the modules whose forward is under way; after an error, of those that
     it passed through."""
     base, handles = base_name(model), []

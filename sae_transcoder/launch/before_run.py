@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from sae_transcoder import distributed
 from sae_transcoder.config import ConfigError, Hardware, composition, run_dir
 from sae_transcoder.distributed import refuse
-from sae_transcoder.launch.endings import told
+from sae_transcoder.launch.endings import end_with_message
 
 
 class BeforeTheRun(Callback):
@@ -48,7 +48,7 @@ def end_unless_to_be_trained(config: DictConfig) -> None:
     from sae_transcoder.preflight.plan import check_settings
     from sae_transcoder.run_store import observed_status
 
-    with told([]):  # here: Hydra makes a warning of what a callback raises, and goes on
+    with end_with_message([]):  # here: Hydra makes a warning of what a callback raises, and goes on
         cfg = composition.typed(config)
         check_settings(cfg)
         if note := observed_status.nothing_to_do(run_dir(cfg)):

@@ -22,7 +22,7 @@ class RunFailed(Exception):
 
 
 @contextmanager
-def told(overrides: Sequence[str]) -> Iterator[None]:
+def end_with_message(overrides: Sequence[str]) -> Iterator[None]:
     """Ends the program with a message where an error is raised inside it. A bug keeps its traceback.
 
     Exit code 1: refused or failed, 128 + n: stopped by signal n after saving. overrides: the command line's, for Hydra's errors.
