@@ -26,4 +26,8 @@ def print_table(evaluation: Evaluation, eval_path: Path) -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     console.print(table)
     tokens = evaluation.coders[0].metrics["total_tokens_eval_sparsity_variance"]
-    console.print(f"{tokens:,.0f} held-out tokens of {evaluation.config['dataset_name']}; all metrics: {eval_path}", soft_wrap=True)
+    names = evaluation.config["dataset_name"]
+    console.print(
+        f"{tokens:,.0f} held-out tokens of {' and '.join(names) if isinstance(names, list) else names}; all metrics: {eval_path}",
+        soft_wrap=True,
+    )
