@@ -7,14 +7,15 @@ from safetensors import SafetensorError
 
 from sae_transcoder.coder.names import hookpoint_of
 from sae_transcoder.coder.stored_coders import (
+    WEIGHTS,
     coder_settings,
     coders_dir,
     expected_shapes,
     find_coders,
     tensor_faults,
-    tensor_headers,
 )
 from sae_transcoder.config import Config, ConfigError, ModelType
+from sae_transcoder.process.tensor_headers import tensor_headers
 from sae_transcoder.run_store.checked_files import DamagedFile
 
 
@@ -46,7 +47,7 @@ def shape_faults(cfg: Config, folder: Path, name: str, width: int, latents: int)
     """How the coder stored in `folder` differs from the one to be trained."""
     try:
         settings = coder_settings(folder)
-        headers = tensor_headers(folder)
+        headers = tensor_headers(folder / WEIGHTS)
     except DamagedFile as error:
         return [f"finetune={cfg.finetune}: {error}"]
     except (ValueError, OSError, SafetensorError) as error:

@@ -7,15 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, isin, tensor
 
-from sae_transcoder.config import Config, ModelType, TrainOn
+from sae_transcoder.config import Config, ModelType, leaves_roles_out
 from sae_transcoder.distributed import ALONE, Ranks
 from sae_transcoder.language_model.forward import Activations
 from sae_transcoder.process.to_device import copy_to_device, true_indices
-
-
-def marked(cfg: Config) -> bool:
-    """Whether some tokens of the data are marked as left out: those that the assistant did not write."""
-    return cfg.train_on == TrainOn.assistant
 
 
 @dataclass(frozen=True)
@@ -39,7 +34,7 @@ class PositionFilter:
             cfg.exclude_first_tokens,
             cfg.max_norm_multiple,
             cfg.batch_size * cfg.max_seq_length,
-            marked(cfg),
+            leaves_roles_out(cfg),
         )
 
     def by_token(self, tokens: Tensor) -> Tensor | None:
@@ -49,7 +44,9 @@ class PositionFilter:
         """
         if not self.exclude_tokens and not self.exclude_first_tokens and not self.marked:
             return None
-        mask = isin(tokens, tensor(self.exclude_tokens, dtype=tokens.dtype, device=tokens.device), invert=True) & (tokens >= 0)
+        mask = isin(tokens, tensor(self.exclude_tokens, dtype=tokens.dtype, device=tokens.device), invert=True)
+        if self.marked:
+            mask &= tokens >= 0
         mask[:, : self.exclude_first_tokens] = False
         return mask.flatten()
 

@@ -8,8 +8,11 @@ from natsort import natsorted
 from sae_transcoder.coder.names import coder_name
 from sae_transcoder.config import ConfigError
 from sae_transcoder.config.paths import is_path, label, local_path
+from sae_transcoder.process.tensor_headers import tensor_headers
 from sae_transcoder.run_store import run_files
 from sae_transcoder.run_store.checked_files import DamagedFile, damaged, read_object
+
+WEIGHTS = "sae.safetensors"  # a coder's file of tensors
 
 
 def coders_dir(text: str, name: str = "") -> Path:
@@ -41,17 +44,8 @@ def run_dir_of(coders: Path) -> Path | None:
 def find_coders(root: Path) -> dict[str, Path]:
     """{coder: the folder of its cfg.json and sae.safetensors} below `root`, in natural order."""
     folders = [p.parent for pattern in ("*/cfg.json", "seed*/*/cfg.json") for p in root.glob(pattern)]
-    by_name = {coder_name(p.relative_to(root)): p for p in folders if (p / "sae.safetensors").is_file()}
+    by_name = {coder_name(p.relative_to(root)): p for p in folders if (p / WEIGHTS).is_file()}
     return {name: by_name[name] for name in natsorted(by_name)}
-
-
-def tensor_headers(folder: Path) -> dict[str, tuple[list[int], str]]:
-    """{tensor: its shape and number format, such as F32} of a stored coder. Raises OSError or SafetensorError for a damaged file."""
-    from safetensors import safe_open
-
-    with safe_open(folder / "sae.safetensors", framework="numpy") as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-        return {name: (list(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
 
 
 def expected_shapes(width: int, num_latents: int, *, skip: bool) -> dict[str, list[int]]:
@@ -106,7 +100,7 @@ def coder_faults(folder: Path) -> list[str]:
         cfg = coder_settings(folder)
         width = cfg["d_in"]
         num_latents = cfg["num_latents"] or width * cfg["expansion_factor"]
-        faults = tensor_faults(tensor_headers(folder), expected_shapes(width, num_latents, skip=cfg["skip_connection"]))
+        faults = tensor_faults(tensor_headers(folder / WEIGHTS), expected_shapes(width, num_latents, skip=cfg["skip_connection"]))
     except DamagedFile as error:
         return list(error.faults)
     except Exception as error:  # safetensors raises many kinds for damaged files

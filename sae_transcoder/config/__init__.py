@@ -1,7 +1,17 @@
 """Every setting: its fields by group, their names and checks, and how a command line becomes a `Config`."""
 # ruff: noqa: F401 - other packages import these names from here
 
-from sae_transcoder.config.derived import computes_logits, evaluation_batch, normalize_decoder, num_latents, site, warmup_steps
+from sae_transcoder.config.derived import (
+    as_list,
+    computes_logits,
+    evaluation_batch,
+    has_stored_ids,
+    leaves_roles_out,
+    normalize_decoder,
+    num_latents,
+    site,
+    warmup_steps,
+)
 from sae_transcoder.config.errors import ConfigError
 from sae_transcoder.config.fields import FIELD_GROUPS, FIELDS, GROUPS, PATH_FIELDS, Config
 from sae_transcoder.config.fields.architecture import Activation, ArchitectureConfig

@@ -1,6 +1,9 @@
 """What follows from the settings: the values that null stands for, and sizes that several fields make together."""
 
+from typing import Any
+
 from sae_transcoder.config.fields import Config
+from sae_transcoder.config.fields.dataset import DatasetKind, TrainOn
 from sae_transcoder.config.fields.model_type import ModelType, Site
 from sae_transcoder.config.fields.training import LossFn
 
@@ -25,6 +28,21 @@ def warmup_steps(cfg: Config, steps: int) -> int:
 def computes_logits(cfg: Config) -> bool:
     """Whether the run or its evaluation asks the language model for logits."""
     return cfg.loss_fn != LossFn.fvu or cfg.eval_end_to_end
+
+
+def has_stored_ids(cfg: Config) -> bool:
+    """Whether the data are token ids, which are taken as they are stored."""
+    return cfg.dataset_kind in (DatasetKind.pretokenized, DatasetKind.memmap)
+
+
+def leaves_roles_out(cfg: Config) -> bool:
+    """Whether the positions that the assistant did not write are marked as left out."""
+    return cfg.train_on == TrainOn.assistant
+
+
+def as_list(value: Any) -> list[Any]:
+    """A setting that is a text or a list, as a list: the names of a data set's parts."""
+    return value if isinstance(value, list) else [value]
 
 
 def num_latents(cfg: Config, width: int) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sae_transcoder.config import Config, ConfigError, TrainOn
+from sae_transcoder.config import Config, ConfigError, leaves_roles_out
 from sae_transcoder.data.sequences import left_out
 
 Messages = Sequence[dict[str, Any]]
@@ -26,7 +26,7 @@ def check_template(cfg: Config, tokenizer: Any) -> None:
         raise ConfigError(
             f"messages_column={cfg.messages_column}: the chat template of {cfg.model_name} cannot be used ({error}); correct it, or {fix}"
         ) from error
-    if cfg.train_on == TrainOn.assistant and not MARKS_ASSISTANT.search(template) and not tokenizer.is_fast:
+    if leaves_roles_out(cfg) and not MARKS_ASSISTANT.search(template) and not tokenizer.is_fast:
         raise ConfigError(
             f"train_on=assistant: the tokenizer of {cfg.model_name} does not tell where in a text its tokens stand; set train_on=all"
         )
@@ -50,7 +50,7 @@ def conversation_ids(cfg: Config, messages: Any, tokenizer: Any, begin: tuple[in
         ) from error
     if begin and tuple(ids[: len(begin)]) == begin:
         ids, of_assistant = ids[len(begin) :], of_assistant[len(begin) :]
-    return np.where(of_assistant, ids, left_out(ids)) if cfg.train_on == TrainOn.assistant else ids
+    return np.where(of_assistant, ids, left_out(ids)) if leaves_roles_out(cfg) else ids
 
 
 def check_messages(cfg: Config, messages: Any) -> None:
@@ -78,7 +78,7 @@ def check_messages(cfg: Config, messages: Any) -> None:
 def encode(cfg: Config, messages: Messages, tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
     """The ids of a conversation, and whether the assistant wrote each of them; each [position]."""
     options = dict(tokenize=True, return_dict=True)
-    if cfg.train_on == TrainOn.all:
+    if not leaves_roles_out(cfg):
         ids = np.array(tokenizer.apply_chat_template(messages, **options)["input_ids"], np.int64)
         return ids, np.ones(len(ids), bool)
     if MARKS_ASSISTANT.search(tokenizer.get_chat_template()):

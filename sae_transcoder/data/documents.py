@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sae_transcoder.config import Config, DatasetKind, TrainOn
+from sae_transcoder.config import Config, has_stored_ids, leaves_roles_out
 from sae_transcoder.data import token_ids
 from sae_transcoder.data.mixture import draw_rows
 from sae_transcoder.data.sequences import left_out
@@ -20,7 +20,7 @@ from sae_transcoder.data.token_ids import Document
 class Encoding:
     """How rows become token ids."""
 
-    tokenizer: Callable[[], Any] | None  # of text; None: rows hold ids
+    tokenizer: Any  # of text; None: rows hold ids
     special: SpecialTokens
     vocabulary: int  # how many ids the model has
     length: int  # of a sequence without the begin tokens
@@ -45,12 +45,11 @@ class Encoding:
 
 def encoding(cfg: Config, tokenizer: Callable[[], Any], vocabulary: int) -> Encoding:
     """How the settings have rows encoded. Raises ConfigError as special_tokens does."""
-    if cfg.dataset_kind in (DatasetKind.pretokenized, DatasetKind.memmap):
+    if has_stored_ids(cfg):
         return Encoding(None, SpecialTokens(), vocabulary, cfg.max_seq_length, marked=False)
-    special = special_tokens(cfg, tokenizer(), vocabulary)
-    return Encoding(
-        tokenizer, special, vocabulary, cfg.max_seq_length - len(special.begin), marked=cfg.train_on == TrainOn.assistant
-    )
+    loaded = tokenizer()
+    special = special_tokens(cfg, loaded, vocabulary)
+    return Encoding(loaded, special, vocabulary, cfg.max_seq_length - len(special.begin), marked=leaves_roles_out(cfg))
 
 
 def documents(cfg: Config, split: str, encoding: Encoding, skip: int = 0) -> Iterator[Document]:
@@ -61,7 +60,7 @@ def documents(cfg: Config, split: str, encoding: Encoding, skip: int = 0) -> Ite
         ids = token_ids.row_ids(cfg, rows, skip, encoding.vocabulary)
     else:
         encode = token_ids.tokenize if cfg.messages_column is None else token_ids.conversations
-        ids = token_ids.check_ids(cfg, encode(cfg, rows, encoding.tokenizer(), encoding.special), encoding.vocabulary)
+        ids = token_ids.check_ids(cfg, encode(cfg, rows, encoding.tokenizer, encoding.special), encoding.vocabulary)
     for of_document in ids:
         part, _ = next(drawn)
         yield token_ids.document(of_document, part)

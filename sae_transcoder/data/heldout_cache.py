@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
+from sae_transcoder.data.documents import Encoding
 from sae_transcoder.data.heldout_documents import from_own_split, from_training_split
 from sae_transcoder.data.token_cache import folder_of, progress
 from sae_transcoder.data.token_ids import Document
+from sae_transcoder.process.atomic_files import replace_file
 
 
 @dataclass(frozen=True)
@@ -31,18 +33,15 @@ def cached_heldout(
     made_from: Mapping[str, Any],
     documents: Iterable[Document],
     count: int,
-    length: int,
     seed: int,
-    step: int,
-    dtype: np.dtype,
+    how: Encoding,
     *,
     own_split: bool,
     label: str,
 ) -> StoredHeldOut:
-    """At most `count` sequences of `length` ids of these documents.
+    """At most `count` sequences of these documents.
 
-    made_from: everything that the documents depend on; step: pieces of documents begin at multiples of it; own_split: whether nothing else of the
-    documents is trained on.
+    made_from: everything that the documents depend on; how: they are encoded; own_split: whether nothing else of them is trained on.
     """
     folder = folder_of(cache, {**made_from, "held_out": count, "own_split": own_split})
     path = folder / "heldout.npz"
@@ -54,19 +53,16 @@ def cached_heldout(
             pass  # not chosen yet, or its file was cut off
         choose = from_own_split if own_split else from_training_split
         with progress(f"{label}, to hold some out,", None, "documents") as show:
-            heldout = choose(report_progress(documents, show), count, length, seed, step)
+            heldout = choose(report_progress(documents, show), count, how.length, seed, how.step)
         stored = StoredHeldOut(
-            rows=heldout.rows.astype(dtype),
+            rows=heldout.rows.astype(how.dtype),
             identities=np.array([document.identity for document in heldout.documents], np.uint64),
             parts=np.array([document.part for document in heldout.documents], np.int64),
             tokens=np.array(heldout.used, np.int64),
             sizes=np.array([document.size for document in heldout.documents], np.int64),
             divided=np.array(heldout.divided),
         )
-        new_path = path.with_name(f".{path.name}.new")
-        with new_path.open("wb") as file:
-            np.savez(file, **vars(stored))
-        new_path.replace(path)
+        replace_file(path, lambda file: np.savez(file, **vars(stored)))
         return stored
 
 

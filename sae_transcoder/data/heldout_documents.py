@@ -21,7 +21,7 @@ class HeldOut:
     divided: bool = False  # there are too few documents to hold any out whole; then there are no rows
 
 
-def from_own_split(documents: Iterable[Document], count: int, length: int, seed: int, step: int = 1) -> HeldOut:
+def from_own_split(documents: Iterable[Document], count: int, length: int, seed: int, step: int) -> HeldOut:
     """`count` sequences of `length` ids, or as many as there are, from a split that nothing is trained on.
 
     step: pieces of documents begin at multiples of it.
@@ -30,7 +30,7 @@ def from_own_split(documents: Iterable[Document], count: int, length: int, seed:
     return cut(taken, count, length, seed, step)
 
 
-def from_training_split(documents: Iterable[Document], count: int, length: int, seed: int, step: int = 1) -> HeldOut:
+def from_training_split(documents: Iterable[Document], count: int, length: int, seed: int, step: int) -> HeldOut:
     """The same from the first documents of a split whose others are trained on.
 
     At most a tenth of the documents are held out, unless they do not suffice. Where they would be more than half of the data, none is: `divided`.
@@ -87,7 +87,7 @@ def shares(documents: Sequence[Document], count: int, length: int) -> list[int]:
     return given
 
 
-def cut(documents: Sequence[Document], count: int, length: int, seed: int, step: int = 1) -> HeldOut:
+def cut(documents: Sequence[Document], count: int, length: int, seed: int, step: int) -> HeldOut:
     """At most `count` sequences, from each document a piece of as many as `shares` says, at a place that the seed decides."""
     pieces = [
         piece(document.ids, share * length, step, [seed, number, 1])

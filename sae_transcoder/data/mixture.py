@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sae_transcoder.config import Config
+from sae_transcoder.config import Config, as_list
 from sae_transcoder.data import sources
 
 
@@ -15,13 +15,9 @@ def parts(cfg: Config) -> list[Config]:
     names, configs = cfg.dataset_name, cfg.dataset_config
     if not isinstance(names, list) and not isinstance(configs, list):
         return [cfg]
-    count = len(names) if isinstance(names, list) else len(configs)
-    names = names if isinstance(names, list) else [names] * count
-    configs = configs if isinstance(configs, list) else [configs] * count
-    return [
-        replace(cfg, dataset_name=name, dataset_config=config, dataset_weights=None)
-        for name, config in zip(names, configs, strict=True)
-    ]
+    count = max(len(as_list(names)), len(as_list(configs)))
+    pairs = zip(*(each if isinstance(each, list) else [each] * count for each in (names, configs)), strict=True)
+    return [replace(cfg, dataset_name=name, dataset_config=config, dataset_weights=None) for name, config in pairs]
 
 
 def part_names(cfg: Config) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sae_transcoder.config import Config, ConfigError, SpecialTokensInText, TrainOn
+from sae_transcoder.config import Config, ConfigError, SpecialTokensInText, leaves_roles_out
 from sae_transcoder.data import chat
 from sae_transcoder.data.sequences import left_out
 from sae_transcoder.data.special_tokens import SpecialTokens
@@ -59,7 +59,7 @@ def conversations(cfg: Config, rows: Iterable[dict[str, Any]], tokenizer: Any, s
     """Yields each conversation's ids with the separator after them; an empty one yields no ids."""
     chat.check_template(cfg, tokenizer)
     separator = np.array(special.separator, np.int64)
-    separator = left_out(separator) if cfg.train_on == TrainOn.assistant else separator
+    separator = left_out(separator) if leaves_roles_out(cfg) else separator
     for row in rows:
         messages = row[str(cfg.messages_column)]
         if messages is None or messages == []:

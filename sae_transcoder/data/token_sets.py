@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sae_transcoder.config import Config, ConfigError, DatasetKind, TrainOn
+from sae_transcoder.config import Config, ConfigError, DatasetKind, leaves_roles_out
 from sae_transcoder.config.run_length import needed_samples
 from sae_transcoder.data import sources, token_ids
 from sae_transcoder.data.cache_key import cache_key_parts
@@ -56,7 +56,7 @@ def prepare(cfg: Config, tokenizer: Callable[[], Any], vocabulary: int, ranks: i
     read = before(records, (num_first + available) * how.length)[left_out:]
     origin = replace(
         origin_of(cfg, how, heldout, before(records, num_first * how.length)),
-        begin=how.special.begin if how.tokenizer else common_begin(train),
+        begin=common_begin(train) if how.tokenizer is None else how.special.begin,
         shares=shares(cfg, np.bincount(read["part"], read["tokens"], len(part_names(cfg))).tolist()),
         copies=int(np.isin(read["identity"], heldout.identities[heldout.sizes > 0]).sum()),
     )
@@ -68,7 +68,7 @@ def prepare(cfg: Config, tokenizer: Callable[[], Any], vocabulary: int, ranks: i
 
 def refuse_no_assistant(cfg: Config, sequences: Sequences, kind: str) -> None:
     """Raises ConfigError where train_on=assistant leaves no position of the sequences, of those to train on the first WINDOW."""
-    if cfg.train_on == TrainOn.assistant and not (sequences[:WINDOW] >= 0).any():
+    if leaves_roles_out(cfg) and not (sequences[:WINDOW] >= 0).any():
         raise ConfigError(
             f"train_on=assistant: in {min(WINDOW, len(sequences)):,} sequences {kind} of dataset_name={cfg.dataset_name} there is no position of "
             "a message whose role is assistant; check the messages' roles and the chat template, or set train_on=all"
@@ -125,7 +125,7 @@ def stored_heldout(cfg: Config, how: Encoding) -> StoredHeldOut:
     split = cfg.eval_split or ("heldout" if cfg.dataset_kind == DatasetKind.demo else sources.train_split(cfg))
     made_from = cache_key_parts(cfg, split, how.vocabulary, how.special)
     stored = cached_heldout(
-        sources.cache_dir(cfg), made_from, documents(cfg, split, how), cfg.eval_samples, how.length, cfg.shuffle_seed, how.step, how.dtype,
+        sources.cache_dir(cfg), made_from, documents(cfg, split, how), cfg.eval_samples, cfg.shuffle_seed, how,
         own_split=has_own_split(cfg), label=label(cfg, split, how),
     )  # fmt: skip
     if not len(stored.rows) and not stored.divided:
@@ -173,7 +173,7 @@ def heldout_sequences(cfg: Config, tokenizer: Callable[[], Any], vocabulary: int
     sequences = heldout_of(cfg, how, stored, rows)
     refuse_no_assistant(cfg, sequences, "held out")
     origin = origin_of(cfg, how, stored, first)
-    return sequences, origin if how.tokenizer else replace(origin, begin=common_begin(sequences))
+    return sequences, replace(origin, begin=common_begin(sequences)) if how.tokenizer is None else origin
 
 
 def refuse_eval_split(cfg: Config) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from sae_transcoder.config import as_list
 from sae_transcoder.run_store.eval_file import Evaluation
 
 COLUMNS = {
@@ -28,6 +29,6 @@ def print_table(evaluation: Evaluation, eval_path: Path) -> None:
     tokens = evaluation.coders[0].metrics["total_tokens_eval_sparsity_variance"]
     names = evaluation.config["dataset_name"]
     console.print(
-        f"{tokens:,.0f} held-out tokens of {' and '.join(names) if isinstance(names, list) else names}; all metrics: {eval_path}",
+        f"{tokens:,.0f} held-out tokens of {' and '.join(as_list(names))}; all metrics: {eval_path}",
         soft_wrap=True,
     )

@@ -17,6 +17,7 @@ from sae_transcoder.config import (
     ModelTypeConfig,
     OptimizerConfig,
     TrainingConfig,
+    as_list,
 )
 from sae_transcoder.config.paths import is_path
 from sae_transcoder.exports.source import Source
@@ -48,8 +49,7 @@ def writer(source: Source) -> WriteFiles:
 
 def data_of(settings: dict[str, Any]) -> str:
     """What the coders were trained on, in words."""
-    names = settings["dataset_name"]
-    name = " and ".join(names) if isinstance(names, list) else names
+    name = " and ".join(as_list(settings["dataset_name"]))
     if settings["messages_column"] is None:
         return name
     return f"conversations of {name}" + (", on the assistant's words alone" if settings["train_on"] == "assistant" else "")
@@ -66,8 +66,7 @@ def model_card(source: Source) -> str:
     if settings["model_name"].count("/") == 1 and not is_path(settings["model_name"]):
         front_matter["base_model"] = settings["model_name"]
     if settings["dataset_kind"] == "hub":
-        names = settings["dataset_name"]
-        front_matter["datasets"] = names if isinstance(names, list) else [names]
+        front_matter["datasets"] = as_list(settings["dataset_name"])
     first_coder, cfg = next((coder_dir(name), coder.cfg) for name, coder in source.coders.items())
     begin = f"each begin with the id {', '.join(map(str, source.begin))}" if source.begin else "have no begin token"
     stage = "" if source.path.name == "coders" else f", {source.path.name} of its run"

@@ -1,6 +1,5 @@
 """Checks whether a language model, and this machine, can do what the settings ask: from the model's outline, and its files' headers."""
 
-import json
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +13,7 @@ from sae_transcoder.language_model.compilation import CompileObstacle
 from sae_transcoder.language_model.load_errors import explain_load_errors
 from sae_transcoder.language_model.model_class import auto_class, predicts_next_token
 from sae_transcoder.language_model.weights import named, weight_faults
+from sae_transcoder.process.tensor_headers import tensor_headers
 
 INTEGERS = {"I8", "U8", "I16", "I32", "I64"}  # number formats of safetensors
 
@@ -66,8 +66,8 @@ def folder_faults(cfg: Config) -> list[str]:
     integers = [
         name
         for path in sorted(folder.glob("*.safetensors"))
-        for name, tensor in tensors_of(path).items()
-        if tensor["dtype"] in INTEGERS and name.endswith(".weight")
+        for name, (_, number_format) in tensor_headers(path).items()
+        if number_format in INTEGERS and name.endswith(".weight")
     ]
     if integers:
         faults.append(
@@ -75,13 +75,6 @@ def folder_faults(cfg: Config) -> list[str]:
             "what they stand for; give the config that they were saved with"
         )
     return faults
-
-
-def tensors_of(path: Path) -> dict[str, Any]:
-    """{name: dtype, shape and place} from the header of a safetensors file (github.com/huggingface/safetensors, Format)."""
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return {name: tensor for name, tensor in header.items() if name != "__metadata__"}
 
 
 def loss_faults(cfg: Config, model_config: Any) -> list[str]:

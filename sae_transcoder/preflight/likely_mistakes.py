@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from sae_transcoder.config import OPTIMIZERS, Config, DatasetKind, LossFn
+from sae_transcoder.config import OPTIMIZERS, Config, LossFn, has_stored_ids
 from sae_transcoder.config.run_length import needed_samples
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def data_warnings(cfg: Config, length: RunLength, origin: DataOrigin) -> list[st
             f"dataset_name={cfg.dataset_name}: {origin.copies:,} document{'' if one else 's'} to train on {'is' if one else 'are'} held out too, to "
             "the letter; remove copies from the data"
         )
-    stored = cfg.dataset_kind in (DatasetKind.pretokenized, DatasetKind.memmap)
+    stored = has_stored_ids(cfg)
     if stored and cfg.separator is not None:
         messages.append(
             f"separator={cfg.separator}: the ids of {cfg.dataset_name} are taken as they are stored, nothing is put between documents"

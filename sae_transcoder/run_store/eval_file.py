@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from sae_transcoder.metric_names import METRICS, NAMES
-from sae_transcoder.process.atomic_files import replace_text
+from sae_transcoder.process.atomic_files import replace_file, replace_text
 from sae_transcoder.run_store import data_origin
 from sae_transcoder.run_store.checked_files import damaged, is_integer, is_number, read_object
 from sae_transcoder.run_store.data_origin import UNKNOWN, DataOrigin
@@ -99,10 +99,7 @@ def flat(categories: Mapping[str, Mapping[str, float | None]]) -> dict[str, floa
 def write(directory: Path, evaluation: Evaluation) -> None:
     """Replaces feature_density.npz and eval.json in `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
-    new_path = directory / f".{DENSITIES}.new"
-    with new_path.open("wb") as file:
-        np.savez_compressed(file, **evaluation.densities)  # type: ignore[arg-type]
-    new_path.replace(directory / DENSITIES)
+    replace_file(directory / DENSITIES, lambda file: np.savez_compressed(file, **evaluation.densities))  # type: ignore[arg-type]
     values = {
         "eval_type_id": "core",
         "eval_format": FORMAT,

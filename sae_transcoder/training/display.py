@@ -13,7 +13,7 @@ from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from sae_transcoder.config import OPTIMIZERS, Config, DatasetKind, run_dir, run_name, warmup_steps
+from sae_transcoder.config import OPTIMIZERS, as_list, has_stored_ids, run_dir, run_name, warmup_steps
 from sae_transcoder.preflight.peak import peak
 from sae_transcoder.preflight.plan import Plan
 from sae_transcoder.run_store.eval_file import Evaluation
@@ -51,7 +51,7 @@ def facts(plan: Plan) -> dict[str, str]:
         "coders": f"{len(plan.widths) * len(cfg.init_seeds)} of type {cfg.model_type}, d_in {listed(list(plan.widths.values()))}, "
         f"{listed([f'{n:,}' for n in latents.values()])} latents, k {cfg.k}{dead}",
         "parameters": f"{size(plan.coder_parameters)} trained",
-        "data": f"{dataset_names(cfg)}, {length.samples:,} sequences of {cfg.max_seq_length}, "
+        "data": f"{listed(as_list(cfg.dataset_name))}, {length.samples:,} sequences of {cfg.max_seq_length}, "
         f"{length.samples * cfg.max_seq_length:,} tokens; {len(plan.tokens.heldout):,} held out{from_documents(plan)}",
         **mixture(plan),
         "special tokens": special_tokens(plan),
@@ -61,11 +61,6 @@ def facts(plan: Plan) -> dict[str, str]:
         "memory": f"about {size(needed.total_bytes, 'B')}, most {needed.moment} ({parts})",
         "directory": str(run_dir(cfg)),
     }
-
-
-def dataset_names(cfg: Config) -> str:
-    """The data set, or the parts of a mixture."""
-    return listed(cfg.dataset_name) if isinstance(cfg.dataset_name, list) else cfg.dataset_name
 
 
 def from_documents(plan: Plan) -> str:
@@ -82,9 +77,9 @@ def mixture(plan: Plan) -> dict[str, str]:
 
 def special_tokens(plan: Plan) -> str:
     """With which ids sequences begin and documents end."""
-    origin, stored = plan.tokens.origin, plan.cfg.dataset_kind in (DatasetKind.pretokenized, DatasetKind.memmap)
+    origin = plan.tokens.origin
     begin = f"each sequence begins with id {listed(origin.begin)}" if origin.begin else "no begin token"
-    if stored:
+    if has_stored_ids(plan.cfg):
         return f"{begin}, as stored"
     return f"{begin}; " + (
         f"id {listed(origin.separator)} after each document" if origin.separator else "nothing between documents"

@@ -246,3 +246,10 @@ def test_the_module_does_not_import_torch(tmp_path: Path, corpus: str) -> None:
     )
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     assert subprocess.run([sys.executable, "-c", script], env=env).returncode == 0
+
+
+@pytest.mark.parametrize("read", [prepare, heldout_sequences])
+def test_the_tokenizer_is_loaded_once(tmp_path: Path, corpus: str, read: Any) -> None:
+    loaded = []
+    read(settings(tmp_path, dataset_name=corpus), lambda: loaded.append(Characters()) or loaded[-1], VOCABULARY)
+    assert len(loaded) == 1
