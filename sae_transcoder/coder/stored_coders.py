@@ -13,6 +13,7 @@ from sae_transcoder.run_store import run_files
 from sae_transcoder.run_store.checked_files import DamagedFile, damaged, read_object
 
 WEIGHTS = "sae.safetensors"  # a coder's file of tensors
+THRESHOLDS = "threshold.safetensors"  # above which latents fire, where that is not by top-k or groupmax (trained_coder.py)
 
 
 def coders_dir(text: str, name: str = "") -> Path:
@@ -76,6 +77,7 @@ def tensor_faults(headers: dict[str, tuple[list[int], str]], expected: dict[str,
 SETTING_TYPES: dict[str, type] = {
     "d_in": int, "k": int, "num_latents": int, "expansion_factor": int,
     "activation": str, "transcode": bool, "skip_connection": bool, "multi_topk": bool,
+    "trained_activation": str, "matryoshka_widths": list,
 }  # fmt: skip
 SPARSIFY_DEFAULTS = {"activation": "topk", "transcode": False, "skip_connection": False, "num_latents": 0}
 
@@ -94,6 +96,16 @@ def coder_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
+def threshold_faults(folder: Path, cfg: dict[str, Any], num_latents: int) -> list[str]:
+    """What is wrong with a stored coder's thresholds, which must be there where its cfg.json says that latents fire above them."""
+    path = folder / THRESHOLDS
+    if not path.is_file():
+        return [f"lacks {THRESHOLDS}, and is a {cfg['trained_activation']} coder"] if "trained_activation" in cfg else []
+    headers = tensor_headers(path)
+    shared = headers.get("threshold", ([], ""))[0] == [1]
+    return [f"{THRESHOLDS} {fault}" for fault in tensor_faults(headers, {"threshold": [1 if shared else num_latents]})]
+
+
 def coder_faults(folder: Path) -> list[str]:
     """What is wrong with a stored coder by itself, told from its cfg.json and the header of its tensors."""
     try:
@@ -101,6 +113,7 @@ def coder_faults(folder: Path) -> list[str]:
         width = cfg["d_in"]
         num_latents = cfg["num_latents"] or width * cfg["expansion_factor"]
         faults = tensor_faults(tensor_headers(folder / WEIGHTS), expected_shapes(width, num_latents, skip=cfg["skip_connection"]))
+        faults += threshold_faults(folder, cfg, num_latents)
     except DamagedFile as error:
         return list(error.faults)
     except Exception as error:  # safetensors raises many kinds for damaged files

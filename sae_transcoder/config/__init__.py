@@ -14,13 +14,13 @@ from sae_transcoder.config.derived import (
 )
 from sae_transcoder.config.errors import ConfigError
 from sae_transcoder.config.fields import FIELD_GROUPS, FIELDS, GROUPS, PATH_FIELDS, Config
-from sae_transcoder.config.fields.architecture import Activation, ArchitectureConfig
+from sae_transcoder.config.fields.architecture import Activation, ArchitectureConfig, JumpReLULoss, NormalizeActivations
 from sae_transcoder.config.fields.dataset import DatasetConfig, DatasetKind, SpecialTokensInText, TokensDtype, TrainOn
 from sae_transcoder.config.fields.evaluation import EvaluationConfig
 from sae_transcoder.config.fields.hardware import Hardware, HardwareConfig, SlurmConfig
 from sae_transcoder.config.fields.model import Dtype, ModelConfig, Quantization
 from sae_transcoder.config.fields.model_type import ModelType, ModelTypeConfig, Site
-from sae_transcoder.config.fields.optimizer import OPTIMIZERS, Optimizer, OptimizerConfig
+from sae_transcoder.config.fields.optimizer import OPTIMIZERS, LrSchedule, Optimizer, OptimizerConfig
 from sae_transcoder.config.fields.saving import Resume, SavingConfig
 from sae_transcoder.config.fields.sweep import SweepConfig
 from sae_transcoder.config.fields.tracker import Tracker, TrackerConfig, TrackerMode

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-from sae_transcoder.coder.corrected_coder import SparseCoder
 from sae_transcoder.coder.names import hookpoint_of
 from sae_transcoder.coder.stored_coders import coder_faults
+from sae_transcoder.coder.trained_coder import TrainedCoder, load_coder
 from sae_transcoder.config import Config, ConfigError
 from sae_transcoder.data import token_sets
 from sae_transcoder.evaluation import heldout
@@ -68,16 +68,16 @@ def holds_out(trained: DataOrigin, measured: DataOrigin) -> bool:
 
 def load_coders(
     cfg: Config, coder_dirs: Mapping[str, Path], widths: Mapping[str, int], device: torch.device
-) -> tuple[dict[str, SparseCoder], list[str]]:
+) -> tuple[dict[str, TrainedCoder], list[str]]:
     """The coders {name: coder} in float32, and a fault for each that cannot be read or whose width is not that of its hookpoint."""
-    coders: dict[str, SparseCoder] = {}
+    coders: dict[str, TrainedCoder] = {}
     faults: list[str] = []
     for name, coder_dir in coder_dirs.items():
         if own_faults := coder_faults(coder_dir):
             faults += [f"{fault}; measure another copy" for fault in own_faults]
             continue
         try:
-            coders[name] = SparseCoder.load_from_disk(coder_dir, device).float().requires_grad_(False)
+            coders[name] = load_coder(coder_dir, device).float().requires_grad_(False)
         except Exception as error:  # of settings that sparsify does not know
             faults.append(f"{coder_dir}: cannot be read ({str(error).splitlines()[0]})")
             continue

@@ -1,7 +1,8 @@
 """The metadata of a field: its bounds, whether it changes the result, and whether it is a path.
 
-A field with `result=False` does not change what is trained. All others make up the run's signature. A field with `path=True` may be a path, which
-config/paths.py expands where it is used.
+A field with `result=False` does not change what is trained. All others make up the run's signature; one with `added=True` only where it is not
+at its default, so that runs of versions without it keep their names. A field with `path=True` may be a path, which config/paths.py expands
+where it is used.
 """
 
 from dataclasses import field
@@ -30,3 +31,9 @@ def text_or_list(default: Any, *, is_path: bool = False) -> Any:
 def path(default: Any, *, result: bool = True) -> Any:
     """A field that is a path, or may be one."""
     return field(default=default, metadata={"result": result, "path": True})
+
+
+def added(default: Any, at_least: float | None = None, at_most: float | None = None, *, kind: Any = None) -> Any:
+    """A field that earlier versions did not have, and whose default is what they did. kind: its type, where OmegaConf has none for it."""
+    made = bounded(default, at_least, at_most)
+    return field(default=default, metadata={**made.metadata, "added": True} | ({} if kind is None else {"type": kind}))

@@ -4,13 +4,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sae_transcoder.config.fields.metadata import bounded
+from sae_transcoder.config.fields.metadata import added, bounded
 
 
 class Optimizer(StrEnum):
     adam = "adam"
     muon = "muon"
     signum = "signum"
+
+
+class LrSchedule(StrEnum):
+    linear = "linear"
+    constant = "constant"
+    cosine = "cosine"
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,16 @@ class OptimizerConfig:
     lr: float | None = None
     """Learning rate. null: sparsify's: adam 2e-4, signum 5e-3, both over sqrt(latents / 2^14); muon 2e-3."""
     lr_warmup_steps: int | None = bounded(None, at_least=0)
-    """Optimizer steps over which Adam's rate (with muon: that of the biases) rises from 0. All rates then fall linearly to 0.
+    """Optimizer steps over which Adam's rate (with muon: that of the biases) rises from 0. All rates then fall as `lr_schedule` says.
     null: a twentieth of the run, at most 1,000. signum has neither warmup nor decay."""
     weight_decay: float | None = bounded(None, at_least=0.0)
     """adam: L2 penalty; muon: decoupled decay of the matrices. null: the optimizer's own (adam 0, muon 0.1). signum has none."""
+    lr_schedule: LrSchedule = added(LrSchedule.linear)
+    """How the learning rate falls to 0 after its warmup: linear, or along a cosine; constant: not at all."""
+    lr_decay_steps: int | None = added(None, at_least=1)
+    """Optimizer steps at the run's end over which the rate falls; before, it is constant. null: all after the warmup."""
+    grad_clip_norm: float | None = added(None)
+    """Largest norm of a coder's gradient, which is scaled down to it. The loss is an FVU: other programs' gradients are larger by the variance
+    of a token. null: none."""
+    adam_betas: list[float] | None = added(None)
+    """Adam's decay rates of its averages of gradients and of their squares. null: [0.9, 0.999]."""
