@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sae_transcoder.coder.sparse_products import SparseProducts
+from sae_transcoder.coder.sparse_products import LatentIndices, SparseProducts
 
 
 class Selection(NamedTuple):
@@ -17,6 +17,13 @@ class Selection(NamedTuple):
     products: SparseProducts
     candidates: Tensor | None = None  # the latents [row] among which they were selected; None: all
     num_coders: int = 1
+    entries: LatentIndices | None = None  # which were selected, where the coder's activation needs to know
+    parts: SparseProducts | None = None  # of the same entries, by the parts of a Matryoshka coder (matryoshka.py)
+
+    @property
+    def decoder_products(self) -> SparseProducts:
+        """Those that decode: with a Matryoshka coder to [token * part, d]."""
+        return self.products if self.parts is None else self.parts
 
     def candidate_rows(self, weight: Tensor) -> Tensor:
         """The rows of a weight or bias [latent, ...] that belong to the candidates."""
@@ -81,18 +88,20 @@ class SparseDecode(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, selections: Sequence[Selection], *all_acts: Tensor) -> tuple[Tensor, ...]:
-        """weight: [latent, d]; all_acts: the activations of each selection -> [token, d] for each."""
+        """weight: [latent, d]; all_acts: the activations of each selection -> [token, d] for each, [token * part, d] where it has parts."""
         ctx.save_for_backward(weight, *all_acts)
         ctx.selections = selections
         ctx.set_materialize_grads(False)
-        return tuple(s.products.matmul(acts, s.candidate_rows(weight)) for s, acts in zip(selections, all_acts, strict=True))
+        return tuple(
+            s.decoder_products.matmul(acts, s.candidate_rows(weight)) for s, acts in zip(selections, all_acts, strict=True)
+        )
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         weight, *all_acts = ctx.saved_tensors
         grad_weight, grad_acts = None, []
         for selection, acts, grad in zip(ctx.selections, all_acts, grads, strict=True):
-            products = selection.products
+            products = selection.decoder_products
             grad_acts.append(None if grad is None else products.sampled_matmul(grad.contiguous(), selection.candidate_rows(weight)))
             if grad is not None:
                 grad_weight = selection.add_gradient(grad_weight, products.transposed_matmul(acts, grad.contiguous()), weight)

@@ -8,23 +8,23 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from sae_transcoder.coder.autograd_functions import SelectedLatents, Selection, SparseDecode, SquaredError
-from sae_transcoder.coder.corrected_coder import CorrectedCoder, max_auxk_latents, product_dtype
+from sae_transcoder.coder.corrected_coder import CoderOutput, CorrectedCoder, max_auxk_latents, product_dtype
 from sae_transcoder.coder.latent_selection import top_k
 from sae_transcoder.coder.sparse_products import AllLatents, LatentIndices, fastest_products
-from sae_transcoder.coder.sparsify_parts import ForwardOutput, SparseCoder
+from sae_transcoder.coder.sparsify_parts import SparseCoder
 
 
 def batch_key(coder: SparseCoder) -> Hashable:
     """The same for coders that can be computed as one; None for one that cannot."""
     cfg = coder.cfg
-    if not isinstance(coder, CorrectedCoder) or cfg.multi_topk or cfg.skip_connection:
+    if type(coder) is not CorrectedCoder or coder.matryoshka_widths is not None or cfg.multi_topk or cfg.skip_connection:
         return None
     return coder.d_in, coder.num_latents, cfg.k, cfg.activation, cfg.transcode
 
 
 def batched_forward(
     coders: Sequence[CorrectedCoder], x: Tensor, y: Tensor, dead: Sequence[Tensor | None], total_variance: Tensor
-) -> list[ForwardOutput]:
+) -> list[CoderOutput]:
     """The output of each coder's forward for the same inputs x [token, d_in] and targets y [token, d]; the coders have an equal `batch_key`.
 
     dead: for each coder the latents that its AuxK may use [row], None for no AuxK. tokens and latents of the coders are concatenated.
@@ -46,7 +46,7 @@ def batched_forward(
     shares = [0.0 if rows is None else min(len(rows) / max_auxk, 1.0) for rows in dead]
     latent_acts = acts[0].view_as(indices)
     no_loss = fvu.new_zeros(())
-    return [ForwardOutput(sae_out[i], latent_acts[i], indices[i], fvu[i], shares[i] * auxk[i], no_loss) for i in range(num_coders)]
+    return [CoderOutput(sae_out[i], latent_acts[i], indices[i], fvu[i], shares[i] * auxk[i], no_loss) for i in range(num_coders)]
 
 
 @torch.no_grad()
@@ -67,7 +67,7 @@ def batched_selections(
     def selection(values: Tensor, indices: Tensor, num_latents: int, candidates: Tensor | None) -> Selection:
         indices = indices.unflatten(0, (num_coders, -1)) + latent_offsets(num_coders, num_latents, device)[:, None]
         entries = LatentIndices.from_top_k(indices.flatten(0, 1), num_coders * num_latents)
-        products = fastest_products(entries, dtype, num_coders, auxk=candidates is not None)
+        products = fastest_products(entries, dtype, num_coders, many=candidates is not None)
         return Selection(values.flatten(), products, candidates, num_coders)
 
     values, indices = first.select_latents(preacts.flatten(0, 1))

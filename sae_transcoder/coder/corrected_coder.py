@@ -19,7 +19,8 @@ that fails once sparsify fixes the fault.
 8. Importing sparsify asks the driver whether the GPU has bfloat16 (sparse_coder.py:208). Here (sparsify_parts.py) the coder asks when it runs.
 """
 
-from functools import cache, wraps
+from collections.abc import Sequence
+from functools import cache, partial, wraps
 from typing import Any, NamedTuple
 
 import torch
@@ -27,8 +28,10 @@ from torch import Tensor
 
 from sae_transcoder.coder.autograd_functions import SelectedLatents, Selection, SparseDecode, SquaredError
 from sae_transcoder.coder.latent_selection import Selector, group_max, select_preacts, top_k
+from sae_transcoder.coder.matryoshka import NestedErrors, parts_of
 from sae_transcoder.coder.sparse_products import AllLatents, LatentIndices, fastest_products
-from sae_transcoder.coder.sparsify_parts import ForwardOutput, SparseCoder, sparse_coder, utils
+from sae_transcoder.coder.sparsify_parts import ForwardOutput, SparseCoder, SparseCoderConfig, sparse_coder, utils
+from sae_transcoder.coder.trained_coder import TrainedCoder
 
 sparse_coder.decoder_impl = utils.eager_decode
 
@@ -59,80 +62,174 @@ def max_auxk_latents(width: int) -> int:
     return width // 2
 
 
+class CoderOutput(NamedTuple):
+    """What a coder's forward returns: the fields of sparsify's ForwardOutput, and what other kinds of coders add."""
+
+    sae_out: Tensor  # [token, d]
+    latent_acts: Tensor  # of selected latents: [token, k], or [entry] where tokens have differing numbers of them
+    latent_indices: Tensor  # of the same shape
+    fvu: Tensor
+    auxk_loss: Tensor
+    multi_topk_fvu: Tensor
+    level_fvus: Tensor | None = None  # [dictionary], of a Matryoshka coder
+    sparsity: Tensor | None = None  # JumpReLU's sparsity loss, summed over tokens
+
+
+def select_dead(preacts: Tensor, dead: Tensor, max_auxk: int) -> tuple[Tensor, ...]:
+    """The preacts [token, latent] of dead latents [row]: of all, or values and indices, counted among the dead, of the `max_auxk` largest."""
+    of_dead = torch.index_select(preacts, dim=1, index=dead)
+    return (of_dead,) if len(dead) <= max_auxk else top_k(of_dead, max_auxk)
+
+
 class Selections(NamedTuple):
     """The latents that each loss of a coder uses."""
 
     main: Selection
-    indices: Tensor  # of `main`, [token, k]
-    auxk: Selection | None
-    multi_topk: Selection | None
+    indices: Tensor  # of `main`, [token, k] or [entry]
+    auxk: list[Selection]  # one for each group of dead latents
+    multi_topk: Selection | None = None
 
 
 class CorrectedCoder(SparseCoder):
-    """sparsify's coder: its parameters, initialisation, decoder and files; the forward with the corrections above."""
+    """sparsify's coder: its parameters, initialisation, decoder and files; the forward with the corrections above. Its latents are those of the
+    largest pre-activations of each token (topk, groupmax)."""
+
+    def __init__(
+        self,
+        d_in: int,
+        cfg: SparseCoderConfig,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        *,
+        matryoshka_widths: Sequence[int] | None = None,
+        auxk_per_level: bool = False,
+    ):
+        """matryoshka_widths: latents of each nested dictionary, None for one dictionary; auxk_per_level: whether AuxK's groups are those of
+        the dictionaries, each of which predicts what its dictionary leaves unexplained."""
+        super().__init__(d_in, cfg, device, dtype)
+        self.matryoshka_widths, self.auxk_per_level = matryoshka_widths, auxk_per_level
+
+    def trained(self) -> TrainedCoder:
+        """The coder as it is published; its tensors are this one's."""
+        return TrainedCoder.of(self, matryoshka_widths=self.matryoshka_widths)
 
     def select_latents(self, preacts: Tensor) -> tuple[Tensor, Tensor]:
         """The values and indices of the latents that fire by `cfg.k` and `cfg.activation`, from their preacts [token, latent]."""
-        return (group_max if self.cfg.activation == "groupmax" else top_k)(preacts, self.cfg.k)
+        values, indices = (group_max if self.cfg.activation == "groupmax" else top_k)(preacts, self.cfg.k)
+        if self.matryoshka_widths is None:
+            return values, indices
+        indices, order = indices.sort(-1)  # a dictionary's latents side by side
+        return values.gather(-1, order), indices
 
     @torch.no_grad()
-    def selections(self, centered_input: Tensor, dead: Tensor | None, max_auxk: int) -> Selections:
-        """Selects latents for centered_input [token, d_in]: for AuxK at most `max_auxk` of the `dead` ones [row], None for no AuxK."""
-        dtype = product_dtype(centered_input.device)
-        selectors: dict[str, Selector] = {"main": self.select_latents}
-        if dead is not None:
-
-            def select_dead(preacts: Tensor) -> tuple[Tensor, ...]:
-                of_dead = torch.index_select(preacts, dim=1, index=dead)
-                return (of_dead,) if len(dead) <= max_auxk else top_k(of_dead, max_auxk)
-
-            selectors["auxk"] = select_dead
+    def selections(self, centered_input: Tensor, dead: Sequence[Tensor], max_auxk: int) -> Selections:
+        """Selects latents for centered_input [token, d_in]: for AuxK at most `max_auxk` of each group of dead ones [row]."""
+        selectors: list[Selector] = [self.select_latents]
+        selectors += [partial(select_dead, dead=group, max_auxk=max_auxk) for group in dead]
         if self.cfg.multi_topk:  # k may be decaying
-            selectors["multi_topk"] = lambda preacts: top_k(preacts, min(4 * self.cfg.k, self.num_latents))
-        weight, bias = self.encoder.weight.to(dtype), self.encoder.bias.to(dtype)
-        kept = dict(zip(selectors, select_preacts(centered_input.to(dtype), weight, bias, [*selectors.values()]), strict=True))
-
-        def selection(preacts: Tensor, indices: Tensor | None = None, *, candidates: Tensor | None = None) -> Selection:
-            if indices is None:
-                return Selection(preacts[None], AllLatents(dtype), candidates)
-            entries = LatentIndices.from_top_k(indices, self.num_latents if candidates is None else len(candidates))
-            return Selection(preacts.flatten(), fastest_products(entries, dtype, auxk=candidates is not None), candidates)
-
+            selectors.append(lambda preacts: top_k(preacts, min(4 * self.cfg.k, self.num_latents)))
+        (values, indices), *others = select_preacts(*self.product_inputs(centered_input), selectors)
+        selected = LatentIndices.from_top_k(indices, self.num_latents)
         return Selections(
-            main=selection(*kept["main"]),
-            indices=kept["main"][1],
-            auxk=selection(*kept["auxk"], candidates=dead) if "auxk" in kept else None,
-            multi_topk=selection(*kept["multi_topk"]) if "multi_topk" in kept else None,
+            main=self.main_selection(values.flatten(), selected),
+            indices=indices,
+            auxk=[self.auxk_selection(kept, group) for kept, group in zip(others, dead, strict=False)],
+            multi_topk=self.selection(*others[-1]) if self.cfg.multi_topk else None,
         )
 
+    def product_inputs(self, centered_input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What pre-activations are computed from, in the number format of products: input, encoder weight and bias."""
+        dtype = product_dtype(centered_input.device)
+        return centered_input.to(dtype), self.encoder.weight.to(dtype), self.encoder.bias.to(dtype)
+
+    def main_selection(self, preacts: Tensor, indices: LatentIndices, *, may_be_dense: bool = False) -> Selection:
+        """The selection of latents that fire: preacts [entry]; may_be_dense: whether a large share of all latents may be selected."""
+        dtype = product_dtype(preacts.device)
+        parts = None
+        if self.matryoshka_widths is not None:
+            parts = fastest_products(parts_of(indices, self.matryoshka_widths), dtype)
+        return Selection(preacts, fastest_products(indices, dtype, many=may_be_dense), parts=parts, entries=indices)
+
+    def auxk_selections(
+        self, inputs: Tensor, weight: Tensor, bias: Tensor, dead: Sequence[Tensor], max_auxk: int
+    ) -> list[Selection]:
+        """AuxK's selections for groups of dead latents [row], whose pre-activations alone are computed, from the `product_inputs`."""
+        selections = []
+        for group in dead:
+            rows = torch.arange(len(group), device=group.device)
+            selector = partial(select_dead, dead=rows, max_auxk=max_auxk)
+            (kept,) = select_preacts(inputs, weight[group], bias[group], [selector])
+            selections.append(self.auxk_selection(kept, group))
+        return selections
+
+    def auxk_selection(self, kept: Sequence[Tensor], dead: Tensor) -> Selection:
+        """AuxK's selection in a group of dead latents [row], from what `select_dead` kept."""
+        if len(kept) == 1:
+            return Selection(kept[0][None], AllLatents(product_dtype(dead.device)), dead)
+        return self.selection(kept[0], kept[1], candidates=dead)
+
+    def selection(self, preacts: Tensor, indices: Tensor, candidates: Tensor | None = None) -> Selection:
+        """A selection of equally many latents for each token: preacts and indices [token, k], among candidates [row], None for all."""
+        entries = LatentIndices.from_top_k(indices, self.num_latents if candidates is None else len(candidates))
+        products = fastest_products(entries, product_dtype(preacts.device), many=candidates is not None)
+        return Selection(preacts.flatten(), products, candidates)
+
     def forward(
-        self, x: Tensor, y: Tensor | None = None, *, dead: Tensor | None = None, total_variance: Tensor | None = None
-    ) -> ForwardOutput:
+        self, x: Tensor, y: Tensor | None = None, *, dead: Sequence[Tensor] = (), total_variance: Tensor | None = None, **given: Any
+    ) -> CoderOutput:
         """The losses of sparsify's forward (sparse_coder.py:198).
 
-        x: [token, d_in]; y: the target [token, d_in], None for x itself; dead: the latents that AuxK may use [row], None for no AuxK;
-        total_variance: what squared errors are divided by, None for that of y. latent_acts holds zeros at selected latents
-        whose pre-activation is not positive.
+        x: [token, d_in]; y: the target [token, d_in], None for x itself; dead: the latents that AuxK may use [row], with `auxk_per_level` one
+        such tensor for each dictionary, empty for no AuxK; total_variance: what squared errors are divided by, None for that of y; given:
+        what `selections` takes beside. latent_acts holds zeros at selected latents that do not fire.
         """
         y = x if y is None else y
-        centered_input = (x if self.cfg.transcode else x - self.b_dec).detach()
-        selections = self.selections(centered_input, dead, max_auxk_latents(y.shape[-1]))
-        used = [selections.main] if selections.auxk is None else [selections.main, selections.auxk]
-        acts, decoded = self.encode_and_decode(x, centered_input, *used)
-        skip = None if self.W_skip is None else self.skip(x)
-        sae_out = self.add_bias_and_skip(decoded[0], skip)
         if total_variance is None:
             total_variance = (y - y.mean(0)).pow(2).sum()
-        fvu = SquaredError.apply(sae_out, y) / total_variance
-        auxk_loss = multi_topk_fvu = sae_out.new_zeros(())
-        if dead is not None:
+        centered_input = (x if self.cfg.transcode else x - self.b_dec).detach()
+        levels = [level for level, group in enumerate(dead) if len(group)]
+        dead, max_auxk = [dead[level] for level in levels], max_auxk_latents(y.shape[-1])
+        selections = self.selections(centered_input, dead, max_auxk, **given)
+        acts, decoded = self.encode_and_decode(x, centered_input, selections.main, *selections.auxk)
+        skip = None if self.W_skip is None else self.skip(x)
+        out, squared_error, level_fvus, errors = self.reconstruct(decoded[0], skip, y)
+        auxk_loss = multi_topk_fvu = out.new_zeros(())
+        for level, group, auxk_out in zip(levels, dead, decoded[1:], strict=True):
             # Without b_dec and skip: the error has them taken out already.
-            error = (y - sae_out).detach()
-            auxk_loss = min(len(dead) / max_auxk_latents(y.shape[-1]), 1.0) * SquaredError.apply(decoded[1], error) / total_variance
+            error = (y - out).detach() if errors is None else errors[:, level if self.auxk_per_level else -1]
+            auxk_loss = auxk_loss + min(len(group) / max_auxk, 1.0) * SquaredError.apply(auxk_out, error) / total_variance
         if selections.multi_topk is not None:
             wide_out = self.multi_topk_output(x, centered_input, selections.multi_topk, skip)
             multi_topk_fvu = SquaredError.apply(wide_out, y) / total_variance
-        return ForwardOutput(sae_out, acts[0].view_as(selections.indices), selections.indices, fvu, auxk_loss, multi_topk_fvu)
+        return CoderOutput(
+            out,
+            acts[0].view_as(selections.indices),
+            selections.indices,
+            squared_error / total_variance,
+            auxk_loss,
+            multi_topk_fvu,
+            None if level_fvus is None else level_fvus / total_variance,
+            self.sparsity(acts[0], selections.main, len(y)),
+        )
+
+    def reconstruct(self, decoded: Tensor, skip: Tensor | None, y: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """The reconstruction of y [token, d], its squared error, and of a Matryoshka coder those of all dictionaries [dictionary] and their
+        errors [token, dictionary, d]; decoded: [token, d], or [token * part, d]; skip: what the skip connection adds."""
+        if self.matryoshka_widths is None:
+            out = self.add_bias_and_skip(decoded, skip)
+            return out, SquaredError.apply(out, y), None, None
+        parts = decoded.unflatten(0, (-1, len(self.matryoshka_widths)))
+        base = self.b_dec if skip is None else self.b_dec + skip
+        out, squared_errors, errors = NestedErrors.apply(parts, base, y)
+        return out, squared_errors[-1], squared_errors, errors
+
+    def fire(self, acts: Tensor, selection: Selection) -> Tensor:
+        """The activations of selected latents, shaped as `acts`, which are the ReLU of their pre-activations."""
+        return acts
+
+    def sparsity(self, acts: Tensor, selection: Selection, num_tokens: int) -> Tensor | None:
+        """The loss that makes latents fire less, summed over tokens; None for a coder whose activation function limits their number."""
+        return None
 
     def multi_topk_output(self, x: Tensor, centered_input: Tensor, selection: Selection, skip: Tensor | None) -> Tensor:
         """The reconstruction by the 4k latents of Multi-TopK, [token, d_in]; skip: what the skip connection adds."""
@@ -148,6 +245,7 @@ class CorrectedCoder(SparseCoder):
         assert self.W_dec is not None
         shift = None if self.cfg.transcode else self.b_dec
         acts = SelectedLatents.apply(x, shift, self.encoder.weight, self.encoder.bias, centered_input, *selections)
+        acts = (self.fire(acts[0], selections[0]), *acts[1:])
         return acts, SparseDecode.apply(self.W_dec, selections, *acts)
 
     def add_bias_and_skip(self, decoded: Tensor, skip: Tensor | None) -> Tensor:

@@ -24,17 +24,27 @@ class LatentIndices:
     """Which latents are selected for which tokens: one entry for each pair, ordered by token.
 
     latents: the latent of each entry [entry]; token_starts: the first entry of each token [token]; k: entries of each token, None where
-    their numbers differ.
+    their numbers differ; tokens: the token of each entry [entry], where it is known already.
     """
 
-    def __init__(self, latents: Tensor, token_starts: Tensor, num_latents: int, k: int | None = None):
+    def __init__(
+        self, latents: Tensor, token_starts: Tensor, num_latents: int, k: int | None = None, *, tokens: Tensor | None = None
+    ):
         self.latents, self.token_starts, self.num_latents, self.k = latents, token_starts, num_latents, k
+        if tokens is not None:
+            self.tokens = tokens
 
     @classmethod
     def from_top_k(cls, indices: Tensor, num_latents: int) -> "LatentIndices":
         """The entries of equally many latents for each token: indices [token, k]."""
         k = indices.shape[1]
         return cls(indices.flatten(), torch.arange(0, indices.numel(), k, device=indices.device), num_latents, k)
+
+    @classmethod
+    def from_tokens(cls, latents: Tensor, tokens: Tensor, num_tokens: int, num_latents: int) -> "LatentIndices":
+        """The entries of differing numbers of latents for each of so many tokens: latents and tokens [entry], tokens in order."""
+        starts = torch.searchsorted(tokens, torch.arange(num_tokens, device=tokens.device))
+        return cls(latents, starts, num_latents, tokens=tokens)
 
     @property
     def num_tokens(self) -> int:
@@ -203,7 +213,7 @@ class ProductRules(NamedTuple):
     """How a kind of device computes products."""
 
     dense_up_to: int  # DenseProducts where there are at most so many latents for each selected one
-    dense_auxk_up_to: int  # the same for the latents of AuxK
+    dense_many_up_to: int  # the same where many may be selected: AuxK, JumpReLU
     max_bag: int | None  # of EmbeddingBags
 
 
@@ -212,10 +222,11 @@ class ProductRules(NamedTuple):
 PRODUCT_RULES = {"cpu": ProductRules(0, 4, None), "cuda": ProductRules(500, 500, 256)}
 
 
-def fastest_products(indices: LatentIndices, dtype: torch.dtype, num_coders: int = 1, *, auxk: bool = False) -> SparseProducts:
-    """The faster of EmbeddingBags and DenseProducts on the device of the indices; dtype: the number format of dense products."""
+def fastest_products(indices: LatentIndices, dtype: torch.dtype, num_coders: int = 1, *, many: bool = False) -> SparseProducts:
+    """The faster of EmbeddingBags and DenseProducts on the device of the indices; dtype: the number format of dense products; many: whether a
+    large share of the latents may be selected."""
     rules = PRODUCT_RULES[indices.latents.device.type]
-    dense_up_to = rules.dense_auxk_up_to if auxk else rules.dense_up_to
+    dense_up_to = rules.dense_many_up_to if many else rules.dense_up_to
     if indices.num_latents // num_coders * indices.num_tokens <= dense_up_to * len(indices.latents):
         return DenseProducts(indices, dtype, num_coders)
     return EmbeddingBags(indices, rules.max_bag)

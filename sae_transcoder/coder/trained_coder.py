@@ -64,7 +64,9 @@ class TrainedCoder(SparseCoder):
         most = int((acts > 0).sum(1).max()) if len(acts) else 0
         return EncoderOutput(*acts.topk(most, dim=-1, sorted=False), preacts)
 
-    def forward(self, x: Tensor, y: Tensor | None = None, *, total_variance: Tensor | None = None, **of_training: Any) -> ForwardOutput:
+    def forward(
+        self, x: Tensor, y: Tensor | None = None, *, total_variance: Tensor | None = None, **of_training: Any
+    ) -> ForwardOutput:
         """As sparsify's forward; with thresholds there are no losses of training but the FVU."""
         if self.threshold is None:
             return super().forward(x, y, total_variance=total_variance, **of_training)

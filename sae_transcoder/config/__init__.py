@@ -6,10 +6,12 @@ from sae_transcoder.config.derived import (
     computes_logits,
     evaluation_batch,
     has_stored_ids,
+    l0_coefficient,
     leaves_roles_out,
     normalize_decoder,
     num_latents,
     site,
+    threshold_beta,
     warmup_steps,
 )
 from sae_transcoder.config.errors import ConfigError

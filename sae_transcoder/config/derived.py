@@ -3,6 +3,7 @@
 from typing import Any
 
 from sae_transcoder.config.fields import Config
+from sae_transcoder.config.fields.architecture import JumpReLULoss
 from sae_transcoder.config.fields.dataset import DatasetKind, TrainOn
 from sae_transcoder.config.fields.model_type import ModelType, Site
 from sae_transcoder.config.fields.training import LossFn
@@ -23,6 +24,21 @@ def normalize_decoder(cfg: Config) -> bool:
 def warmup_steps(cfg: Config, steps: int) -> int:
     """Warmup in optimizer steps for a run of `steps`: as set, else a twentieth of the run, at most 1,000."""
     return min(1000, steps // 20) if cfg.lr_warmup_steps is None else cfg.lr_warmup_steps
+
+
+def threshold_beta(cfg: Config, batches: int) -> float:
+    """The share of batchtopk's running threshold that stays at each batch of a run of so many: as set, else so that about the last twentieth
+    counts, 10 batches at least and 1,000 at most."""
+    return 1 - 1 / min(1000, max(10, batches // 20)) if cfg.threshold_beta is None else cfg.threshold_beta
+
+
+L0_COEFFICIENTS = {JumpReLULoss.quadratic: 0.3, JumpReLULoss.step: 1e-3, JumpReLULoss.tanh: 1e-3}
+
+
+def l0_coefficient(cfg: Config, step: int) -> float:
+    """The weight of JumpReLU's sparsity loss in the optimizer step that follows `step` steps."""
+    weight = L0_COEFFICIENTS[cfg.jumprelu_loss] if cfg.l0_coefficient is None else cfg.l0_coefficient
+    return weight * min(1.0, step / cfg.l0_warmup_steps) if cfg.l0_warmup_steps else weight
 
 
 def computes_logits(cfg: Config) -> bool:

@@ -54,9 +54,11 @@ def backward(stacked: Sequence[tuple[CoderTrainer, Task]]) -> None:
         trainer.backward(first)
         return
     coders = [cast(CorrectedCoder, task.coder) for _, task in stacked]
-    dead_latents = [task.dead.get("dead") for _, task in stacked]
-    for x, y in first.micro_batches(trainer.cfg.micro_acc_steps):
+    dead_latents = [next(iter(task.dead.get("dead", ())), None) for _, task in stacked]
+    for x, y, _ in first.micro_batches(trainer.cfg.micro_acc_steps, trainer.batch_ranks):
         outs = batched_coders.batched_forward(coders, x, y, dead_latents, first.variance)
-        torch.stack([trainer.loss(task, out) for (trainer, task), out in zip(stacked, outs, strict=True)]).sum().backward()
+        torch.stack(
+            [trainer.loss(task.num_tokens, out) for (trainer, task), out in zip(stacked, outs, strict=True)]
+        ).sum().backward()
         for (trainer, task), out in zip(stacked, outs, strict=True):
-            trainer.record(task.name, out, auxk_acts=bool(task.dead))
+            trainer.record(task.name, task.num_tokens, out, auxk_acts=bool(task.dead))

@@ -7,20 +7,23 @@ from pathlib import Path
 from types import MappingProxyType
 
 import torch
-from safetensors.torch import load_model
 from torch import Tensor
 
+from sae_transcoder.coder.activation_scales import Scales, find_scales, to_scaled
+from sae_transcoder.coder.batch_top_k_coder import BatchTopKCoder
 from sae_transcoder.coder.build_optimizers import optimizers, step_together
-from sae_transcoder.coder.corrected_coder import ForwardOutput
+from sae_transcoder.coder.corrected_coder import CoderOutput
+from sae_transcoder.coder.jump_relu_coder import JumpReLUCoder
 from sae_transcoder.coder.names import coder_names
 from sae_transcoder.coder.positions import PositionFilter
 from sae_transcoder.coder.sparsify_config import sparsify_configs
-from sae_transcoder.config import Config, num_latents
+from sae_transcoder.config import Config, NormalizeActivations, l0_coefficient, num_latents
 from sae_transcoder.config.run_length import run_length
 from sae_transcoder.distributed import ALONE, Ranks
 from sae_transcoder.language_model.forward import Activations
 from sae_transcoder.training.k_schedule import k_at, valid_k
-from sae_transcoder.training.new_coders import new_coders
+from sae_transcoder.training.loss_names import loss_names, more_losses
+from sae_transcoder.training.new_coders import load_start, new_coders
 from sae_transcoder.training.task import Task
 
 
@@ -49,23 +52,25 @@ class CoderTrainer:
         self.coder_config, self.train_config = sparsify_configs(cfg, list(widths), self.length.steps)
         self.names = [name for point in widths for name in coder_names(point, cfg.init_seeds)]  # on all ranks
         self.hookpoints = [point for point in widths if local_hookpoints is None or point in local_hookpoints]
-        self.coders = new_coders(cfg, self.coder_config, {point: widths[point] for point in self.hookpoints}, device)
+        self.coders = new_coders(cfg, self.coder_config, {point: widths[point] for point in self.hookpoints}, self.length, device)
         self.max_latents = max(num_latents(cfg, width) for width in widths.values())  # on all ranks
         first_width = next(iter(widths.values()))
         self.k_start = min(num_latents(cfg, first_width), round(first_width * 10))
         self.optimizers, self.schedules = optimizers(cfg, list(self.coders.values()), self.length)
         self.batch = self.step = self.tokens = self.rows_in_batch = 0
         self.biases_set: set[str] = set()  # coders whose biases were set from data
-        for name in self.coders.keys() & start_from.keys():
-            load_model(self.coders[name], start_from[name] / "sae.safetensors", device=str(device))
+        self.scales: dict[str, Scales] = {}  # of hookpoints whose activations are normalised, from their first batch on
+        self.started_from = self.coders.keys() & start_from.keys()
+        for name in self.started_from:
+            load_start(self.coders[name], start_from[name])
             self.biases_set.add(name)
         self.tokens_since_fired = {n: torch.zeros(c.num_latents, dtype=torch.long, device=device) for n, c in self.coders.items()}
         # In the current step. One place more than there are latents: selected latents that are not above zero write there.
         self.fired = {n: torch.zeros(c.num_latents + 1, dtype=torch.bool, device=device) for n, c in self.coders.items()}
         self.tokens_in_step: dict[str, Tensor | int] = dict.fromkeys(self.coders, 0)
-        self.loss_names = ["fvu", *(["auxk"] if cfg.auxk_alpha > 0 else []), *(["multi_topk_fvu"] if cfg.multi_topk else [])]
-        # {coder: indices of latents that AuxK may use in this step}; None: not read from the device yet.
-        self.dead_latents: dict[str, Tensor] | None = None
+        self.loss_names = loss_names(cfg)
+        # {coder: latents that AuxK may use in this step [row], all or those of each dictionary}; None: not read from the device yet.
+        self.dead_latents: dict[str, list[Tensor]] | None = None
         # Since the last line of metrics: {"fvu/<coder>": ...}, and over how many batches, {"<coder>": ...}.
         self.loss_sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=device))
         self.batches_summed: dict[str, int] = defaultdict(int)
@@ -99,10 +104,13 @@ class CoderTrainer:
         tasks = []
         for (point, (x, y)), count in zip(pairs.items(), counts, strict=True):
             if self.is_enough(count):
-                key = "variance", self.cfg.corrections, self.positions
+                scales = self.scales_of(point, x, y, count)
+                if scales is not None:
+                    x, y = activations[point].cached(("scaled", scales, self.positions), partial(scales.scaled, x, y))
+                key = "variance", self.cfg.corrections, scales, self.positions
                 variance = activations[point].cached(key, partial(self.variance, y, count))
                 for name in coder_names(point, self.cfg.init_seeds):
-                    tasks.append(Task(name, self.coders[name], x, y, variance, self.prepare(name, x, y, count)))
+                    tasks.append(Task(name, self.coders[name], x, y, count, variance, self.prepare(name, x, y, count)))
         return tasks
 
     def is_enough(self, count: int) -> bool:
@@ -121,25 +129,45 @@ class CoderTrainer:
 
     def backward(self, task: Task) -> None:
         """A coder's forward and backward on its part of the batch."""
-        for x, y in task.micro_batches(self.cfg.micro_acc_steps):
-            out = task.coder(x=x, y=y, total_variance=task.variance, **task.dead)
-            self.loss(task, out).backward()
-            self.record(task.name, out, auxk_acts=bool(task.dead))
+        for x, y, given in task.micro_batches(self.cfg.micro_acc_steps, self.batch_ranks):
+            out = CoderOutput(*task.coder(x=x, y=y, total_variance=task.variance, **given))
+            self.loss(task.num_tokens, out).backward()
+            self.record(task.name, task.num_tokens, out, auxk_acts=bool(task.dead))
 
-    def loss(self, task: Task, out: ForwardOutput) -> Tensor:
-        """What a coder's output adds to the optimizer step's loss."""
-        loss = out.fvu
-        if task.dead:
-            loss = loss + self.cfg.auxk_alpha * out.auxk_loss
+    def losses_beside_fvu(self, num_tokens: int, out: CoderOutput) -> Tensor:
+        """The losses that a coder adds to its FVU, or to that of the language model, in a batch of so many tokens; 0 for none."""
+        loss = self.cfg.auxk_alpha * out.auxk_loss
         if self.cfg.multi_topk:
             loss = loss + out.multi_topk_fvu / 8
+        if out.sparsity is not None:
+            loss = loss + l0_coefficient(self.cfg, self.step) / num_tokens * out.sparsity
+        return loss
+
+    def loss(self, num_tokens: int, out: CoderOutput) -> Tensor:
+        """What a coder's output adds to the optimizer step's loss, in a batch of so many tokens."""
+        fvu = out.fvu if out.level_fvus is None else out.level_fvus.mean()
+        loss = fvu + self.losses_beside_fvu(num_tokens, out)
         # sparsify divides by the micro-batches once more, though each adds its part of the batch's loss already.
         divisor = self.batches_in_step * (1 if self.cfg.corrections else self.cfg.micro_acc_steps)
         return loss if divisor == 1 else loss / divisor
 
-    def dead_masks_to_read(self) -> dict[str, Tensor]:
-        """{coder: mask of the latents that have not fired for so long that AuxK may use them [latent]}, for coders that take them by index."""
-        return self._dead_masks() if self._auxk_may_act and self.cfg.corrections else {}
+    def dead_masks_to_read(self) -> dict[str, list[Tensor]]:
+        """{coder: mask of the latents that have not fired for so long that AuxK may use them [latent], or one for the new latents of each
+        dictionary}, for coders that take them by index."""
+        if not self._auxk_may_act or not self.cfg.corrections:
+            return {}
+        masks = self._dead_masks()
+        if not self.cfg.auxk_per_level:
+            return {name: [mask] for name, mask in masks.items()}
+        assert self.cfg.matryoshka_widths is not None
+        ends = torch.tensor(self.cfg.matryoshka_widths, device=self.device)
+        return {
+            name: [
+                mask & (torch.searchsorted(ends, torch.arange(len(mask), device=self.device), right=True) == level)
+                for level in range(len(ends))
+            ]
+            for name, mask in masks.items()
+        }
 
     def _dead_masks(self) -> dict[str, Tensor]:
         return {name: count > self.cfg.dead_feature_threshold for name, count in self.tokens_since_fired.items()}
@@ -148,7 +176,7 @@ class CoderTrainer:
     def _auxk_may_act(self) -> bool:
         return self.cfg.auxk_alpha > 0 and self.tokens > self.cfg.dead_feature_threshold  # before, none can be dead
 
-    def prepare(self, name: str, x: Tensor, y: Tensor, count: int) -> dict[str, Tensor]:
+    def prepare(self, name: str, x: Tensor, y: Tensor, count: int) -> dict[str, Tensor | Sequence[Tensor]]:
         """Prepares a coder for a batch of `count` tokens and counts it; returns which latents AuxK may use, as the coder's forward takes them."""
         coder = self.coders[name]
         if name not in self.biases_set:
@@ -164,8 +192,8 @@ class CoderTrainer:
         if not self.cfg.corrections:
             return {"dead_mask": self._dead_masks()[name]}
         assert self.dead_latents is not None, "read_ahead comes first"
-        dead = self.dead_latents.get(name)
-        return {} if dead is None or not len(dead) else {"dead": dead}
+        dead = self.dead_latents.get(name, [])
+        return {"dead": dead} if any(len(group) for group in dead) else {}
 
     def set_biases(self, name: str, x: Tensor, y: Tensor, count: int) -> None:
         """Sets the coder's biases from its first tokens, so that pre-activations are centred (sparsify's trainer.py:423)."""
@@ -175,13 +203,26 @@ class CoderTrainer:
             coder.encoder.bias.data = -self._mean(x, count) @ coder.encoder.weight.data.T
         coder.b_dec.data = self._mean(y, count)
 
-    def record(self, name: str, out: ForwardOutput, *, auxk_acts: bool) -> None:
-        """Records the losses, and which latents fired."""
+    def scales_of(self, hookpoint: str, x: Tensor, y: Tensor, count: int) -> Scales | None:
+        """What inputs and targets at a hookpoint are multiplied with, estimated from its first batch of `count` tokens; None for nothing."""
+        if self.cfg.normalize_activations == NormalizeActivations.none:
+            return None
+        if hookpoint not in self.scales:
+            self.scales[hookpoint] = find_scales(x, y, count, self.batch_ranks)
+            for name in coder_names(hookpoint, self.cfg.init_seeds):
+                if name in self.started_from:
+                    to_scaled(self.coders[name], self.scales[hookpoint])
+        return self.scales[hookpoint]
+
+    def record(self, name: str, num_tokens: int, out: CoderOutput, *, auxk_acts: bool) -> None:
+        """Records the losses of a batch of so many tokens, and which latents fired."""
         indices = out.latent_indices
         if self.cfg.corrections:
             indices = torch.where(out.latent_acts > 0, indices, self.coders[name].num_latents)
         self.fired[name].scatter_(0, indices.flatten(), True)
         values = {"fvu": out.fvu, "auxk": out.auxk_loss, "multi_topk_fvu": out.multi_topk_fvu}
+        if self.cfg.corrections:
+            values |= more_losses(self.cfg, num_tokens, out)
         for loss in self.loss_names if auxk_acts else [loss for loss in self.loss_names if loss != "auxk"]:
             self.loss_sums[f"{loss}/{name}"] += values[loss].detach()
 
@@ -225,6 +266,9 @@ class CoderTrainer:
             tokens_since_fired.masked_fill_(self.fired[name][:-1], 0)
             self.fired[name].zero_()
             self.tokens_in_step[name] = 0
+        for coder in self.coders.values():
+            if isinstance(coder, JumpReLUCoder):
+                coder.project()
         self.dead_latents = None
         self.step += 1
         self.set_k()
@@ -235,10 +279,13 @@ class CoderTrainer:
         names, sums = list(self.loss_sums), [*self.loss_sums.values()]
         if self.batch_ranks.size > 1 and sums:
             sums = [*self.batch_ranks.all_reduce(torch.stack(sums)) / (1 if self.cfg.corrections else self.batch_ranks.size)]
-        dead = [mask.float().mean() for mask in self._dead_masks().values()]
-        values = torch.stack([*sums, *dead]).tolist()
+        now = {f"dead_fraction/{name}": mask.float().mean() for name, mask in self._dead_masks().items()}
+        for name, coder in self.coders.items():
+            if isinstance(coder, BatchTopKCoder | JumpReLUCoder):
+                now[f"threshold/{name}"] = coder.threshold.detach().mean()
+        values = torch.stack([*sums, *now.values()]).tolist()
         metrics = {name: value / self.batches_summed[name.partition("/")[2]] for name, value in zip(names, values, strict=False)}
-        metrics |= {f"dead_fraction/{n}": v for n, v in zip(self.tokens_since_fired, values[len(names) :], strict=True)}
+        metrics |= dict(zip(now, values[len(names) :], strict=True))
         self.loss_sums.clear()
         self.batches_summed.clear()
         return metrics

@@ -31,4 +31,10 @@ def collect_metrics(local: Mapping[str, float], names: Sequence[str], ranks: Ran
     `names`."""
     metrics = {name: value for of_rank in ranks.all_gather(dict(local)) for name, value in of_rank.items()}
     order = {name: i for i, name in enumerate(names)}
-    return dict(sorted(metrics.items(), key=lambda m: (m[0].startswith("dead_fraction"), order[m[0].partition("/")[2]])))
+    kinds = ("dead_fraction", "threshold")
+
+    def place(metric: tuple[str, float]) -> tuple[int, int]:
+        kind, _, coder = metric[0].partition("/")
+        return kinds.index(kind) + 1 if kind in kinds else 0, order[coder]
+
+    return dict(sorted(metrics.items(), key=place))

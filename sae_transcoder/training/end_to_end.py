@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sae_transcoder.coder.corrected_coder import CoderOutput
 from sae_transcoder.coder.names import coders_by_seed, seed_of
 from sae_transcoder.language_model.forward import Activations, end_to_end_loss, spliced_output
 from sae_transcoder.training.coder_trainer import CoderTrainer, optimizer_step
+from sae_transcoder.training.task import Task
 
 
 @dataclass
@@ -26,20 +28,25 @@ class EndToEndStep:
         # With max_norm_multiple this waits for the GPU: norms depend on earlier coders.
         kept = trainer.positions.kept(activations, self.mask, trainer.batch_ranks)
         x, y = trainer.positions.inputs_and_targets(activations, kept)
-        y = y.detach()
         (count,) = trainer.batch_ranks.sum_integers([len(y)])
         if not trainer.is_enough(count):
             return activations.output
-        variance, dead = trainer.variance(y, count), trainer.prepare(name, x.detach(), y, count)
-        if not len(y):
+        if scales := trainer.scales_of(hookpoint, x, y, count):
+            x, y = scales.scaled(x, y)
+        y = y.detach()
+        coder, variance = trainer.coders[name], trainer.variance(y, count)
+        task = Task(name, coder, x, y, count, variance, trainer.prepare(name, x.detach(), y, count))
+        out = None
+        for part_x, part_y, given in task.micro_batches(1, trainer.batch_ranks):
+            out = CoderOutput(*coder(x=part_x, y=part_y, total_variance=variance, **given))
+        if out is None:
             return activations.output
-        out = trainer.coders[name](x=x, y=y, total_variance=variance, **dead)
-        trainer.record(name, out, auxk_acts=bool(dead))
+        trainer.record(name, count, out, auxk_acts=bool(task.dead))
         if cfg.corrections:  # sparsify leaves them out
-            self.coder_losses.append(cfg.auxk_alpha * out.auxk_loss + out.multi_topk_fvu / 8)
+            self.coder_losses.append(trainer.losses_beside_fvu(count, out))
         # sparsify cuts the gradient that reaches earlier coders through positions left out.
         output = activations.output if cfg.corrections else activations.output.detach()
-        return spliced_output(output, kept, out.sae_out)
+        return spliced_output(output, kept, out.sae_out / scales.targets if scales else out.sae_out)
 
 
 def train_end_to_end(trainer: CoderTrainer, model: PreTrainedModel, tokens: Tensor, tokens_on_device: Tensor) -> bool:

@@ -2,24 +2,55 @@
 
 import copy
 from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from sparsify import SparseCoderConfig
 
+from sae_transcoder.coder.batch_top_k_coder import BatchTopKCoder
 from sae_transcoder.coder.corrected_coder import CorrectedCoder, SparseCoder
+from sae_transcoder.coder.jump_relu_coder import JumpReLUCoder
 from sae_transcoder.coder.names import coder_names
-from sae_transcoder.config import Config
+from sae_transcoder.coder.stored_coders import THRESHOLDS, WEIGHTS
+from sae_transcoder.config import Activation, Config, threshold_beta
+from sae_transcoder.config.run_length import RunLength
+
+
+def coder_class(cfg: Config, length: RunLength) -> partial[SparseCoder]:
+    """The kind of coder that the settings ask for, with what its constructor needs of them."""
+    if not cfg.corrections:
+        return partial(SparseCoder)
+    if cfg.activation == Activation.jumprelu:
+        return partial(
+            JumpReLUCoder, bandwidth=cfg.jumprelu_bandwidth, init_threshold=cfg.jumprelu_init_threshold, loss=cfg.jumprelu_loss
+        )
+    nested: dict[str, Any] = {"matryoshka_widths": cfg.matryoshka_widths, "auxk_per_level": cfg.auxk_per_level}
+    if cfg.activation == Activation.batchtopk:
+        return partial(BatchTopKCoder, threshold_beta=threshold_beta(cfg, length.batches), **nested)
+    return partial(CorrectedCoder, **nested)
 
 
 def new_coders(
-    cfg: Config, coder_config: SparseCoderConfig, widths: Mapping[str, int], device: torch.device
+    cfg: Config, coder_config: SparseCoderConfig, widths: Mapping[str, int], length: RunLength, device: torch.device
 ) -> dict[str, SparseCoder]:
     """{name: coder} for each seed at each hookpoint, initialised from the seed; widths: {hookpoint: d}."""
-    coder_class = CorrectedCoder if cfg.corrections else SparseCoder
+    make = coder_class(cfg, length)
     coders: dict[str, SparseCoder] = {}
     for hookpoint, width in widths.items():
         for seed, name in zip(cfg.init_seeds, coder_names(hookpoint, cfg.init_seeds), strict=True):
             torch.manual_seed(seed)
             # Each has a config of its own, since k changes in it.
-            coders[name] = coder_class(width, copy.copy(coder_config), device, dtype=torch.float32)
+            coders[name] = make(width, copy.copy(coder_config), device, dtype=torch.float32)
     return coders
+
+
+@torch.no_grad()
+def load_start(coder: SparseCoder, folder: Path) -> None:
+    """Loads the tensors of the coder stored in `folder`, and for JumpReLU its thresholds where it has any."""
+    weights = load_file(folder / WEIGHTS, str(coder.device))
+    coder.load_state_dict(weights, strict=False)  # which are those of sparsify's coder: finetune.py has checked them
+    if isinstance(coder, JumpReLUCoder) and (folder / THRESHOLDS).is_file():
+        coder.threshold.copy_(load_file(folder / THRESHOLDS, str(coder.device))["threshold"])

@@ -25,12 +25,18 @@ def read_ahead(trainers: Sequence[CoderTrainer], tokens: Tensor, activations: Ma
             if point in activations and (point, positions) not in masks:
                 by_token = positions.by_token(tokens)
                 masks[point, positions] = positions.within_norm(activations[point], by_token, trainer.batch_ranks)
-    dead = {(t, name): mask for t in trainers if t.dead_latents is None for name, mask in t.dead_masks_to_read().items()}
-    indices = true_indices([*masks.values(), *dead.values()])
+    dead = [
+        (t, name, mask)
+        for t in trainers
+        if t.dead_latents is None
+        for name, groups in t.dead_masks_to_read().items()
+        for mask in groups
+    ]
+    indices = true_indices([*masks.values(), *(mask for _, _, mask in dead)])
     for (point, positions), kept in zip(masks, indices, strict=False):
         activations[point].derived[positions] = kept
     for trainer in trainers:
         trainer.dead_latents = {} if trainer.dead_latents is None else trainer.dead_latents
-    for (trainer, name), rows in zip(dead, indices[len(masks) :], strict=True):
+    for (trainer, name, _), rows in zip(dead, indices[len(masks) :], strict=True):
         assert trainer.dead_latents is not None
-        trainer.dead_latents[name] = rows
+        trainer.dead_latents.setdefault(name, []).append(rows)

@@ -10,6 +10,7 @@ def training_state(trainer: CoderTrainer) -> dict[str, Any]:
     return {
         "counts": [trainer.batch, trainer.step, trainer.tokens, trainer.k_used, trainer.lr_used],
         "biases_set": sorted(trainer.biases_set),
+        "scales": trainer.scales,
         "coders": {name: coder.state_dict() for name, coder in trainer.coders.items()},
         "gradients": {name: [p.grad for p in coder.parameters()] for name, coder in trainer.coders.items()},
         "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
@@ -31,6 +32,7 @@ def restore(trainer: CoderTrainer, state: dict[str, Any]) -> None:
     """Continues from the `training_state` of an equal run; its tensors may be on another device."""
     trainer.batch, trainer.step, trainer.tokens, trainer.k_used, trainer.lr_used = state["counts"]
     trainer.biases_set = set(state["biases_set"])
+    trainer.scales = state.get("scales", {})  # earlier versions had none
     for name, coder in trainer.coders.items():
         coder.load_state_dict(state["coders"][name])
         for parameter, gradient in zip(coder.parameters(), state["gradients"][name], strict=True):

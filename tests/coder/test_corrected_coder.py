@@ -70,7 +70,7 @@ def test_losses_and_gradients_equal_dense_autograd(transcode: bool, skip_connect
     dead = torch.arange(LATENTS, device=DEVICE) % many == 0
     expected = dense_losses(coder, x, dead)
     wanted = torch.autograd.grad(expected[0] + expected[1] / 32 + expected[2] / 8, list(coder.parameters()))
-    out = coder(x=x, y=x, dead=dead.nonzero()[:, 0])
+    out = coder(x=x, y=x, dead=[dead.nonzero()[:, 0]])
     got = torch.autograd.grad(out.fvu + out.auxk_loss / 32 + out.multi_topk_fvu / 8, list(coder.parameters()))
     losses = (out.fvu, out.auxk_loss, out.multi_topk_fvu)
     torch.testing.assert_close(losses, expected, atol=1e-5, rtol=by_device(cpu=1.3e-6, gpu=1e-5))
@@ -88,9 +88,9 @@ def test_groupmax_chooses_one_latent_of_each_group() -> None:
 def test_selecting_piece_by_piece_gives_what_the_whole_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     coder, x = pair(CorrectedCoder, multi_topk=True)
     dead = torch.arange(0, LATENTS, 5, device=DEVICE)
-    whole = coder(x=x, dead=dead)
+    whole = coder(x=x, dead=[dead])
     monkeypatch.setitem(CHUNK_SIZE, DEVICE.type, 5 * LATENTS)  # 24 tokens in chunks of 4 and 5
-    in_chunks = coder(x=x, dead=dead)
+    in_chunks = coder(x=x, dead=[dead])
     torch.testing.assert_close(in_chunks, whole)
 
 
@@ -219,6 +219,6 @@ def test_sparsify_still_takes_triton_by_import_and_not_by_device() -> None:
 def test_a_coders_own_losses_do_not_train_earlier_coders(skip_connection: bool) -> None:
     coder, x = pair(CorrectedCoder, multi_topk=True, skip_connection=skip_connection)
     x = x.requires_grad_()
-    out = coder(x=x, y=x.detach(), dead=torch.arange(0, LATENTS, 5, device=DEVICE))
+    out = coder(x=x, y=x.detach(), dead=[torch.arange(0, LATENTS, 5, device=DEVICE)])
     (given,) = torch.autograd.grad(out.auxk_loss + out.multi_topk_fvu, x, allow_unused=True)
     assert given is None or not given.any()

@@ -131,12 +131,12 @@ def test_a_gpu_multiplies_and_cuts_and_a_cpu_does_neither_for_what_fires() -> No
 
 
 def test_one_place_decides_by_device_and_shape(monkeypatch: pytest.MonkeyPatch) -> None:
-    def way(latents: int, k: int, *, auxk: bool = False) -> SparseProducts:
-        return fastest_products(LatentIndices.from_top_k(torch.zeros(2, k, dtype=torch.long), latents), torch.float32, auxk=auxk)
+    def way(latents: int, k: int, *, many: bool = False) -> SparseProducts:
+        return fastest_products(LatentIndices.from_top_k(torch.zeros(2, k, dtype=torch.long), latents), torch.float32, many=many)
 
     monkeypatch.setitem(sparse_products.PRODUCT_RULES, DEVICE.type, ProductRules(0, 4, None))  # a CPU's
     assert all(isinstance(by, EmbeddingBags) and by.max_bag is None for by in (way(4608, 64), way(8, 8)))
-    assert [type(way(latents, 128, auxk=True)) for latents in (200, 512, 513)] == [DenseProducts, DenseProducts, EmbeddingBags]
+    assert [type(way(latents, 128, many=True)) for latents in (200, 512, 513)] == [DenseProducts, DenseProducts, EmbeddingBags]
     monkeypatch.setitem(sparse_products.PRODUCT_RULES, DEVICE.type, ProductRules(500, 500, 256))  # a GPU's
     assert isinstance(way(4608, 64), DenseProducts)
     assert isinstance(way(262_144, 64), EmbeddingBags)

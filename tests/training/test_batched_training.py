@@ -62,7 +62,7 @@ def test_coders_computed_as_one_give_what_each_gives(settings: dict, dead: str) 
     outs = batched_coders.batched_forward(many, x, y, rows_of, variance)
     torch.stack([out.fvu + out.auxk_loss / 4 for out in outs]).sum().backward()
     for coder, other, rows, out in zip(one, many, rows_of, outs, strict=True):
-        alone = coder(x=x, y=y, dead=rows, total_variance=variance)
+        alone = coder(x=x, y=y, dead=[] if rows is None else [rows], total_variance=variance)
         (alone.fvu + alone.auxk_loss / 4).backward()
         torch.testing.assert_close(out, alone)
         for mine, theirs in zip(coder.parameters(), other.parameters(), strict=True):
