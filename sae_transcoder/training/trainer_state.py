@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from sae_transcoder.coder.activation_scales import Scales
 from sae_transcoder.training.coder_trainer import CoderTrainer
 
 
@@ -10,7 +11,7 @@ def training_state(trainer: CoderTrainer) -> dict[str, Any]:
     return {
         "counts": [trainer.batch, trainer.step, trainer.tokens, trainer.k_used, trainer.lr_used],
         "biases_set": sorted(trainer.biases_set),
-        "scales": trainer.scales,
+        "scales": {point: list(scales) for point, scales in trainer.scales.items()},
         "coders": {name: coder.state_dict() for name, coder in trainer.coders.items()},
         "gradients": {name: [p.grad for p in coder.parameters()] for name, coder in trainer.coders.items()},
         "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
@@ -32,7 +33,7 @@ def restore(trainer: CoderTrainer, state: dict[str, Any]) -> None:
     """Continues from the `training_state` of an equal run; its tensors may be on another device."""
     trainer.batch, trainer.step, trainer.tokens, trainer.k_used, trainer.lr_used = state["counts"]
     trainer.biases_set = set(state["biases_set"])
-    trainer.scales = state.get("scales", {})  # earlier versions had none
+    trainer.scales = {point: Scales(*scales) for point, scales in state.get("scales", {}).items()}  # earlier versions had none
     for name, coder in trainer.coders.items():
         coder.load_state_dict(state["coders"][name])
         for parameter, gradient in zip(coder.parameters(), state["gradients"][name], strict=True):

@@ -49,7 +49,11 @@ def lines(directory: Path) -> list[dict]:
 def weights(directory: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
-    return {f"{p.parent.name}.{k}": v for p in sorted(directory.rglob("sae.safetensors")) for k, v in load_file(p).items()}
+    return {
+        f"{p.parent.name}.{k}": v
+        for p in sorted([*directory.rglob("sae.safetensors"), *directory.rglob("threshold.safetensors")])
+        for k, v in load_file(p).items()
+    }
 
 
 def assert_same(one: Path, other: Path) -> None:
