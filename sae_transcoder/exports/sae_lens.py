@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
+from torch import Tensor
 
 from sae_transcoder.coder.names import coder_dir, hookpoint_of
 from sae_transcoder.config import ConfigError
@@ -15,15 +16,18 @@ from sae_transcoder.exports.targets import WriteFiles
 def writer(source: Source) -> WriteFiles:
     """Returns the function that writes FOLDER/<coder>/cfg.json and sae_weights.safetensors.
 
-    SAELens has no top-k transcoder. A transcoder is written as a top-k SAE that does not subtract b_dec from its input, which computes
-    the same. Raises ConfigError for groupmax and skip connections, which SAELens's top-k SAE cannot express.
+    Raises ConfigError for groupmax, and for skip connections of top-k coders, which SAELens has no architecture for.
     """
     faults = []
     for name, coder in source.coders.items():
-        if coder.cfg["activation"] != "topk":
-            faults.append(f"{name}: activation={coder.cfg['activation']}: SAELens has none such; only topk can be exported to it")
+        if coder.threshold is not None:
+            continue
+        if coder.activation != "topk":
+            fix = "train with activation=topk, batchtopk or jumprelu"
+            faults.append(f"{name}: activation={coder.activation}: SAELens has none such; {fix}")
         if coder.cfg["skip_connection"]:
-            faults.append(f"{name}: skip_connection=True: SAELens's top-k SAE has none; export to circuit_tracer or hub instead")
+            fix = "train with activation=batchtopk or jumprelu, or export to circuit_tracer or hub"
+            faults.append(f"{name}: skip_connection=True with activation={coder.activation}: SAELens has no such coder; {fix}")
     if faults:
         raise ConfigError(*faults)
 
@@ -31,41 +35,70 @@ def writer(source: Source) -> WriteFiles:
         for name, coder in source.coders.items():
             own_dir = out_dir / coder_dir(name)
             own_dir.mkdir(parents=True)
-            renamed = {
-                "W_enc": coder.weights["encoder.weight"].T,
-                "b_enc": coder.weights["encoder.bias"],
-                "W_dec": coder.weights["W_dec"],
-                "b_dec": coder.weights["b_dec"],
-            }
-            save_file({key: value.contiguous() for key, value in renamed.items()}, own_dir / "sae_weights.safetensors")
+            tensors = {key: value.contiguous() for key, value in sae_lens_tensors(coder).items()}
+            save_file(tensors, own_dir / "sae_weights.safetensors")
             (own_dir / "cfg.json").write_text(json.dumps(sae_lens_config(source, name, coder), indent=2) + "\n")
 
     return write_files
 
 
+def architecture(coder: StoredCoder) -> str:
+    """SAELens's name of what computes the same as the coder.
+
+    SAELens has no top-k transcoder: a top-k SAE that does not subtract b_dec from its input is one. Nor has it an SAE with a skip connection:
+    a transcoder that predicts its own input is one.
+    """
+    if coder.threshold is None:
+        return "topk"
+    if coder.cfg["skip_connection"]:
+        return "jumprelu_skip_transcoder"
+    return "jumprelu_transcoder" if coder.cfg["transcode"] else "jumprelu"
+
+
+def sae_lens_tensors(coder: StoredCoder) -> dict[str, Tensor]:
+    """The coder's tensors under SAELens's names: W_enc [d, latent], W_dec [latent, d], b_enc and threshold [latent], b_dec [d], W_skip [d, d]."""
+    weights = coder.weights
+    b_enc = weights["encoder.bias"]
+    if not coder.cfg["transcode"] and coder.cfg["skip_connection"]:
+        # SAELens's transcoders subtract nothing from their input: what b_dec, subtracted, adds to each latent goes into b_enc.
+        b_enc = (b_enc.double() - weights["encoder.weight"].double() @ weights["b_dec"].double()).to(b_enc.dtype)
+    tensors = {"W_enc": weights["encoder.weight"].T, "b_enc": b_enc, "W_dec": weights["W_dec"], "b_dec": weights["b_dec"]}
+    if coder.threshold is not None:
+        tensors["threshold"] = coder.threshold
+    if coder.cfg["skip_connection"]:
+        tensors["W_skip"] = weights["W_skip"]
+    return tensors
+
+
 def sae_lens_config(source: Source, name: str, coder: StoredCoder) -> dict[str, Any]:
     """One coder's config in SAELens's format."""
-    settings = source.settings
+    settings, kind = source.settings, architecture(coder)
+    num_latents, width = coder.weights["W_dec"].shape
+    metadata = {
+        "model_name": settings["model_name"],
+        "dataset_path": settings["dataset_name"],
+        "context_size": settings["max_seq_length"],
+        "prepend_bos": bool(source.begin),
+        "sae_transcoder_begin": source.begin,
+        "sae_transcoder_train_on": settings["train_on"],
+        "sae_transcoder_model_type": settings["model_type"],
+        "sae_transcoder_module": hookpoint_of(name),
+    }
+    if coder.threshold is not None:
+        metadata |= {"sae_transcoder_activation": coder.activation, "sae_transcoder_k": coder.cfg["k"]}
+    if coder.matryoshka_widths is not None:
+        metadata["sae_transcoder_matryoshka_widths"] = coder.matryoshka_widths
     return {
-        "architecture": "topk",
-        "d_in": coder.cfg["d_in"],
-        "d_sae": len(coder.weights["W_dec"]),
-        "k": coder.cfg["k"],
-        "rescale_acts_by_decoder_norm": False,
-        "apply_b_dec_to_input": not coder.cfg["transcode"],
+        "architecture": kind,
+        "d_in": width,
+        "d_sae": num_latents,
+        **({"k": coder.cfg["k"], "rescale_acts_by_decoder_norm": False} if kind == "topk" else {}),
+        **({"d_out": width} if "transcoder" in kind else {}),
+        "apply_b_dec_to_input": not coder.cfg["transcode"] and "transcoder" not in kind,
         "normalize_activations": "none",
         "reshape_activations": "none",
         "dtype": "float32",
         "device": "cpu",
         # No hook_name: SAELens would read the module's output there; a transcoder's input is another.
-        "metadata": {
-            "model_name": settings["model_name"],
-            "dataset_path": settings["dataset_name"],
-            "context_size": settings["max_seq_length"],
-            "prepend_bos": bool(source.begin),
-            "sae_transcoder_begin": source.begin,
-            "sae_transcoder_train_on": settings["train_on"],
-            "sae_transcoder_model_type": settings["model_type"],
-            "sae_transcoder_module": hookpoint_of(name),
-        },
+        "metadata": metadata,
     }

@@ -7,7 +7,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sae_transcoder.coder.stored_coders import coder_faults, coder_settings, find_coders, run_dir_of
+from sae_transcoder.coder.stored_coders import THRESHOLDS, WEIGHTS, coder_faults, coder_settings, find_coders, run_dir_of
 from sae_transcoder.config import FIELDS, ConfigError
 from sae_transcoder.config.paths import local_path
 from sae_transcoder.run_store import data_origin, eval_file, run_files, status
@@ -18,11 +18,23 @@ from sae_transcoder.run_store.status import State
 
 @dataclass(frozen=True)
 class StoredCoder:
-    """A coder as sparsify stored it: its folder, its cfg.json, its tensors under sparsify's names."""
+    """A coder as it is stored: its folder, its cfg.json, its tensors under sparsify's names, and where latents fire above thresholds,
+    `threshold` [latent], all the same where they share one."""
 
     coder_dir: Path
     cfg: dict[str, Any]
     weights: dict[str, Tensor]
+    threshold: Tensor | None = None
+
+    @property
+    def activation(self) -> str:
+        """How latents were selected in training: topk, groupmax, batchtopk or jumprelu."""
+        return self.cfg.get("trained_activation", self.cfg["activation"])
+
+    @property
+    def matryoshka_widths(self) -> list[int] | None:
+        """The widths of nested dictionaries, None for one dictionary."""
+        return self.cfg.get("matryoshka_widths")
 
 
 @dataclass(frozen=True)
@@ -72,4 +84,8 @@ def read_coder(coder_dir: Path) -> StoredCoder:
     """Reads a coder's files. Raises ConfigError where they are damaged."""
     if faults := coder_faults(coder_dir):
         raise ConfigError(*(f"{fault}; export another copy" for fault in faults))
-    return StoredCoder(coder_dir, coder_settings(coder_dir), load_file(coder_dir / "sae.safetensors"))
+    cfg, weights = coder_settings(coder_dir), load_file(coder_dir / WEIGHTS)
+    if not (coder_dir / THRESHOLDS).is_file():
+        return StoredCoder(coder_dir, cfg, weights)
+    threshold = load_file(coder_dir / THRESHOLDS)["threshold"]
+    return StoredCoder(coder_dir, cfg, weights, threshold.expand(len(weights["W_dec"])))
