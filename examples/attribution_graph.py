@@ -39,16 +39,17 @@ COLOURS = {
 
 
 def load_set(folder: Path) -> TranscoderSet:
-    """The transcoders that `sae-export to=circuit_tracer` wrote, in float32 on the CPU; they compute the same as sparsify's."""
+    """The transcoders that `sae-export to=circuit_tracer` wrote, in float32 on the CPU; they compute the same as those that were trained."""
     config = yaml.safe_load((folder / "config.yaml").read_text())
     files = {int(path.stem.removeprefix("layer_")): str(path) for path in folder.glob("layer_*.safetensors")}
     hooks = (config["feature_input_hook"], config["feature_output_hook"])
     transcoders = load_transcoder_set(
         files, str(folder), *hooks, device=torch.device("cpu"), lazy_encoder=False, lazy_decoder=False
     )
-    for transcoder in transcoders:
-        # circuit-tracer 0.5.0 always loads a ReLU. Its TopK keeps negative values and sparsify's does not, so a ReLU stands before it.
-        transcoder.activation_function = torch.nn.Sequential(torch.nn.ReLU(), TopK(config["k"]))
+    if config["activation"] == "topk":
+        for transcoder in transcoders:
+            # circuit-tracer 0.5.0 loads a ReLU where there are no thresholds. Its TopK keeps negative values, sparsify's does not: hence a ReLU.
+            transcoder.activation_function = torch.nn.Sequential(torch.nn.ReLU(), TopK(config["k"]))
     return transcoders
 
 

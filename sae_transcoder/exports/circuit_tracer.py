@@ -16,6 +16,7 @@ from sae_transcoder.language_model import hookpoints, layers, loading
 def writer(source: Source) -> WriteFiles:
     """Returns the function that writes layer_<i>.safetensors for every layer of the language model, and config.yaml.
 
+    A transcoder with thresholds is written as a JumpReLU, which 0.5.0 reads from the file by itself (load_relu_transcoder).
     Raises ConfigError for SAEs, several seeds, groupmax, transcoders on other modules than MLPs, and layers without a transcoder.
     """
     if any(seed_of(name) for name in source.coders):
@@ -24,15 +25,17 @@ def writer(source: Source) -> WriteFiles:
     for name, coder in source.coders.items():
         if not coder.cfg["transcode"]:
             faults.append(f"{name}: an SAE; circuit-tracer reads transcoders: train with model_type=transcoder")
-        elif coder.cfg["activation"] != "topk":
-            faults.append(f"{name}: activation={coder.cfg['activation']}: circuit-tracer has none such; train with activation=topk")
+        elif coder.threshold is None and coder.activation != "topk":
+            fix = "train with activation=topk, batchtopk or jumprelu"
+            faults.append(f"{name}: activation={coder.activation}: circuit-tracer has none such; {fix}")
     if faults:
         raise ConfigError(*faults)
     by_layer = coders_by_layer(source)
 
     def write_files(out_dir: Path) -> None:
         for layer, name in by_layer.items():
-            weights = source.coders[name].weights
+            coder = source.coders[name]
+            weights = coder.weights
             renamed = {
                 "W_enc": weights["encoder.weight"],
                 "b_enc": weights["encoder.bias"],
@@ -41,16 +44,18 @@ def writer(source: Source) -> WriteFiles:
             }
             if "W_skip" in weights:
                 renamed["W_skip"] = weights["W_skip"]
+            if coder.threshold is not None:
+                renamed["activation_function.threshold"] = coder.threshold
             save_file({key: value.contiguous() for key, value in renamed.items()}, out_dir / f"layer_{layer}.safetensors")
+        first = source.coders[by_layer[0]]
         config = {
             "model_name": expanded(source.settings["model_name"], "model_name"),  # circuit-tracer loads it, and expands nothing
             "revision": source.settings["revision"],
             "model_kind": "transcoder_set",
             "feature_input_hook": "mlp.hook_in",
             "feature_output_hook": "mlp.hook_out",
-            # Versions after 0.5.0 read these two; with 0.5.0 set each transcoder's activation_function.
-            "activation": "topk",
-            "k": source.coders[by_layer[0]].cfg["k"],
+            # Read by versions after 0.5.0, which itself takes what has no thresholds for ReLU: set each transcoder's activation_function.
+            **({"activation": "topk", "k": first.cfg["k"]} if first.threshold is None else {"activation": "jumprelu"}),
             "sae_transcoder_begin": source.begin,  # ids at the start of each sequence that was trained on; read by no version
         }
         (out_dir / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
