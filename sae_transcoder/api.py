@@ -7,13 +7,18 @@ run = train(cfg)
 run.saes["layers.2"]
 
 runs = sweep("experiment=demo", "k=16,32,64")
+
+load_coders("outputs/my_run")["layers.2"]
 """
 
 import sys
+from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sae_transcoder.coder.stored_coders import coder_faults, coders_dir, find_coders
+from sae_transcoder.coder.trained_coder import TrainedCoder, load_coder
 from sae_transcoder.config import Config, ConfigError, Hardware, composition, old_json, run_dir
 from sae_transcoder.config.command_line import quoted
 from sae_transcoder.launch.endings import RunFailed
@@ -75,6 +80,23 @@ def sweep(*overrides: str) -> list[TrainedRun]:
         if job.error is not None:
             raise RunFailed(f"{run_dir(job.cfg)}: {job.error}")
     return [_trained(job.cfg) for job in jobs]
+
+
+def load_coders(path: str | Path) -> dict[str, TrainedCoder]:
+    """The coders of a run, of a folder with one folder for each hookpoint, or of a repository of the Hugging Face Hub, with their thresholds:
+    {hookpoint: coder}, with several seeds {hookpoint/seed<N>: coder}; float32 on the CPU. What each computes: `TrainedRun.saes`.
+
+    Raises ConfigError where there are no coders, or where they cannot be read.
+    """
+    root = coders_dir(str(path))
+    folders = find_coders(root)
+    if not folders:
+        raise ConfigError(
+            f"{path}: holds no coders (folders with cfg.json and sae.safetensors); give a run's directory or its coders/"
+        )
+    if faults := [fault for folder in folders.values() for fault in coder_faults(folder)]:
+        raise ConfigError(*(f"{fault}; load another copy" for fault in faults))
+    return {name: load_coder(folder).float() for name, folder in folders.items()}
 
 
 def _refuse_unless_here(cfg: Config | DictConfig, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Exports coders for the Hugging Face Hub: sparsify's files, which `SparseCoder.load_many("user/name")` reads, and a model card."""
+"""Exports coders for the Hugging Face Hub: their files as they are, which sparsify and `sae_transcoder.api.load_coders` read, and a model card."""
 
 import shutil
 from dataclasses import fields
@@ -20,7 +20,7 @@ from sae_transcoder.config import (
     as_list,
 )
 from sae_transcoder.config.paths import is_path
-from sae_transcoder.exports.source import Source
+from sae_transcoder.exports.source import Source, StoredCoder
 from sae_transcoder.exports.targets import WriteFiles
 
 CARD_METRICS = {"fvu": "FVU", "l0": "L0", "ce_loss_score": "CE loss score", "ce_loss_with_sae": "CE loss", "frac_alive": "alive"}
@@ -55,40 +55,67 @@ def data_of(settings: dict[str, Any]) -> str:
     return f"conversations of {name}" + (", on the assistant's words alone" if settings["train_on"] == "assistant" else "")
 
 
+def kind_of(coder: StoredCoder, settings: dict[str, Any]) -> str:
+    """How the coder selects latents, in words: `k = 32 on average over a batch, trained as nested dictionaries of 512, 2048 latents`."""
+    text = f"k = {coder.cfg['k']}"
+    if coder.activation == "batchtopk":
+        text += " on average over a batch"
+    elif coder.activation == "jumprelu" and settings["jumprelu_loss"] == "quadratic":
+        text += " as the target of the training"
+    elif coder.activation == "jumprelu":
+        text = f"with the sparsity loss {settings['jumprelu_loss']}"  # which aims at no k
+    if coder.matryoshka_widths is not None:
+        text += f", trained as nested dictionaries of {', '.join(map(str, coder.matryoshka_widths))} latents"
+    return text
+
+
+def how_to_load(name: str, coder: StoredCoder) -> list[str]:
+    """The card's lines on how to load the coder of that name."""
+    if coder.threshold is None:
+        load = f'coder = SparseCoder.load_from_hub("{PLACEHOLDER}", "{coder_dir(name)}")'
+        return ["", "```python", "from sparsify import SparseCoder", "", load, "```", ""]
+    load = f'coder = load_coders("{PLACEHOLDER}")["{name}"]'
+    return [
+        *("", "```python", "from sae_transcoder.api import load_coders", "", load, "```", ""),
+        "A latent fires where its pre-activation lies above the threshold in threshold.safetensors. sparsify loads these coders too, but knows of no "
+        f"thresholds: its `SparseCoder` keeps the {coder.cfg['k']} largest latents of each token, which is another function.",
+        "",
+    ]
+
+
 def model_card(source: Source) -> str:
     """The model card: what the coders are, how they were trained, how to load them, their held-out metrics."""
     settings = source.settings
     kind = "sparse autoencoders" if settings["model_type"] == "sae" else "transcoders"
+    name, coder = next(iter(source.coders.items()))
     front_matter: dict[str, Any] = {
-        "library_name": "sparsify",
+        "library_name": "sparsify" if coder.threshold is None else "sae_transcoder",
         "tags": ["sparse-autoencoder" if settings["model_type"] == "sae" else "transcoder"],
     }
     if settings["model_name"].count("/") == 1 and not is_path(settings["model_name"]):
         front_matter["base_model"] = settings["model_name"]
     if settings["dataset_kind"] == "hub":
         front_matter["datasets"] = as_list(settings["dataset_name"])
-    first_coder, cfg = next((coder_dir(name), coder.cfg) for name, coder in source.coders.items())
     begin = f"each begin with the id {', '.join(map(str, source.begin))}" if source.begin else "have no begin token"
     stage = "" if source.path.name == "coders" else f", {source.path.name} of its run"
     lines = [
         *("---", yaml.safe_dump(front_matter, sort_keys=False).strip(), "---", ""),
         *(f"# {kind.capitalize()} for {settings['model_name']}", ""),
-        f"{len(source.coders)} {cfg['activation']} {kind}, k = {cfg['k']}, trained with sparsify by SAE-Transcoder on "
+        f"{len(source.coders)} {coder.activation} {kind}, {kind_of(coder, settings)}, trained with sparsify by SAE-Transcoder on "
         f"{data_of(settings)}, in sequences of {settings['max_seq_length']} tokens that {begin}, with {settings['optimizer']} and the loss "
         f"{settings['loss_fn']}{stage}. All settings stand in training_config.yaml.",
-        *("", "```python", "from sparsify import SparseCoder", ""),
-        *(f'coder = SparseCoder.load_from_hub("{PLACEHOLDER}", "{first_coder}")', "```", ""),
+        *how_to_load(name, coder),
     ]
     if source.evaluation:
-        metrics = [name for name in CARD_METRICS if any(name in coder.metrics for coder in source.evaluation.coders)]
+        metrics = [metric for metric in CARD_METRICS if any(metric in measured.metrics for measured in source.evaluation.coders)]
         lines += ["On sequences that were not trained on (all metrics: eval.json):", ""]
         lines += [
-            f"| coder | latents | {' | '.join(CARD_METRICS[name] for name in metrics)} |",
-            f"| --- | --- |{' --- |' * len(metrics)}",
+            f"| coder | latents | k | {' | '.join(CARD_METRICS[metric] for metric in metrics)} |",
+            f"| --- | --- | --- |{' --- |' * len(metrics)}",
         ]
-        for coder in source.evaluation.coders:
-            values = " | ".join(f"{coder.metrics[name]:.4f}" if name in coder.metrics else "" for name in metrics)
-            lines.append(f"| {coder.coder} | {coder.num_latents:,} | {values} |")
+        for measured in source.evaluation.coders:
+            values = " | ".join(f"{measured.metrics[metric]:.4f}" if metric in measured.metrics else "" for metric in metrics)
+            lines.append(f"| {measured.coder} | {measured.num_latents:,} | {measured.k} | {values} |")
         lines.append("")
     return "\n".join(lines)
 
