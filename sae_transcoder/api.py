@@ -1,6 +1,6 @@
 """Runs from Python, by the same code as the commands:
 
-from sae_transcoder.api import load_config, sweep, train
+from sae_transcoder.api import load_coders, load_config, sweep, train
 
 cfg = load_config("experiment=demo", "k=16")
 run = train(cfg)

@@ -16,6 +16,9 @@ Writes trained coders for other programs; sparsify's own format is what a run's 
   sae-export outputs/my_run to=hub out=card                   sparsify's files, the settings, the metrics and a model card
   sae-export outputs/my_run to=hub push=me/my-saes            the same, uploaded to the Hugging Face Hub
   sae-export outputs/my_run to=circuit_tracer out=transcoders  a transcoder set: one for every layer
+
+Coders trained with batchtopk or jumprelu are JumpReLUs there, with or without a skip connection; those trained with topk are top-k, in SAELens
+without a skip connection; groupmax goes to the hub only.
 """
 
 
