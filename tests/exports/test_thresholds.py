@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from sparsify import SparseCoder
 
 from helpers.random_runs import LATENTS, D, write_random_run
-from sae_transcoder.api import load_coders, load_config
+from helpers.sweeps import SHORT
+from sae_transcoder.api import load_coders, load_config, train
 from sae_transcoder.coder.finetune import start_coders
 from sae_transcoder.coder.trained_coder import TrainedCoder
 from sae_transcoder.config import ConfigError
@@ -118,6 +119,16 @@ def test_sparsify_itself_computes_top_k_from_the_files(tmp_path: Path, caplog: p
     assert acts.shape == (100, 4)
     preacts = torch.relu((x - ours.b_dec) @ ours.encoder.weight.T + ours.encoder.bias)
     torch.testing.assert_close(acts.sort(descending=True).values, preacts.topk(4).values)
+
+
+@pytest.mark.parametrize("activation", ["batchtopk", "jumprelu"])
+def test_what_a_run_stores_is_loaded_by_sparsify_as_top_k(cache: Path, tmp_path: Path, activation: str) -> None:
+    settings = ["k=4", "max_steps=2", f"save_dir={tmp_path}", f"cache_dir={cache}", "normalize_activations=mean_norm"]
+    run = train(load_config(*SHORT, *settings, f"activation={activation}"))
+    stored = json.loads((run.directory / "coders" / "layers.2" / "cfg.json").read_text())
+    assert (stored["activation"], stored["trained_activation"]) == ("topk", activation)
+    theirs = SparseCoder.load_many(str(run.directory / "coders"), local=True)["layers.2"]
+    assert theirs.encode(inputs()).top_acts.shape == (100, 4)
 
 
 def test_coders_that_are_not_there_or_cannot_be_read_are_refused(tmp_path: Path) -> None:
