@@ -1,13 +1,14 @@
 """sparsify's own configs for a run."""
 
 from sae_transcoder.coder.sparsify_parts import SparseCoderConfig, TrainConfig
-from sae_transcoder.config import Config, normalize_decoder, run_dir, run_name, warmup_steps
+from sae_transcoder.config import Activation, Config, normalize_decoder, run_dir, run_name, warmup_steps
 
 
 def sparsify_configs(cfg: Config, hookpoints: list[str], steps: int) -> tuple[SparseCoderConfig, TrainConfig]:
     """sparsify's own configs for a run of `steps` optimizer steps on `hookpoints`; fields not listed have no counterpart here."""
     coder = SparseCoderConfig(
-        activation=cfg.activation.value,
+        # sparsify knows no others; what it computes from the files of these is the top-k.
+        activation="groupmax" if cfg.activation == Activation.groupmax else "topk",
         expansion_factor=cfg.expansion_factor,
         normalize_decoder=normalize_decoder(cfg),
         num_latents=cfg.num_latents,

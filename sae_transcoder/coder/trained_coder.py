@@ -46,10 +46,7 @@ class TrainedCoder(SparseCoder):
     @classmethod
     def of(cls, coder: SparseCoder, **of_training: Any) -> "TrainedCoder":
         """A coder with the tensors of another one, which it takes over."""
-        cfg = copy.copy(coder.cfg)
-        if of_training.get("threshold") is not None:
-            cfg.activation = "topk"  # what sparsify, which knows no batchtopk or jumprelu, computes from the files
-        trained = cls(coder.d_in, cfg, "meta", coder.dtype, **of_training)
+        trained = cls(coder.d_in, copy.copy(coder.cfg), "meta", coder.dtype, **of_training)
         names = trained.state_dict()
         trained.load_state_dict({name: value for name, value in coder.state_dict().items() if name in names}, assign=True)
         return trained.requires_grad_(False)
