@@ -3,12 +3,14 @@
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from sae_transcoder.config.derived import site
 from sae_transcoder.config.fields import Config
+from sae_transcoder.config.fields.architecture import Activation
 from sae_transcoder.config.fields.dataset import DatasetConfig
 from sae_transcoder.config.fields.evaluation import EvaluationConfig
 from sae_transcoder.config.fields.model import ModelConfig
@@ -17,10 +19,23 @@ from sae_transcoder.config.paths import expanded
 MAX_NAME = 200  # bytes of a folder's name; most file systems take 255, and files beside it need some more
 
 
+def result_settings(cfg: Config) -> dict[str, Any]:
+    """The settings that change the result, as written. Fields that were added count where they are not at their default, so that what is
+    named by a hash of the settings keeps its name from one version to the next."""
+    return {
+        f.name: getattr(cfg, f.name)
+        for f in fields(cfg)
+        if f.metadata.get("result", True) and not (f.metadata.get("added") and getattr(cfg, f.name) == f.default)
+    }
+
+
 def signature(cfg: Config) -> str:
-    """Eight hex digits: a hash of every setting that changes the result, as written."""
-    kept = [f.name for f in fields(cfg) if f.metadata.get("result", True)]
-    values = {name: getattr(cfg, name) for name in sorted(kept)}
+    """Eight hex digits: a hash of every setting that changes the result."""
+    return settings_hash(result_settings(cfg))
+
+
+def settings_hash(values: Mapping[str, Any]) -> str:
+    """Eight hex digits of settings, whatever their order."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -35,12 +50,19 @@ def run_name(cfg: Config) -> str:
         stride = f"all{cfg.layer_stride}" if cfg.layer_stride > 1 else "all"
         where = ["L" + ".".join(map(str, cfg.layers)) if cfg.layers else stride, site(cfg)]
     size = f"n{cfg.num_latents}" if cfg.num_latents else f"x{cfg.expansion_factor}"
-    name = "-".join([cfg.model_type, model, *where, f"k{cfg.k}", size, signature(cfg)])
+    coder = [*kinds(cfg), f"k{cfg.k}", size, signature(cfg)]
+    name = "-".join([cfg.model_type, model, *where, *coder])
     if len(name) <= MAX_NAME:
         return name
     if cfg.layers and not cfg.hookpoints:  # the signature tells those with the same ends apart
         where[0] = f"L{cfg.layers[0]}..{cfg.layers[-1]}"
-    return "-".join([cfg.model_type, model[:60], *where, f"k{cfg.k}", size, signature(cfg)])
+    return "-".join([cfg.model_type, model[:60], *where, *coder])
+
+
+def kinds(cfg: Config) -> list[str]:
+    """The words of a run's name for the kind of its coders; none for sparsify's own, whose runs had no such words from the start."""
+    nested = ["matryoshka"] if cfg.matryoshka_widths is not None else []
+    return nested + ([str(cfg.activation)] if cfg.activation in (Activation.batchtopk, Activation.jumprelu) else [])
 
 
 def run_dir(cfg: Config) -> Path:

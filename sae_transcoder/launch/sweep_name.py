@@ -1,7 +1,6 @@
 """The default name of a sweep."""
 
 import hashlib
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 
@@ -10,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from sae_transcoder.config import FIELDS, GROUPS, Config
-from sae_transcoder.config.naming import MAX_NAME
+from sae_transcoder.config.naming import MAX_NAME, result_settings, settings_hash
 
 
 def default_sweep_name(loader: ConfigLoader, master: DictConfig, cfgs: Sequence[Config]) -> str:
@@ -47,8 +46,11 @@ def unswept_hash(cfgs: Sequence[Config], swept: set[str], fixed: Mapping[str, st
     """Eight hex digits of the settings that change the result and that neither the sweep nor a swept group varies."""
     groups = swept - set(FIELDS) | swept & set(GROUPS)
     varied = swept | (fields_set_by_groups(groups) - fixed.keys())
-    names = [f.name for f in fields(Config) if f.metadata.get("result", True) and f.name not in varied]
-    values = {name: getattr(cfgs[0], name) for name in names if len({str(getattr(cfg, name)) for cfg in cfgs}) == 1}
+    values = {
+        name: value
+        for name, value in result_settings(cfgs[0]).items()
+        if name not in varied and len({str(getattr(cfg, name)) for cfg in cfgs}) == 1
+    }
     if any(GROUPS.get(group, Config) is Config for group in groups):  # such a group may choose other groups
         values |= {key: value for key, value in fixed.items() if key in GROUPS}
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+    return settings_hash(values)

@@ -8,6 +8,8 @@ import json
 import math
 import re
 import typing
+from dataclasses import fields
+from enum import StrEnum
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -37,6 +39,10 @@ def plain_type(annotation: Any) -> type:
 
 TYPES = {name: plain_type(annotation) for name, annotation in ANNOTATIONS.items()}
 """{field of Config: its plain_type}; a field that may be a list in place of a text has that of the text."""
+ADDED: dict[str, Any] = {
+    f.name: str(f.default) if isinstance(f.default, StrEnum) else f.default for f in fields(Config) if f.metadata.get("added")
+}
+"""{field that earlier versions did not have: its default, which is what they did}."""
 NULLABLE = {name for name, annotation in ANNOTATIONS.items() if NoneType in typing.get_args(annotation)}
 
 
@@ -48,7 +54,8 @@ def write_config(cfg: Config) -> None:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The fields of Config in a run's config.yaml, as plain values; {} without the file."""
+    """The fields of Config in a run's config.yaml, as plain values; {} without the file. A run of an earlier version has the defaults of
+    the fields that were added since."""
     path, fix = directory / CONFIG, "restore it from a copy"
     if (text := read_text(path, fix)) is None:
         return {}
@@ -58,6 +65,7 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise damaged(path, f"not YAML: {' '.join(str(error).split())}", fix) from error
     if not isinstance(values, dict):
         raise damaged(path, "not a config" if values else "empty", fix)
+    values = ADDED | values
     config = {name: values[name] for name in FIELDS if name in values}
     for name, value in config.items():
         kind: Any = TYPES[name]

@@ -192,6 +192,21 @@ def test_the_default_run_name_is_readable_and_differs_with_any_setting() -> None
 
 
 @pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["activation=groupmax"], "residual-k16"),
+        (["activation=batchtopk"], "residual-batchtopk-k16"),
+        (["activation=jumprelu"], "residual-jumprelu-k16"),
+        (["matryoshka_widths=[8,64]"], "residual-matryoshka-k16"),
+        (["activation=batchtopk", "matryoshka_widths=[8,64]"], "residual-matryoshka-batchtopk-k16"),
+    ],
+)
+def test_the_default_run_name_tells_kinds_of_coders_that_are_not_sparsifys(overrides: list[str], words: str) -> None:
+    cfg = composed("model_type=sae", "layers=[6]", "k=16", "num_latents=64", *overrides)
+    assert run_name(cfg) == f"sae-smollm2_135m-L6-{words}-n64-{signature(cfg)}"
+
+
+@pytest.mark.parametrize(
     ("overrides", "parts"),
     [
         (["model_type=sae", "expansion_facto=8"], ["expansion_facto=8", "did you mean expansion_factor"]),
