@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from schedulefree import ScheduleFreeWrapper
 from torch import Tensor
-from transformers import get_linear_schedule_with_warmup
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import get_constant_schedule_with_warmup, get_linear_schedule_with_warmup, get_wsd_schedule
 
 from sae_transcoder.coder.sparsify_parts import Muon, SignSGD, SparseCoder
-from sae_transcoder.config import OPTIMIZERS, Config, Optimizer, warmup_steps
+from sae_transcoder.config import OPTIMIZERS, Config, LrSchedule, Optimizer, warmup_steps
 from sae_transcoder.config.run_length import RunLength
 
 
@@ -39,8 +40,19 @@ def optimizers(cfg: Config, coders: Sequence[SparseCoder], length: RunLength) ->
     # sparsify's schedule spans batches and moves once per optimizer step.
     span = length.steps if cfg.corrections else length.samples // length.batch
     warmup = warmup_steps(cfg, length.steps)
-    schedules = [get_linear_schedule_with_warmup(optimizer, warmup if warms_up else 0, span) for optimizer, warms_up in built]
+    schedules = [schedule(cfg, optimizer, warmup if warms_up else 0, span) for optimizer, warms_up in built]
     return [optimizer for optimizer, _ in built], schedules
+
+
+def schedule(cfg: Config, optimizer: Any, warmup: int, steps: int) -> LambdaLR:
+    """The schedule of an optimizer's rate over `steps` steps: 0 in the first where there is a warmup, and in the last the n-th part of the
+    full rate where it falls linearly over n steps, as SAELens and SAEBench (dictionary_learning) have it."""
+    if cfg.lr_schedule == LrSchedule.constant:
+        return get_constant_schedule_with_warmup(optimizer, warmup)
+    if cfg.lr_schedule == LrSchedule.linear and cfg.lr_decay_steps is None:
+        return get_linear_schedule_with_warmup(optimizer, warmup, steps)  # sparsify's; the next one rounds otherwise
+    decay = steps - warmup if cfg.lr_decay_steps is None else cfg.lr_decay_steps
+    return get_wsd_schedule(optimizer, warmup, decay, steps, decay_type=cfg.lr_schedule.value)
 
 
 def weight_decay(cfg: Config) -> float:
@@ -52,7 +64,8 @@ def adam(cfg: Config, groups: Sequence[Group]) -> list[Built]:
     """torch's Adam, also where bitsandbytes is installed, whose Adam sparsify would take. With corrections the fused one, whose rounding
     differs."""
     param_groups = [group._asdict() for group in groups]
-    return [Built(torch.optim.Adam(param_groups, weight_decay=weight_decay(cfg), fused=cfg.corrections))]
+    first, second = cfg.adam_betas or (0.9, 0.999)
+    return [Built(torch.optim.Adam(param_groups, betas=(first, second), weight_decay=weight_decay(cfg), fused=cfg.corrections))]
 
 
 def muon(cfg: Config, groups: Sequence[Group]) -> list[Built]:

@@ -8,6 +8,7 @@ from sae_transcoder.config.derived import (
     has_stored_ids,
     l0_coefficient,
     leaves_roles_out,
+    matryoshka_widths,
     normalize_decoder,
     num_latents,
     site,

@@ -6,19 +6,18 @@ from dataclasses import asdict, fields
 from difflib import get_close_matches
 
 from sae_transcoder.config import (
-    OPTIMIZERS,
     PATH_FIELDS,
-    Activation,
     Config,
     ConfigError,
     Hardware,
     LossFn,
-    ModelType,
     Tracker,
     TrackerMode,
 )  # fmt: skip
+from sae_transcoder.config.architecture_checks import architecture_faults
 from sae_transcoder.config.dataset_checks import dataset_faults
 from sae_transcoder.config.naming import MAX_NAME
+from sae_transcoder.config.optimizer_checks import optimizer_faults
 from sae_transcoder.config.paths import expanded, is_path
 from sae_transcoder.config.slurm_checks import slurm_faults
 from sae_transcoder.config.type_checks import type_faults
@@ -119,33 +118,6 @@ def path_faults(cfg: Config) -> list[str]:
             except ConfigError as error:
                 faults += error.faults
     return faults
-
-
-def architecture_faults(cfg: Config) -> list[str]:
-    """Faults of the coder's fields."""
-    faults = []
-    if cfg.model_type == ModelType.transcoder and cfg.normalize_decoder:
-        faults.append(
-            "normalize_decoder=True with model_type=transcoder: a transcoder's decoder starts at zero and cannot be normalised; "
-            "leave normalize_decoder out"
-        )
-    if cfg.activation == Activation.groupmax and cfg.multi_topk:
-        faults.append("multi_topk=True with activation=groupmax: only topk has a 4k-latent version; set one of them")
-    return faults
-
-
-def optimizer_faults(cfg: Config) -> list[str]:
-    """A learning rate out of range, and settings that the optimizer does not have."""
-    faults = []
-    if cfg.lr is not None and not 0 < cfg.lr < math.inf:
-        faults.append(f"lr={cfg.lr}: must be above 0 and finite, or null for the automatic rate")
-    optimizer = OPTIMIZERS[cfg.optimizer]
-    missing = {"weight_decay": optimizer.weight_decay is None, "lr_warmup_steps": not optimizer.scheduled}
-    return faults + [
-        f"{name}={getattr(cfg, name)} with optimizer={cfg.optimizer}: it has none; leave {name} out"
-        for name, is_missing in missing.items()
-        if is_missing and getattr(cfg, name) is not None
-    ]
 
 
 def evaluation_faults(cfg: Config) -> list[str]:

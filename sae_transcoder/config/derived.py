@@ -66,6 +66,16 @@ def num_latents(cfg: Config, width: int) -> int:
     return cfg.num_latents or width * cfg.expansion_factor
 
 
+def matryoshka_widths(cfg: Config, width: int) -> list[int] | None:
+    """Widths of the nested dictionaries of a coder on a hookpoint of this width, rising to all its latents; None: one dictionary.
+
+    An empty list, as it is set, stands for an eighth, a quarter, a half and all of the latents.
+    """
+    if cfg.matryoshka_widths is None:
+        return None
+    return list(cfg.matryoshka_widths) or [num_latents(cfg, width) // share for share in (8, 4, 2, 1)]
+
+
 def evaluation_batch(cfg: Config, vocabulary: int) -> int:
     """Sequences per forward of an evaluation: the run's batch, or fewer where their logits would need too much memory."""
     return max(1, min(cfg.batch_size, MAX_LOGITS // (cfg.max_seq_length * vocabulary)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sae_transcoder.config import Config
+from sae_transcoder.config import Config, warmup_steps
 
 if TYPE_CHECKING:
     from sae_transcoder.config.run_length import RunLength
@@ -31,8 +31,16 @@ def length_faults(cfg: Config, length: RunLength, samples: int) -> list[str]:
             "raise max_samples (null: all) or lower max_steps"
         )
     division = f"{length.samples} samples / ({batch.replace('=', ' ')} x grad_acc_steps {cfg.grad_acc_steps})"
-    for name, fix in [("lr_warmup_steps", "lower it, or leave it out for a twentieth of the run"), ("k_decay_steps", "lower it")]:
+    twentieth = "lower it, or leave it out for a twentieth of the run"
+    for name, fix in [("lr_warmup_steps", twentieth), ("k_decay_steps", "lower it"), ("l0_warmup_steps", "lower it")]:
         value = getattr(cfg, name)
         if value and value >= length.steps:
             faults.append(f"{name}={value}: the run has {length.steps} optimizer steps ({division}); {fix}")
+    warmup = warmup_steps(cfg, length.steps)
+    if cfg.lr_decay_steps is not None and warmup + cfg.lr_decay_steps > length.steps > warmup:
+        automatic = "" if cfg.lr_warmup_steps is not None else ", a twentieth of the run"
+        faults.append(
+            f"lr_decay_steps={cfg.lr_decay_steps}: the run has {length.steps} optimizer steps ({division}), of which {warmup} are its warmup"
+            f"{automatic}; set it to at most {length.steps - warmup}, or leave it out for all after the warmup"
+        )
     return faults

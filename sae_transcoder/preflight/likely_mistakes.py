@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from sae_transcoder.config import OPTIMIZERS, Config, LossFn, has_stored_ids
+from sae_transcoder.config import OPTIMIZERS, Activation, Config, LossFn, NormalizeActivations, has_stored_ids
 from sae_transcoder.config.run_length import needed_samples
 
 if TYPE_CHECKING:
@@ -33,6 +33,11 @@ def warnings(cfg: Config, length: RunLength, device: str, width: int) -> list[st
         messages.append(
             f"lr=null: {cfg.optimizer.capitalize()}'s automatic rate is made for billions of tokens, the run has {tokens:,}; "
             f"try lr={short_run_lr}"
+        )
+    if cfg.activation == Activation.jumprelu and cfg.normalize_activations == NormalizeActivations.none:
+        messages.append(
+            "normalize_activations=none with activation=jumprelu: jumprelu_bandwidth and jumprelu_init_threshold are in the units of "
+            "pre-activations, whose size differs from model to model; set normalize_activations=mean_norm, or tune both"
         )
     return messages + (small_batch_warnings(cfg, length, width) if device == "cuda" else [])
 

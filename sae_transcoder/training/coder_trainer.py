@@ -252,6 +252,8 @@ class CoderTrainer:
         for coder in self.coders.values():
             if self.coder_config.normalize_decoder and coder.W_dec.grad is not None:
                 coder.remove_gradient_parallel_to_decoder_directions()
+            if self.cfg.grad_clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(coder.parameters(), self.cfg.grad_clip_norm)
         self.lr_used = self.optimizers[0].param_groups[0]["lr"]
         self.k_used = next(iter(self.coders.values())).cfg.k
         # Else every token of the step was excluded.

@@ -13,7 +13,18 @@ from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from sae_transcoder.config import OPTIMIZERS, as_list, has_stored_ids, run_dir, run_name, warmup_steps
+from sae_transcoder.config import (
+    OPTIMIZERS,
+    Activation,
+    JumpReLULoss,
+    LrSchedule,
+    as_list,
+    has_stored_ids,
+    matryoshka_widths,
+    run_dir,
+    run_name,
+    warmup_steps,
+)
 from sae_transcoder.preflight.peak import peak
 from sae_transcoder.preflight.plan import Plan
 from sae_transcoder.run_store.eval_file import Evaluation
@@ -49,7 +60,7 @@ def facts(plan: Plan) -> dict[str, str]:
         "model": f"{cfg.model_name}, {size(plan.model_parameters)} parameters{first_layers(plan)}, on {plan.device}{compiled(plan)}",
         "hookpoints": f"{listed(list(plan.widths))} ({len(plan.widths)})",
         "coders": f"{len(plan.widths) * len(cfg.init_seeds)} of type {cfg.model_type}, d_in {listed(list(plan.widths.values()))}, "
-        f"{listed([f'{n:,}' for n in latents.values()])} latents, k {cfg.k}{dead}",
+        f"{listed([f'{n:,}' for n in latents.values()])} latents, k {cfg.k}{kind(plan)}{dead}",
         "parameters": f"{size(plan.coder_parameters)} trained",
         "data": f"{listed(as_list(cfg.dataset_name))}, {length.samples:,} sequences of {cfg.max_seq_length}, "
         f"{length.samples * cfg.max_seq_length:,} tokens; {len(plan.tokens.heldout):,} held out{from_documents(plan)}",
@@ -57,10 +68,32 @@ def facts(plan: Plan) -> dict[str, str]:
         "special tokens": special_tokens(plan),
         "steps": f"{length.steps:,} of {cfg.grad_acc_steps} x {length.batch} sequences",
         **ranks(plan),
-        "optimizer": f"{cfg.optimizer}, lr {rate}{warmup}",
+        "optimizer": f"{cfg.optimizer}, lr {rate}{warmup}{fall(plan)}",
         "memory": f"about {size(needed.total_bytes, 'B')}, most {needed.moment} ({parts})",
         "directory": str(run_dir(cfg)),
     }
+
+
+def kind(plan: Plan) -> str:
+    """How latents are selected and how dictionaries nest; empty for one dictionary by topk."""
+    cfg = plan.cfg
+    how = {Activation.topk: "", Activation.jumprelu: " as the target of jumprelu"}.get(cfg.activation, f" by {cfg.activation}")
+    if cfg.activation == Activation.jumprelu and cfg.jumprelu_loss != JumpReLULoss.quadratic:
+        how = f" not aimed at by jumprelu with jumprelu_loss={cfg.jumprelu_loss}"
+    nested = [matryoshka_widths(cfg, width) for width in plan.widths.values()]
+    levels = [" in ".join(f"{n:,}" for n in widths) for widths in nested if widths]
+    return how + (f", nested {listed(levels)}" if levels else "")
+
+
+def fall(plan: Plan) -> str:
+    """How the rate falls; empty where it does so linearly from the end of the warmup on, or where the optimizer has no schedule."""
+    cfg = plan.cfg
+    if cfg.lr_schedule == LrSchedule.constant:
+        return ", then constant"
+    if cfg.lr_decay_steps is None and cfg.lr_schedule == LrSchedule.linear:
+        return ""
+    where = "" if cfg.lr_decay_steps is None else f" over the last {cfg.lr_decay_steps:,} steps"
+    return f", {cfg.lr_schedule} to 0{where}"
 
 
 def from_documents(plan: Plan) -> str:

@@ -44,7 +44,16 @@ def new_coders(
             torch.manual_seed(seed)
             # Each has a config of its own, since k changes in it.
             coders[name] = make(width, copy.copy(coder_config), device, dtype=torch.float32)
+            if cfg.decoder_init_norm is not None:
+                set_decoder(coders[name], cfg.decoder_init_norm)
     return coders
+
+
+@torch.no_grad()
+def set_decoder(coder: SparseCoder, norm: float) -> None:
+    """Sets each decoder row to the direction of its encoder row, with this norm."""
+    assert coder.W_dec is not None
+    coder.W_dec.copy_(norm * torch.nn.functional.normalize(coder.encoder.weight, dim=1))
 
 
 @torch.no_grad()

@@ -48,7 +48,8 @@ class ArchitectureConfig:
     """Add a linear map from input to output, started at zero."""
     matryoshka_widths: list[int] | None = added(None)
     """Widths of nested dictionaries, rising to all latents: the first latents of each reconstruct the target by themselves, and the loss
-    is the mean of their FVUs (Bussmann et al. 2025). With topk or batchtopk. null: one dictionary."""
+    is the mean of their FVUs (Bussmann et al. 2025). With topk or batchtopk. []: an eighth, a quarter, a half and all of the latents.
+    null: one dictionary."""
     auxk_per_level: bool = added(False)
     """With `matryoshka_widths`: AuxK has each dictionary's new dead latents predict what that dictionary leaves unexplained, and adds these
     losses up. false: all dead latents predict what the largest leaves."""
@@ -71,5 +72,5 @@ class ArchitectureConfig:
     """mean_norm: train on activations scaled to a mean norm of sqrt(d), estimated on the first batch; published coders take activations as
     they are. none: train on activations as they are."""
     decoder_init_norm: float | None = added(None)
-    """Norm of each decoder row at the start, in the direction of its encoder row. null: sparsify's start: norm 1 for an SAE, zero for a
-    transcoder. Refused where decoder rows are kept at norm 1."""
+    """Norm of each decoder row at the start, in the direction of its encoder row. null: sparsify's start: an SAE's encoder row, at norm 1
+    with `normalize_decoder`; zero for a transcoder. Refused where decoder rows are kept at norm 1."""
