@@ -10,8 +10,12 @@ import yaml
 from helpers import ROOT
 from helpers.command_line import composed
 from helpers.model_configs import config_only, known
-from sae_transcoder.config import Site
+from sae_transcoder.config import Site, warmup_steps
+from sae_transcoder.config.checks import faults
+from sae_transcoder.config.run_length import needed_samples, run_length
 from sae_transcoder.language_model import hookpoints, loading, model_class
+from sae_transcoder.preflight.coder_size_faults import width_faults
+from sae_transcoder.preflight.length_faults import length_faults
 
 CONF = ROOT / "conf" / "model"
 CHOICES = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "demo")
@@ -36,3 +40,22 @@ def test_a_presets_layers_and_sites_are_found_and_as_wide_as_it_says(choice: str
         two = replace(cfg, site=site, layers=[0, 1])
         assert hookpoints.hookpoint_names(two, outline) == every[:2]
         assert hookpoints.widths(two, outline, every[:2]) == dict.fromkeys(every[:2], width)
+
+
+def test_the_preset_of_saebench_is_a_run_of_its_length_on_its_layer(tmp_path: Path) -> None:
+    published = composed("experiment=saebench_pythia_160m")
+    assert (published.model_name, published.dataset_name) == ("EleutherAI/pythia-160m-deduped", "monology/pile-uncopyrighted")
+    assert published.batch_size * published.max_seq_length == 2048
+    folder = config_only("EleutherAI/pythia-160m", tmp_path)  # the deduplicated one has the same config but for its name
+    outline = loading.outline(replace(published, model_name=str(folder)))
+    widths = hookpoints.widths(published, outline, hookpoints.hookpoint_names(published, outline))
+    assert widths == {"layers.8": 768}
+    for num_latents, k, architecture in ((2**12, 640, "matryoshka"), (2**14, 80, "topk"), (2**16, 20, "jumprelu")):
+        cfg = composed("experiment=saebench_pythia_160m", f"num_latents={num_latents}", f"k={k}", f"architecture={architecture}")
+        samples = needed_samples(cfg)
+        assert samples is not None
+        length = run_length(cfg, samples)
+        assert faults(cfg) + width_faults(cfg, widths) + length_faults(cfg, length, samples) == []
+        assert length.steps * 2048 == pytest.approx(500_000_000, abs=2048)
+        assert cfg.lr_decay_steps == length.steps // 5
+        assert (cfg.lr, warmup_steps(cfg, length.steps)) == (3e-4, 1000)

@@ -89,3 +89,14 @@ def test_a_small_batch_is_warned_of_on_a_gpu_and_not_on_a_cpu(tmp_path: Path) ->
     assert make_plan(composed(*demo, "auxk_alpha=0")).warnings == []
     (warning,) = make_plan(composed(*demo, "auxk_alpha=0", "device=cuda"), on_slurm=True).warnings
     assert LAUNCHES in warning
+
+
+def test_a_jumprelu_in_the_units_of_the_model_is_told() -> None:
+    def told(*overrides: str) -> list[str]:
+        cfg = composed("model_type=sae", "model=demo", "lr=1e-3", "auxk_alpha=0", *overrides)
+        return warnings(cfg, run_length(cfg, 1000), "cpu", 256)
+
+    (warning,) = told("activation=jumprelu")
+    assert warning.startswith("normalize_activations=none with activation=jumprelu")
+    assert "set normalize_activations=mean_norm" in warning
+    assert told("architecture=jumprelu") == told("architecture=batchtopk") == []
