@@ -149,6 +149,19 @@ def test_other_values_of_fields_with_faulty_defaults_are_obeyed(tmp_path: Path) 
     assert (cfg.device, cfg.k_decay_steps, cfg.lr_warmup_steps, cfg.finetune) == ("cpu", 0, 10, "outputs/x")
 
 
+def test_fields_that_the_old_program_did_not_have_are_read_from_a_file_too(tmp_path: Path) -> None:
+    values = {
+        "model_type": "sae", "activation": "batchtopk", "matryoshka_widths": [64, 512], "threshold_beta": 0.99, "num_latents": 512,
+        "lr_schedule": "cosine", "adam_betas": [0.9, 0.95], "normalize_activations": "mean_norm",
+    }  # fmt: skip
+    cfg, notes = config_of(written(tmp_path, values))
+    assert ({name: getattr(cfg, name) for name in values}, notes) == (values, [])
+    for wrong in ({"matryoshka_widths": 512}, {"lr_schedule": "wsd"}, {"adam_betas": ["0.9"]}):
+        ((name, value),) = wrong.items()
+        with pytest.raises(ConfigError, match=f"{name} is .*, and must be"):
+            read(written(tmp_path, {"model_type": "sae", name: value}))
+
+
 def test_trackio_is_chosen_and_its_entity_left_out(tmp_path: Path) -> None:
     cfg, notes = config_of(written(tmp_path, EXAMPLES["trackio"]))
     assert (cfg.tracker, cfg.entity, cfg.project) == ("trackio", None, "my_local_experiments")

@@ -150,6 +150,30 @@ def test_the_header_warns_of_an_auxk_that_cannot_act_and_an_automatic_rate_on_a_
     assert quiet.warnings == []
 
 
+@pytest.mark.parametrize(
+    ("overrides", "coders", "optimizer"),
+    [
+        (["k=8"], "2,048 latents, k 8", "adam, lr 0.01, 1 warmup steps"),
+        (["architecture=batchtopk", "k=8", "lr_schedule=constant"], "k 8 by batchtopk", "1 warmup steps, then constant"),
+        (["architecture=jumprelu", "k=8", "lr_schedule=cosine"], "k 8 as the target of jumprelu", "1 warmup steps, cosine to 0"),
+        (["architecture=matryoshka_topk", "k=8", "lr_decay_steps=4"], "k 8, nested 256 in 512 in 1,024 in 2,048",
+         "1 warmup steps, linear to 0 over the last 4 steps"),
+        (["architecture=jumprelu", "jumprelu_loss=step", "k=8"], "k 8 not aimed at by jumprelu with jumprelu_loss=step", "1 warmup steps"),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, list) else "",
+)  # fmt: skip
+def test_the_header_tells_the_kind_of_the_coders_and_how_the_rate_falls(
+    overrides: list[str], coders: str, optimizer: str, cache: Path, tmp_path: Path
+) -> None:
+    from helpers.command_line import composed
+    from sae_transcoder.preflight.plan import make_plan
+    from sae_transcoder.training import display
+
+    facts = display.facts(make_plan(composed(*DEMO, "max_samples=160", *overrides, f"cache_dir={cache}", f"save_dir={tmp_path}")))
+    assert facts["coders"].endswith(coders)
+    assert facts["optimizer"].endswith(optimizer)
+
+
 def test_the_bundled_model_needs_no_network_even_where_offline_is_not_set(tmp_path: Path) -> None:
     import subprocess
 

@@ -53,10 +53,19 @@ def indices(args: Sequence) -> list[Tensor]:
 
 
 def configs(model_type: str) -> list[Config]:
-    """Runs of a pack in which AuxK acts, tokens are excluded and those of outlying norm left out."""
+    """Runs of a pack in which AuxK acts, tokens are excluded, those of outlying norm left out, and gradients clipped."""
     usual = dict(dead_feature_threshold=100, exclude_tokens=[5], exclude_first_tokens=1, batch_size=SEQUENCES, expansion_factor=8)
     return [
-        tiny_config(model_type, **usual, max_norm_multiple=multiple, k=k, optimizer=optimizer, multi_topk=multi, auxk_alpha=0.1)
+        tiny_config(
+            model_type,
+            **usual,
+            max_norm_multiple=multiple,
+            k=k,
+            optimizer=optimizer,
+            multi_topk=multi,
+            auxk_alpha=0.1,
+            grad_clip_norm=None if optimizer == "signum" else 1.0,
+        )
         for multiple, k, optimizer, multi in [(3.0, 2, "adam", False), (2.0, 2, "muon", False), (None, 3, "signum", True)]
     ]
 
