@@ -17,7 +17,7 @@ from sae_transcoder.coder.jump_relu_coder import JumpReLUCoder
 from sae_transcoder.coder.names import coder_names
 from sae_transcoder.coder.positions import PositionFilter
 from sae_transcoder.coder.sparsify_config import sparsify_configs
-from sae_transcoder.config import Config, NormalizeActivations, l0_coefficient, num_latents
+from sae_transcoder.config import Config, NormalizeActivations, l0_coefficient, matryoshka_widths, num_latents
 from sae_transcoder.config.run_length import run_length
 from sae_transcoder.distributed import ALONE, Ranks
 from sae_transcoder.language_model.forward import Activations
@@ -68,7 +68,7 @@ class CoderTrainer:
         # In the current step. One place more than there are latents: selected latents that are not above zero write there.
         self.fired = {n: torch.zeros(c.num_latents + 1, dtype=torch.bool, device=device) for n, c in self.coders.items()}
         self.tokens_in_step: dict[str, Tensor | int] = dict.fromkeys(self.coders, 0)
-        self.loss_names = loss_names(cfg)
+        self.loss_names = {name: loss_names(cfg, coder.d_in) for name, coder in self.coders.items()}
         # {coder: latents that AuxK may use in this step [row], all or those of each dictionary}; None: not read from the device yet.
         self.dead_latents: dict[str, list[Tensor]] | None = None
         # Since the last line of metrics: {"fvu/<coder>": ...}, and over how many batches, {"<coder>": ...}.
@@ -159,15 +159,13 @@ class CoderTrainer:
         masks = self._dead_masks()
         if not self.cfg.auxk_per_level:
             return {name: [mask] for name, mask in masks.items()}
-        assert self.cfg.matryoshka_widths is not None
-        ends = torch.tensor(self.cfg.matryoshka_widths, device=self.device)
-        return {
-            name: [
-                mask & (torch.searchsorted(ends, torch.arange(len(mask), device=self.device), right=True) == level)
-                for level in range(len(ends))
-            ]
-            for name, mask in masks.items()
-        }
+        return {name: self._by_dictionary(mask, self.coders[name].d_in) for name, mask in masks.items()}
+
+    def _by_dictionary(self, mask: Tensor, width: int) -> list[Tensor]:
+        """A mask of latents for the new latents of each dictionary of a coder on a hookpoint of this width."""
+        ends = torch.tensor(matryoshka_widths(self.cfg, width), device=self.device)
+        levels = torch.searchsorted(ends, torch.arange(len(mask), device=self.device), right=True)
+        return [mask & (levels == level) for level in range(len(ends))]
 
     def _dead_masks(self) -> dict[str, Tensor]:
         return {name: count > self.cfg.dead_feature_threshold for name, count in self.tokens_since_fired.items()}
@@ -183,7 +181,7 @@ class CoderTrainer:
             self.set_biases(name, x, y, count)
         self.tokens_in_step[name] += count
         self.batches_summed[name] += 1
-        for loss in self.loss_names:
+        for loss in self.loss_names[name]:
             _ = self.loss_sums[f"{loss}/{name}"]  # adds it, also on a rank that has none of the tokens
         if self.coder_config.normalize_decoder:
             coder.set_decoder_norm_to_unit_norm()
@@ -222,9 +220,10 @@ class CoderTrainer:
         self.fired[name].scatter_(0, indices.flatten(), True)
         values = {"fvu": out.fvu, "auxk": out.auxk_loss, "multi_topk_fvu": out.multi_topk_fvu}
         if self.cfg.corrections:
-            values |= more_losses(self.cfg, num_tokens, out)
-        for loss in self.loss_names if auxk_acts else [loss for loss in self.loss_names if loss != "auxk"]:
-            self.loss_sums[f"{loss}/{name}"] += values[loss].detach()
+            values |= more_losses(self.cfg, self.coders[name].d_in, num_tokens, out)
+        for loss in self.loss_names[name]:
+            if auxk_acts or loss != "auxk":
+                self.loss_sums[f"{loss}/{name}"] += values[loss].detach()
 
     def end_batch(self, num_positions: int) -> bool:
         """Counts the batch, whose sequences have so many positions; returns whether an optimizer step is due."""

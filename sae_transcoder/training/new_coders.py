@@ -15,19 +15,19 @@ from sae_transcoder.coder.corrected_coder import CorrectedCoder, SparseCoder
 from sae_transcoder.coder.jump_relu_coder import JumpReLUCoder
 from sae_transcoder.coder.names import coder_names
 from sae_transcoder.coder.stored_coders import THRESHOLDS, WEIGHTS
-from sae_transcoder.config import Activation, Config, threshold_beta
+from sae_transcoder.config import Activation, Config, matryoshka_widths, threshold_beta
 from sae_transcoder.config.run_length import RunLength
 
 
-def coder_class(cfg: Config, length: RunLength) -> partial[SparseCoder]:
-    """The kind of coder that the settings ask for, with what its constructor needs of them."""
+def coder_class(cfg: Config, width: int, length: RunLength) -> partial[SparseCoder]:
+    """The kind of coder that the settings ask for on a hookpoint of this width, with what its constructor needs of them."""
     if not cfg.corrections:
         return partial(SparseCoder)
     if cfg.activation == Activation.jumprelu:
         return partial(
             JumpReLUCoder, bandwidth=cfg.jumprelu_bandwidth, init_threshold=cfg.jumprelu_init_threshold, loss=cfg.jumprelu_loss
         )
-    nested: dict[str, Any] = {"matryoshka_widths": cfg.matryoshka_widths, "auxk_per_level": cfg.auxk_per_level}
+    nested: dict[str, Any] = {"matryoshka_widths": matryoshka_widths(cfg, width), "auxk_per_level": cfg.auxk_per_level}
     if cfg.activation == Activation.batchtopk:
         return partial(BatchTopKCoder, threshold_beta=threshold_beta(cfg, length.batches), **nested)
     return partial(CorrectedCoder, **nested)
@@ -37,9 +37,9 @@ def new_coders(
     cfg: Config, coder_config: SparseCoderConfig, widths: Mapping[str, int], length: RunLength, device: torch.device
 ) -> dict[str, SparseCoder]:
     """{name: coder} for each seed at each hookpoint, initialised from the seed; widths: {hookpoint: d}."""
-    make = coder_class(cfg, length)
     coders: dict[str, SparseCoder] = {}
     for hookpoint, width in widths.items():
+        make = coder_class(cfg, width, length)
         for seed, name in zip(cfg.init_seeds, coder_names(hookpoint, cfg.init_seeds), strict=True):
             torch.manual_seed(seed)
             # Each has a config of its own, since k changes in it.
