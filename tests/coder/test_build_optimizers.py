@@ -1,4 +1,4 @@
-"""Learning rates step by step, Adam's betas, clipped gradients and decoders at the start, by the settings that choose them."""
+"""Learning rates step by step, Adam's betas and clipped gradients, by the settings that choose them."""
 
 import math
 
@@ -9,7 +9,6 @@ from torch import Tensor
 from helpers.device import DEVICE
 from helpers.tiny_models import tiny_config
 from helpers.trainers import train_alone, train_together
-from sae_transcoder.config import Config
 from sae_transcoder.language_model.forward import Activations
 from sae_transcoder.training.coder_trainer import CoderTrainer
 from sae_transcoder.training.trainer_state import restore, training_state
@@ -159,15 +158,3 @@ def test_runs_of_a_pack_with_settings_of_their_own_end_as_alone() -> None:
         assert_same(one, other)
     ends = [run.coders["layers.1"].encoder.weight for run in alone]
     assert not any(torch.equal(ends[0], end) for end in ends[1:3])
-
-
-@pytest.mark.parametrize("model_type", ["sae", "transcoder"])
-def test_decoder_rows_start_in_the_direction_of_their_encoder_rows_with_the_norm_that_is_set(model_type: str) -> None:
-    cfg: Config = tiny_config(model_type, decoder_init_norm=0.1, normalize_decoder=False)
-    coder = CoderTrainer(cfg, {"layers.1": 32}, STEPS, DEVICE).coders["layers.1"]
-    torch.testing.assert_close(coder.W_dec.norm(dim=1), torch.full((coder.num_latents,), 0.1, device=DEVICE))
-    cosines = torch.cosine_similarity(coder.W_dec, coder.encoder.weight)
-    torch.testing.assert_close(cosines, torch.ones_like(cosines))
-    assert coder.W_dec.requires_grad
-    usual = CoderTrainer(tiny_config(model_type, normalize_decoder=False), {"layers.1": 32}, STEPS, DEVICE).coders["layers.1"]
-    assert torch.equal(usual.encoder.weight, coder.encoder.weight), "the encoder is as the seed has it"
