@@ -59,7 +59,7 @@ class TrainedCoder(SparseCoder):
         if self.threshold is None:
             return super().encode(x)
         centered_input = x if self.cfg.transcode else x - self.b_dec
-        preacts = F.relu(F.linear(centered_input, self.encoder.weight, self.encoder.bias))
+        preacts = F.linear(centered_input, self.encoder.weight, self.encoder.bias).relu_()
         acts = preacts.where(preacts > self.threshold, 0)
         most = int((acts > 0).sum(1).max()) if len(acts) else 0
         return EncoderOutput(*acts.topk(most, dim=-1, sorted=False), preacts)

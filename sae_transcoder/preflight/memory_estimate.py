@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING
 
 from sae_transcoder import distributed
 from sae_transcoder.coder.chunk_sizes import CHUNK_SIZE, SMALL_BATCH
-from sae_transcoder.config import OPTIMIZERS, Config, LossFn, ModelType, evaluation_batch, num_latents
+from sae_transcoder.config import (
+    OPTIMIZERS,
+    Activation,
+    Config,
+    LossFn,
+    ModelType,
+    NormalizeActivations,
+    evaluation_batch,
+    matryoshka_widths,
+    num_latents,
+)
 from sae_transcoder.preflight.peak import ALWAYS, BATCH, SAVE, Moment, Part
 
 if TYPE_CHECKING:
@@ -24,8 +34,9 @@ CANDIDATES = {"cpu": 8, "cuda": 32}  # latents searched for each one selected (c
 
 
 def coder_parameters(cfg: Config, width: int) -> int:
-    """Parameters of one coder: encoder, decoder, their biases, and the skip connection."""
-    return 2 * width * num_latents(cfg, width) + num_latents(cfg, width) + width + cfg.skip_connection * width**2
+    """Parameters of one coder: encoder, decoder, their biases, thresholds, and the skip connection."""
+    biases = num_latents(cfg, width) * (2 if cfg.activation == Activation.jumprelu else 1) + width
+    return 2 * width * num_latents(cfg, width) + biases + cfg.skip_connection * width**2
 
 
 def all_parameters(cfg: Config, widths: Mapping[str, int]) -> int:
@@ -143,7 +154,24 @@ def latents_per_token(cfg: Config, d: int) -> list[int]:
     """How many latents are selected for a token at most, for each reconstruction: by k, by AuxK and by Multi-TopK."""
     size = num_latents(cfg, d)
     k = min(size, 10 * d) if cfg.k_decay_steps else cfg.k
+    if cfg.activation == Activation.jumprelu:
+        k = max(2 * k, math.ceil(size * share_near_or_above(cfg)))
     return [k, *([min(size, d // 2)] if auxk_can_act(cfg) else []), *([min(size, 4 * k)] if cfg.multi_topk else [])]
+
+
+def share_near_or_above(cfg: Config) -> float:
+    """The share of latents whose pre-activations lie above the window of JumpReLU's thresholds at the start, where encoder rows are random:
+    about half without normalisation, whose scale is not known here."""
+    if cfg.normalize_activations == NormalizeActivations.none:
+        return 0.5
+    deviation = 3**-0.5  # of a pre-activation, by the norm of torch's rows
+    return 0.5 * math.erfc((cfg.jumprelu_init_threshold - cfg.jumprelu_bandwidth / 2) / deviation / 2**0.5)
+
+
+def entry_bytes(cfg: Config) -> int:
+    """Bytes that a forward holds for each chosen latent: index, pre-activation, activation; where tokens have differing numbers of them their
+    token and its copies of another type; with jumprelu own thresholds and slopes."""
+    return INT64 + 2 * FLOAT32 + {Activation.batchtopk: 2 * INT64, Activation.jumprelu: 5 * INT64}.get(cfg.activation, 0)
 
 
 def copies_input(cfg: Config) -> bool:
@@ -155,10 +183,11 @@ def forward_bytes(cfg: Config, d: int, tokens: int) -> int:
     """Bytes that a coder's forward makes for so many tokens.
 
     For each reconstruction: the sum of rows, the same with the bias, and the error; for one of them its squares too. For each chosen
-    latent: its index, its pre-activation and its activation.
+    latent: `entry_bytes`. For each dictionary of a Matryoshka coder: its part, its reconstruction, its error.
     """
     chosen = latents_per_token(cfg, d)
-    return tokens * (d * FLOAT32 * (copies_input(cfg) + 3 * len(chosen) + 1) + sum(chosen) * (INT64 + 2 * FLOAT32))
+    nested = 3 * len(matryoshka_widths(cfg, d) or ())
+    return tokens * (d * FLOAT32 * (copies_input(cfg) + 3 * len(chosen) + 1 + nested) + sum(chosen) * entry_bytes(cfg))
 
 
 def step_bytes(cfg: Config, d: int, tokens: int, device: str) -> int:
@@ -210,7 +239,8 @@ def save_parts(cfg: Config, widths: Mapping[str, int], model: ModelSizes) -> Ite
     tokens = sequences * cfg.max_seq_length
     d = max(widths.values(), key=lambda d: coder_parameters(cfg, d))
     size = num_latents(cfg, d)
-    encoded = tokens * (2 * size * FLOAT32 + 2 * d * FLOAT32)
+    masked = cfg.activation in (Activation.batchtopk, Activation.jumprelu)  # a byte for each pre-activation above its threshold
+    encoded = tokens * (size * (2 * FLOAT32 + masked) + 2 * d * FLOAT32)
     yield from activation_parts(cfg, widths, tokens, model.itemsize, (Moment.reconstruction,))
     yield Part("reconstructions", max(encoded, tokens * d * 8 * FLOAT64), (Moment.reconstruction,), True)
     yield Part("cosines", size * d * FLOAT32 + 2 * min(size, 1024) * size * FLOAT32, (Moment.comparison,), True)

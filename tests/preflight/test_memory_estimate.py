@@ -32,6 +32,7 @@ DEMO = [
 ]
 MANY = ["batch_size=32", "eval_end_to_end=false"]  # tokens
 FEW = ["batch_size=8", "eval_end_to_end=false"]
+JUMPRELU = ["activation=jumprelu", "normalize_activations=mean_norm"]
 CASES = {
     "many tokens": [MANY],
     "many tokens, the forward in pieces": [[*MANY, "forward_batch_size=2", "k=64"]],
@@ -45,6 +46,11 @@ CASES = {
     "muon": [[*FEW, "layers=null", "optimizer=muon", "lr=1e-3", "expansion_factor=4"]],
     "signum": [[*FEW, "layers=null", "optimizer=signum", "expansion_factor=4"]],
     "multi_topk": [[*MANY, "forward_batch_size=2", "multi_topk=true"]],
+    "batchtopk": [[*MANY, "forward_batch_size=2", "activation=batchtopk"]],
+    "batchtopk with a wide coder": [[*FEW, "activation=batchtopk", "num_latents=12288"]],
+    "nested dictionaries": [[*MANY, "forward_batch_size=2", "activation=batchtopk", "matryoshka_widths=[]"]],
+    "jumprelu of which half fires at the start": [[*MANY, "forward_batch_size=2", *JUMPRELU]],
+    "jumprelu of which few fire": [[*MANY, "forward_batch_size=2", *JUMPRELU, "jumprelu_init_threshold=1.2"]],
     "tokens excluded": [[*MANY, "forward_batch_size=2", "exclude_first_tokens=0", "exclude_tokens=[10,11]", "max_norm_multiple=3"]],
     "k falling": [[*FEW, "k_decay_steps=1", "expansion_factor=4"]],
     "a model in bfloat16": [[*MANY, "dtype=bfloat16", "forward_batch_size=2"]],
