@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sae_transcoder.coder.sparse_products import LatentIndices, SparseProducts
+from sae_transcoder.coder.sparse_products import SparseProducts
 
 
 class Selection(NamedTuple):
@@ -17,7 +17,6 @@ class Selection(NamedTuple):
     products: SparseProducts
     candidates: Tensor | None = None  # the latents [row] among which they were selected; None: all
     num_coders: int = 1
-    entries: LatentIndices | None = None  # which were selected, where the coder's activation needs to know
     parts: SparseProducts | None = None  # of the same entries, by the parts of a Matryoshka coder (matryoshka.py)
 
     @property

@@ -19,7 +19,7 @@ from sae_transcoder.distributed import ALONE, Ranks
 
 # Where the collection starts, as shares of the last batch's cut, the next one where too few lie above.
 BOUNDS = (0.9, 0.6, 0.3, 0.0)
-SAMPLE = 256  # tokens from which the first batch's cut is estimated
+SAMPLE = 2**18  # pre-activations from which the first batch's cut is estimated
 DIGITS = (
     (20, 11),
     (10, 10),
@@ -119,7 +119,7 @@ def batch_top_k(
     inputs: [token, d_in]; weight: [latent, d_in]; last_cut: the cut of the batch before, None for the first. All ranks call it.
     """
     if last_cut is None:
-        sample = inputs[:SAMPLE]
+        sample = inputs[: max(1, SAMPLE // len(weight))]
         num_tokens, num_sampled = ranks.sum_integers([len(inputs), len(sample)])
         last_cut = inputs.new_zeros((), dtype=torch.float32)
         if num_sampled < num_tokens:

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from sae_transcoder.coder.autograd_functions import SelectedLatents, Selection, SparseDecode, SquaredError
+from sae_transcoder.coder.jump_relu import Near
 from sae_transcoder.coder.latent_selection import Selector, group_max, select_preacts, top_k
 from sae_transcoder.coder.matryoshka import NestedErrors, parts_of
 from sae_transcoder.coder.sparse_products import AllLatents, LatentIndices, fastest_products
@@ -88,6 +89,7 @@ class Selections(NamedTuple):
     indices: Tensor  # of `main`, [token, k] or [entry]
     auxk: list[Selection]  # one for each group of dead latents
     multi_topk: Selection | None = None
+    near: Near | None = None  # entries that give JumpReLU's thresholds gradients
 
 
 class CorrectedCoder(SparseCoder):
@@ -148,7 +150,7 @@ class CorrectedCoder(SparseCoder):
         parts = None
         if self.matryoshka_widths is not None:
             parts = fastest_products(parts_of(indices, self.matryoshka_widths), dtype)
-        return Selection(preacts, fastest_products(indices, dtype, many=may_be_dense), parts=parts, entries=indices)
+        return Selection(preacts, fastest_products(indices, dtype, many=may_be_dense), parts=parts)
 
     def auxk_selections(
         self, inputs: Tensor, weight: Tensor, bias: Tensor, dead: Sequence[Tensor], max_auxk: int
@@ -192,7 +194,8 @@ class CorrectedCoder(SparseCoder):
         selections = self.selections(centered_input, dead, max_auxk, **given)
         acts, decoded = self.encode_and_decode(x, centered_input, selections.main, *selections.auxk)
         skip = None if self.W_skip is None else self.skip(x)
-        out, squared_error, level_fvus, errors = self.reconstruct(decoded[0], skip, y)
+        main_decoded = self.train_thresholds(decoded[0], selections)
+        out, squared_error, level_fvus, errors = self.reconstruct(main_decoded, skip, y)
         auxk_loss = multi_topk_fvu = out.new_zeros(())
         for level, group, auxk_out in zip(levels, dead, decoded[1:], strict=True):
             # Without b_dec and skip: the error has them taken out already.
@@ -209,7 +212,7 @@ class CorrectedCoder(SparseCoder):
             auxk_loss,
             multi_topk_fvu,
             None if level_fvus is None else level_fvus / total_variance,
-            self.sparsity(acts[0], selections.main, len(y)),
+            self.sparsity(acts[0], selections),
         )
 
     def reconstruct(self, decoded: Tensor, skip: Tensor | None, y: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
@@ -223,11 +226,11 @@ class CorrectedCoder(SparseCoder):
         out, squared_errors, errors = NestedErrors.apply(parts, base, y)
         return out, squared_errors[-1], squared_errors, errors
 
-    def fire(self, acts: Tensor, selection: Selection) -> Tensor:
-        """The activations of selected latents, shaped as `acts`, which are the ReLU of their pre-activations."""
-        return acts
+    def train_thresholds(self, decoded: Tensor, selections: Selections) -> Tensor:
+        """What the latents that fire decode to, [token, d], whose gradient also reaches thresholds that are trained."""
+        return decoded
 
-    def sparsity(self, acts: Tensor, selection: Selection, num_tokens: int) -> Tensor | None:
+    def sparsity(self, acts: Tensor, selections: Selections) -> Tensor | None:
         """The loss that makes latents fire less, summed over tokens; None for a coder whose activation function limits their number."""
         return None
 
@@ -245,7 +248,6 @@ class CorrectedCoder(SparseCoder):
         assert self.W_dec is not None
         shift = None if self.cfg.transcode else self.b_dec
         acts = SelectedLatents.apply(x, shift, self.encoder.weight, self.encoder.bias, centered_input, *selections)
-        acts = (self.fire(acts[0], selections[0]), *acts[1:])
         return acts, SparseDecode.apply(self.W_dec, selections, *acts)
 
     def add_bias_and_skip(self, decoded: Tensor, skip: Tensor | None) -> Tensor:

@@ -1,11 +1,11 @@
 """JumpReLU: a latent fires where its pre-activation lies above a threshold of its own, which is trained.
 
 The firing of a latent is a step, whose slope is zero: thresholds get their gradients from an estimate of the slope of the expected loss, by
-the pre-activations within half a bandwidth of the threshold, on both sides. Other weights get the exact gradients of the latents that fire.
+the pre-activations within half a bandwidth of the threshold, on both sides. All else gets the exact gradients of the latents that fire.
 Source: Rajamanoharan et al. 2024, arXiv 2407.14435, equations 11 and 12, with the threshold itself as the parameter, not its logarithm.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,66 +15,76 @@ from sae_transcoder.coder.batch_top_k import Entries
 from sae_transcoder.coder.chunk_sizes import token_chunks
 from sae_transcoder.coder.sparse_products import SparseProducts
 
-TANH_SCALE = 4.0  # Anthropic 2025, Circuits Updates, January
+
+class Near(NamedTuple):
+    """Entries within half a bandwidth of their latents' thresholds, whether they fire or not."""
+
+    entries: Entries
+    thresholds: Tensor  # of each entry [entry]
+    bandwidth: float
+    products: SparseProducts
+    num_firing: Tensor  # of each token, how many latents fire, near their thresholds or not [token]
+
+    def threshold_gradient(self, slope: Tensor) -> Tensor:
+        """The gradient of thresholds [latent], from that by the step of each entry [entry]."""
+        return -self.products.sum_over_tokens(slope / self.bandwidth)
 
 
-def entries_near_or_above(inputs: Tensor, weight: Tensor, bias: Tensor, thresholds: Tensor) -> Entries:
-    """The entries of the pre-activations inputs [token, d_in] @ weight.T [latent, d_in] + bias above thresholds [latent], which lie half a
-    bandwidth below those that are trained. Waits for a GPU, to learn their number."""
-    found = []
+def entries_by_threshold(
+    inputs: Tensor, weight: Tensor, bias: Tensor, threshold: Tensor, bandwidth: float
+) -> tuple[Entries, Entries]:
+    """The entries of the pre-activations inputs [token, d_in] @ weight.T [latent, d_in] + bias that lie above threshold [latent], and those
+    that lie within half a bandwidth of it. Waits for a GPU, to learn their numbers."""
+    firing, near = [], []
+    lower = threshold - bandwidth / 2
     for start, stop in token_chunks(len(inputs), len(weight), inputs.device.type):
         preacts = F.linear(inputs[start:stop], weight, bias)
-        tokens, latents = (preacts > thresholds).nonzero(as_tuple=True)
-        found.append(Entries(preacts[tokens, latents].float(), tokens + start, latents))
-    return found[0] if len(found) == 1 else Entries(*map(torch.cat, zip(*found, strict=True)))
+        tokens, latents = (preacts > lower).nonzero(as_tuple=True)
+        found = Entries(preacts[tokens, latents].float(), tokens + start, latents)
+        own = threshold[latents]
+        firing.append(found.where(found.preacts > own))
+        near.append(found.where(found.preacts < own + bandwidth / 2))
+    return Entries(*map(torch.cat, zip(*firing, strict=True))), Entries(*map(torch.cat, zip(*near, strict=True)))
 
 
-def window(preacts: Tensor, thresholds: Tensor, bandwidth: float) -> Tensor:
-    """1 / bandwidth at entries [entry] within half a bandwidth of their thresholds, 0 elsewhere."""
-    return ((preacts - thresholds).abs() < bandwidth / 2).to(preacts.dtype) / bandwidth
-
-
-class JumpReLU(torch.autograd.Function):
-    """Activations [entry] that are zero up to their latent's threshold."""
+class ThresholdsOfOutput(torch.autograd.Function):
+    """Passes a reconstruction on, and its gradient also to the thresholds."""
 
     @staticmethod
-    def forward(
-        ctx: Any, acts: Tensor, threshold: Tensor, preacts: Tensor, latents: Tensor, products: SparseProducts, bandwidth: float
-    ) -> Tensor:
-        """acts: ReLU of preacts [entry]; threshold: [latent]; latents: the latent of each entry; products: of the entries."""
-        own = threshold[latents]
-        fires = preacts > own
-        ctx.save_for_backward(fires, own * window(preacts, own, bandwidth))
-        ctx.products = products
-        return acts * fires
+    def forward(ctx: Any, decoded: Tensor, threshold: Tensor, decoder: Tensor, near: Near) -> Tensor:
+        """decoded: [token, d]; threshold: [latent]; decoder: [latent, d]."""
+        ctx.save_for_backward(decoder)
+        ctx.near = near
+        return decoded.view_as(decoded)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        fires, slope = ctx.saved_tensors
-        return grads[0] * fires, -ctx.products.sum_over_tokens(slope * grads[0]), None, None, None, None
+        (decoder,), near = ctx.saved_tensors, ctx.near
+        of_acts = near.products.sampled_matmul(grads[0].contiguous(), decoder)
+        return grads[0], near.threshold_gradient(near.thresholds * of_acts), None, None
 
 
-class ActiveLatents(torch.autograd.Function):
-    """The number of latents that fire for each token, whose slope is estimated for the thresholds."""
+class ThresholdsOfActivations(torch.autograd.Function):
+    """The activations of near entries [entry], whose gradient reaches the thresholds alone."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        threshold: Tensor,
-        preacts: Tensor,
-        tokens: Tensor,
-        latents: Tensor,
-        num_tokens: int,
-        products: SparseProducts,
-        bandwidth: float,
-    ) -> Tensor:
-        """threshold: [latent]; preacts, tokens, latents: of each entry; -> [token]."""
-        own = threshold[latents]
-        ctx.save_for_backward(window(preacts, own, bandwidth), tokens)
-        ctx.products = products
-        return preacts.new_zeros(num_tokens).index_add_(0, tokens, (preacts > own).to(preacts.dtype))
+    def forward(ctx: Any, threshold: Tensor, near: Near) -> Tensor:
+        ctx.near = near
+        return near.entries.preacts * (near.entries.preacts > near.thresholds)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        slope, tokens = ctx.saved_tensors
-        return -ctx.products.sum_over_tokens(slope * grads[0][tokens]), None, None, None, None, None, None
+        return ctx.near.threshold_gradient(ctx.near.thresholds * grads[0]), None
+
+
+class ThresholdsOfCounts(torch.autograd.Function):
+    """The number of latents that fire for each token [token], whose gradient reaches the thresholds alone."""
+
+    @staticmethod
+    def forward(ctx: Any, threshold: Tensor, near: Near) -> Tensor:
+        ctx.near = near
+        return near.num_firing.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return ctx.near.threshold_gradient(grads[0][ctx.near.entries.tokens]), None

@@ -6,12 +6,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sae_transcoder.coder.autograd_functions import Selection
-from sae_transcoder.coder.corrected_coder import CorrectedCoder, Selections
-from sae_transcoder.coder.jump_relu import TANH_SCALE, ActiveLatents, JumpReLU, entries_near_or_above
-from sae_transcoder.coder.sparse_products import LatentIndices
+from sae_transcoder.coder.batch_top_k import Entries
+from sae_transcoder.coder.corrected_coder import CorrectedCoder, Selections, product_dtype
+from sae_transcoder.coder.jump_relu import (
+    Near,
+    ThresholdsOfActivations,
+    ThresholdsOfCounts,
+    ThresholdsOfOutput,
+    entries_by_threshold,
+)
+from sae_transcoder.coder.sparse_products import LatentIndices, fastest_products
 from sae_transcoder.coder.trained_coder import TrainedCoder
 from sae_transcoder.config import JumpReLULoss
+
+TANH_SCALE = 4.0  # Anthropic 2025, Circuits Updates, January
 
 
 class JumpReLUCoder(CorrectedCoder):
@@ -24,7 +32,7 @@ class JumpReLUCoder(CorrectedCoder):
         self.threshold = nn.Parameter(torch.full((self.num_latents,), init_threshold, dtype=torch.float32, device=self.device))
 
     def trained(self) -> TrainedCoder:
-        return TrainedCoder.of(self, threshold=self.threshold.detach(), trained_activation="jumprelu")
+        return TrainedCoder.of(self, threshold=self.threshold.detach().clamp(min=0), trained_activation="jumprelu")
 
     @torch.no_grad()
     def project(self) -> None:
@@ -33,31 +41,35 @@ class JumpReLUCoder(CorrectedCoder):
 
     @torch.no_grad()
     def selections(self, centered_input: Tensor, dead: Sequence[Tensor], max_auxk: int) -> Selections:
-        """The latents of centered_input [token, d_in] that fire or give a threshold a gradient, and AuxK's."""
+        """The latents that fire for centered_input [token, d_in], those near their thresholds, and AuxK's."""
         inputs, weight, bias = self.product_inputs(centered_input)
-        near = entries_near_or_above(inputs, weight, bias, self.threshold - self.bandwidth / 2)
-        indices = LatentIndices.from_tokens(near.latents, near.tokens, len(inputs), self.num_latents)
+        firing, near = entries_by_threshold(inputs, weight, bias, self.threshold, self.bandwidth)
+
+        def indices(entries: Entries) -> LatentIndices:
+            return LatentIndices.from_tokens(entries.latents, entries.tokens, len(inputs), self.num_latents)
+
+        num_firing = torch.zeros(len(inputs), device=inputs.device).index_add_(0, firing.tokens, torch.ones_like(firing.preacts))
+        products = fastest_products(indices(near), product_dtype(inputs.device), many=True)
         return Selections(
-            main=self.main_selection(near.preacts, indices, may_be_dense=True),
-            indices=near.latents,
+            main=self.main_selection(firing.preacts, indices(firing), may_be_dense=True),
+            indices=firing.latents,
             auxk=self.auxk_selections(inputs, weight, bias, dead, max_auxk),
+            near=Near(near, self.threshold[near.latents], self.bandwidth, products, num_firing),
         )
 
-    def fire(self, acts: Tensor, selection: Selection) -> Tensor:
-        assert selection.entries is not None
-        return JumpReLU.apply(
-            acts, self.threshold, selection.preacts, selection.entries.latents, selection.products, self.bandwidth
-        )
+    def train_thresholds(self, decoded: Tensor, selections: Selections) -> Tensor:
+        return ThresholdsOfOutput.apply(decoded, self.threshold, self.W_dec, selections.near)
 
-    def sparsity(self, acts: Tensor, selection: Selection, num_tokens: int) -> Tensor:
+    def sparsity(self, acts: Tensor, selections: Selections) -> Tensor:
         """The sparsity loss in the definition of SAELens's JumpReLU trainer, summed over tokens."""
-        entries = selection.entries
-        assert entries is not None
+        near = selections.near
         if self.sparsity_loss == JumpReLULoss.tanh:
             assert self.W_dec is not None
-            norms = self.W_dec.norm(dim=1)
-            return torch.tanh(TANH_SCALE * acts * norms[entries.latents]).sum()
-        l0 = ActiveLatents.apply(
-            self.threshold, selection.preacts, entries.tokens, entries.latents, num_tokens, selection.products, self.bandwidth
-        )
+            assert near is not None
+            norms = TANH_SCALE * self.W_dec.norm(dim=1)
+            of_thresholds = torch.tanh(
+                ThresholdsOfActivations.apply(self.threshold, near) * norms.detach()[near.entries.latents]
+            ).sum()
+            return torch.tanh(acts * norms[selections.indices]).sum() + of_thresholds - of_thresholds.detach()
+        l0 = ThresholdsOfCounts.apply(self.threshold, near)
         return l0.sum() if self.sparsity_loss == JumpReLULoss.step else (2 / self.cfg.k * (l0 - self.cfg.k) ** 2).sum()
