@@ -47,3 +47,21 @@ METRICS = {
 NAMES = tuple(name for category in METRICS.values() for name in category)
 END_TO_END = tuple(name for part in ("behavior", "performance") for name in METRICS[f"model_{part}_preservation"])
 """Those that need forwards of the whole language model."""
+
+LEVEL_METRICS = {
+    "fvu": "as above, out being the reconstruction by the first latents alone",
+    "l0": "as above, of the first latents",
+}
+"""Of each nested dictionary of a Matryoshka coder, which is the first `width` latents; the last is the coder itself."""
+THRESHOLD = "threshold"
+"""The one pre-activation above which any latent of a trained batchtopk coder fires."""
+THRESHOLD_QUANTILES = {
+    "threshold_min": 0.0, "threshold_p10": 0.1, "threshold_p25": 0.25, "threshold_p50": 0.5, "threshold_p75": 0.75, "threshold_p90": 0.9,
+    "threshold_max": 1.0,
+}  # fmt: skip
+"""{quantile of the thresholds over a jumprelu coder's latents: share of the latents below it}"""
+
+
+def level_metric(name: str, width: int) -> str:
+    """The name of a level's metric where all metrics of a coder stand side by side: `fvu_width_512`."""
+    return f"{name}_width_{width}"

@@ -10,7 +10,7 @@ from sae_transcoder.config import ConfigError
 from sae_transcoder.config.paths import is_path, label, local_path
 from sae_transcoder.process.tensor_headers import tensor_headers
 from sae_transcoder.run_store import run_files
-from sae_transcoder.run_store.checked_files import DamagedFile, damaged, read_object
+from sae_transcoder.run_store.checked_files import DamagedFile, damaged, is_integer, read_object
 
 WEIGHTS = "sae.safetensors"  # a coder's file of tensors
 THRESHOLDS = "threshold.safetensors"  # above which latents fire, where that is not by top-k or groupmax (trained_coder.py)
@@ -106,6 +106,14 @@ def threshold_faults(folder: Path, cfg: dict[str, Any], num_latents: int) -> lis
     return [f"{THRESHOLDS} {fault}" for fault in tensor_faults(headers, {"threshold": [1 if shared else num_latents]})]
 
 
+def width_faults(cfg: dict[str, Any], num_latents: int) -> list[str]:
+    """What is wrong with the widths of a Matryoshka coder's nested dictionaries, which rise to all latents."""
+    widths = cfg.get("matryoshka_widths")
+    if widths is None or (widths == sorted({w for w in widths if is_integer(w) and w > 0}) and widths[-1:] == [num_latents]):
+        return []
+    return [f"matryoshka_widths is {widths}, not numbers that rise to its {num_latents} latents"]
+
+
 def coder_faults(folder: Path) -> list[str]:
     """What is wrong with a stored coder by itself, told from its cfg.json and the header of its tensors."""
     try:
@@ -113,7 +121,7 @@ def coder_faults(folder: Path) -> list[str]:
         width = cfg["d_in"]
         num_latents = cfg["num_latents"] or width * cfg["expansion_factor"]
         faults = tensor_faults(tensor_headers(folder / WEIGHTS), expected_shapes(width, num_latents, skip=cfg["skip_connection"]))
-        faults += threshold_faults(folder, cfg, num_latents)
+        faults += threshold_faults(folder, cfg, num_latents) + width_faults(cfg, num_latents)
     except DamagedFile as error:
         return list(error.faults)
     except Exception as error:  # safetensors raises many kinds for damaged files

@@ -61,7 +61,7 @@ class TrainedCoder(SparseCoder):
         centered_input = x if self.cfg.transcode else x - self.b_dec
         preacts = F.linear(centered_input, self.encoder.weight, self.encoder.bias).relu_()
         acts = preacts.where(preacts > self.threshold, 0)
-        most = int((acts > 0).sum(1).max()) if len(acts) else 0
+        most = max(1, int((acts > 0).sum(1).max())) if len(acts) else 1  # sparsify's decoder takes no empty rows
         return EncoderOutput(*acts.topk(most, dim=-1, sorted=False), preacts)
 
     def forward(

@@ -18,13 +18,14 @@ from sae_transcoder.coder.names import coders_by_seed, hookpoint_of, seed_of
 from sae_transcoder.coder.positions import PositionFilter
 from sae_transcoder.config import Config, LossFn, evaluation_batch, evaluation_settings
 from sae_transcoder.data.sequences import Sequences
-from sae_transcoder.evaluation.reconstruction import ReconstructionStats, average_max_cosine
+from sae_transcoder.evaluation.reconstruction import ReconstructionStats, average_max_cosine, threshold_distribution
 from sae_transcoder.evaluation.splice import Splice, measure_splices
 from sae_transcoder.language_model.forward import capture
 from sae_transcoder.language_model.loading import text_config
 from sae_transcoder.language_model.model_class import has_head
+from sae_transcoder.metric_names import LEVEL_METRICS, level_metric
 from sae_transcoder.run_store.data_origin import UNKNOWN, DataOrigin
-from sae_transcoder.run_store.eval_file import CoderMetrics, Evaluation, TogetherMetrics
+from sae_transcoder.run_store.eval_file import CoderMetrics, Evaluation, LevelMetrics, TogetherMetrics
 
 # The metric by which best/ is chosen, for each loss.
 LOSS_METRIC = {LossFn.fvu: "fvu", LossFn.ce: "ce_loss_with_sae", LossFn.kl: "kl_div_with_sae"}
@@ -45,11 +46,14 @@ class EvalResult:
     """The metrics of a run's coders.
 
     coders: {coder: {metric: value}}, NaN for a metric that does not exist; densities: {coder: share of tokens on which each latent fires
-    [latent]}; together: {seed or "": {metric: value}} with the coders of all hookpoints in place, empty where there is one hookpoint.
+    [latent]}; levels: {coder: the nested dictionaries of a Matryoshka coder, else empty}; thresholds: {coder: {name: value}}, empty for a
+    coder without; together: {seed or "": {metric: value}} with the coders of all hookpoints in place, empty where there is one hookpoint.
     """
 
     coders: dict[str, dict[str, float]]
     densities: dict[str, np.ndarray]
+    levels: dict[str, tuple[LevelMetrics, ...]]
+    thresholds: dict[str, dict[str, float]]
     together: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def loss(self, loss_fn: LossFn) -> dict[str, float]:
@@ -62,8 +66,14 @@ class EvalResult:
 
     def values(self) -> dict[str, float]:
         """The metrics as trackers name them: {"heldout/<metric>/<coder>": value}, with `together` or `together/<seed>` for a coder."""
-        scopes = self.coders | {"/".join(filter(None, ["together", seed])): metrics for seed, metrics in self.together.items()}
+        scopes = {name: metrics | self.of_kind(name) for name, metrics in self.coders.items()}
+        scopes |= {"/".join(filter(None, ["together", seed])): metrics for seed, metrics in self.together.items()}
         return {f"heldout/{metric}/{scope}": value for scope, metrics in scopes.items() for metric, value in metrics.items()}
+
+    def of_kind(self, coder: str) -> dict[str, float]:
+        """A coder's metrics {name: value} that coders of other kinds do not have: of its levels, and its thresholds."""
+        levels = {level_metric(name, level.width): getattr(level, name) for level in self.levels[coder] for name in LEVEL_METRICS}
+        return levels | self.thresholds[coder]
 
     def evaluation(self, run: CodersToEvaluate, step: int | None = None, tokens: int | None = None) -> Evaluation:
         """The content of eval.json; step, tokens: after how much training."""
@@ -71,7 +81,9 @@ class EvalResult:
         for name, metrics in self.coders.items():
             coder, seed = run.coders[name], seed_of(name)
             seed_number = int(seed.removeprefix("seed")) if seed else None
-            coders.append(CoderMetrics(name, hookpoint_of(name), seed_number, coder.d_in, coder.num_latents, coder.cfg.k, metrics))
+            sizes = (coder.d_in, coder.num_latents, coder.cfg.k)
+            of_kind = (self.levels[name], self.thresholds[name])
+            coders.append(CoderMetrics(name, hookpoint_of(name), seed_number, *sizes, metrics, *of_kind))
         together = [
             TogetherMetrics([name for name in self.coders if seed_of(name) == seed], metrics)
             for seed, metrics in self.together.items()
@@ -127,7 +139,10 @@ def measure_reconstruction(
                 run_stats[name].add(x, y, tokens.numel())
     return [
         EvalResult(
-            {name: s.metrics() for name, s in run_stats.items()}, {name: s.density().cpu().numpy() for name, s in run_stats.items()}
+            {name: s.metrics() for name, s in run_stats.items()},
+            {name: s.density().cpu().numpy() for name, s in run_stats.items()},
+            {name: s.levels() for name, s in run_stats.items()},
+            {name: threshold_distribution(s.coder) for name, s in run_stats.items()},
         )
         for run_stats in stats
     ]

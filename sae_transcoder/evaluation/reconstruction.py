@@ -1,12 +1,19 @@
 """A coder's own held-out metrics: reconstruction, shrinkage, sparsity, density. metric_names.py says what each means."""
 
+import itertools
 import math
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sae_transcoder.coder.corrected_coder import SparseCoder
+from sae_transcoder.coder.sparse_products import EmbeddingBags, LatentIndices
+from sae_transcoder.coder.trained_coder import TrainedCoder
+from sae_transcoder.metric_names import THRESHOLD, THRESHOLD_QUANTILES
+from sae_transcoder.run_store.eval_file import LevelMetrics
 
 
 class ReconstructionStats:
@@ -20,13 +27,17 @@ class ReconstructionStats:
         self.y_sum = torch.zeros_like(coder.b_dec, dtype=torch.float64)
         self.fired = coder.b_dec.new_zeros(coder.num_latents, dtype=torch.float64)
         self.tokens = self.positions = 0
+        widths = coder.matryoshka_widths if isinstance(coder, TrainedCoder) else None
+        self.level_sums = {width: {"error": zero, "active": zero} for width in widths or ()}
 
     def add(self, x: Tensor, y: Tensor, positions: int) -> None:
         """Adds inputs x and targets y, each [token, d], which were kept of so many positions."""
         self.positions += positions
         self.tokens += len(y)
-        out, acts, indices = reconstruct(self.coder, x)
-        y, out, acts = y.double(), out.double(), acts.double()
+        y = y.double()
+        out, acts, indices = self._add_levels(x, y) if self.level_sums else reconstruct(self.coder, x)
+        fired = acts > 0  # rows of jumprelu are as long as the fullest one, mostly zeros
+        out, acts, indices = out.double(), acts[fired].double(), indices[fired]
         y_norm, out_norm, y_out = y.norm(dim=1), out.norm(dim=1), (y * out).sum(1)
         tiny = torch.finfo(torch.float64).tiny
         terms = {
@@ -38,24 +49,45 @@ class ReconstructionStats:
             "out_norm": out_norm,
             "ratio": out_norm / y_norm.clamp_min(tiny),
             "cosine": y_out / (y_norm * out_norm).clamp_min(tiny),
-            "active": acts > 0,
+            "active": fired,
             "acts": acts,
         }
         self.sums = {name: total + terms[name].sum() for name, total in self.sums.items()}
         self.y_sum += y.sum(0)
-        self.fired.index_add_(0, indices[acts > 0], torch.ones_like(acts[acts > 0]))
+        self.fired.index_add_(0, indices, torch.ones_like(acts))
+
+    def _add_levels(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Adds the error and the active latents of each nested dictionary; returns what `reconstruct` does, the last one's output."""
+        latents = self.coder.encode(x)
+        acts, indices = latents.top_acts, latents.top_indices
+        outputs = level_outputs(self.coder, x, acts, indices, list(self.level_sums))
+        for (width, sums), out in zip(self.level_sums.items(), outputs, strict=True):
+            terms = {"error": (y - out.double()).pow(2), "active": (acts > 0) & (indices < width)}
+            self.level_sums[width] = {name: sums[name] + terms[name].sum() for name in sums}
+        return out, acts, indices
 
     def density(self) -> Tensor:
         """Share of tokens on which each latent fires, [latent]; NaN without tokens."""
         return self.fired / self.tokens
 
+    def fvu(self, error: float) -> float:
+        """The FVU for a sum of squared errors; NaN where the targets do not vary."""
+        variance = self.sums["y_squared"].item() - ratio(self.y_sum.pow(2).sum().item(), self.tokens)
+        return ratio(error, variance) if variance > 0 else math.nan
+
+    def levels(self) -> tuple[LevelMetrics, ...]:
+        """The metrics of each nested dictionary of a Matryoshka coder; empty for another coder."""
+        return tuple(
+            LevelMetrics(width, self.fvu(sums["error"].item()), ratio(sums["active"].item(), self.tokens))
+            for width, sums in self.level_sums.items()
+        )
+
     def metrics(self) -> dict[str, float]:
         """The coder's own metrics {name: value}."""
         total = {name: value.item() for name, value in self.sums.items()}
         tokens = self.tokens
-        variance = total["y_squared"] - ratio(self.y_sum.pow(2).sum().item(), tokens)
         density = self.density()
-        fvu = ratio(total["error"], variance) if variance > 0 else math.nan
+        fvu = self.fvu(total["error"])
         metrics = {
             "fvu": fvu,
             "explained_variance": 1 - fvu,
@@ -88,6 +120,33 @@ def reconstruct(coder: SparseCoder, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     latents = coder.encode(x)
     out = coder.decode(latents.top_acts, latents.top_indices)
     return (out if coder.W_skip is None else out + x.to(out.dtype) @ coder.W_skip.mT), latents.top_acts, latents.top_indices
+
+
+def level_outputs(coder: SparseCoder, x: Tensor, acts: Tensor, indices: Tensor, widths: Sequence[int]) -> Iterator[Tensor]:
+    """Yields the output [token, d] of each nested dictionary, which adds its own latents to the output of the one before.
+
+    acts, indices: what `encode` gives for x [token, d_in], [token, most that fire]. Each latent is decoded once.
+    """
+    out = coder.b_dec.expand(len(x), -1)
+    if coder.W_skip is not None:
+        out = out + x.to(coder.dtype) @ coder.W_skip.mT
+    for start, width in itertools.pairwise([0, *widths]):
+        own = (acts > 0) & (indices >= start) & (indices < width)
+        counts = own.sum(1)
+        entries = LatentIndices(indices[own], counts.cumsum(0) - counts, coder.num_latents)
+        out = out + EmbeddingBags(entries).matmul(acts[own].to(coder.dtype), coder.W_dec)
+        yield out
+
+
+def threshold_distribution(coder: SparseCoder) -> dict[str, float]:
+    """The one threshold that all latents share, or the quantiles of their thresholds {name: value}; empty for a coder without."""
+    threshold = coder.threshold if isinstance(coder, TrainedCoder) else None
+    if threshold is None:
+        return {}
+    if threshold.numel() == 1:
+        return {THRESHOLD: threshold.item()}
+    quantiles = np.quantile(threshold.double().cpu().numpy(), list(THRESHOLD_QUANTILES.values()))
+    return dict(zip(THRESHOLD_QUANTILES, quantiles.tolist(), strict=True))
 
 
 def average_max_cosine(rows: Tensor) -> float:

@@ -7,25 +7,33 @@ from rich.console import Console
 from rich.table import Table
 
 from sae_transcoder.config import as_list
-from sae_transcoder.run_store.eval_file import Evaluation
+from sae_transcoder.run_store.eval_file import Evaluation, Metrics
 
 COLUMNS = {
-    "FVU": "fvu", "CE loss score": "ce_loss_score", "CE loss": "ce_loss_with_sae", "without": "ce_loss_without_sae", "KL": "kl_div_with_sae",
-    "L0": "l0", "cosine": "cossim", "alive": "frac_alive",
+    "L0": "l0", "FVU": "fvu", "CE loss score": "ce_loss_score", "CE loss": "ce_loss_with_sae", "without": "ce_loss_without_sae",
+    "KL": "kl_div_with_sae", "cosine": "cossim", "alive": "frac_alive",
 }  # fmt: skip
 
 
 def print_table(evaluation: Evaluation, eval_path: Path) -> None:
-    """Prints the main metrics of each coder, and where all metrics are."""
+    """Prints the main metrics of each coder, below a Matryoshka coder those of its smaller dictionaries, and where all metrics are."""
     table = Table(box=None, pad_edge=False)
     for header in ("coder", "latents", "k", *COLUMNS):
         table.add_column(header, justify="left" if header == "coder" else "right")
-    rows = [(c.coder, f"{c.num_latents:,}", str(c.k), c.metrics) for c in evaluation.coders]
+    rows: list[tuple[str, str, str, Metrics]] = []
+    for c in evaluation.coders:
+        rows.append((c.coder, f"{c.num_latents:,}", str(c.k), c.metrics))
+        rows += [
+            ("  of its latents the first", f"{level.width:,}", "", {"fvu": level.fvu, "l0": level.l0}) for level in c.levels[:-1]
+        ]
     rows += [(f"together: {len(t.coders)}", "", "", t.metrics) for t in evaluation.together]
     for coder, latents, k, metrics in rows:
         table.add_row(coder, latents, k, *(f"{metrics[name]:.4f}" if name in metrics else "" for name in COLUMNS.values()))
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     console.print(table)
+    for c in evaluation.coders:
+        if c.thresholds:
+            console.print(f"latents of {c.coder} fire above {c.thresholds_in_words()}", markup=False, soft_wrap=True)
     tokens = evaluation.coders[0].metrics["total_tokens_eval_sparsity_variance"]
     names = evaluation.config["dataset_name"]
     console.print(

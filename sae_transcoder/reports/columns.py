@@ -1,10 +1,12 @@
 """The columns of the table of runs, in the terminal and in report.html."""
 
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sae_transcoder.config import FIELDS
 from sae_transcoder.reports import formats
 from sae_transcoder.run_store import run_records
 from sae_transcoder.run_store.run_records import Record
@@ -39,18 +41,33 @@ PROGRESS = (
     value_column("eta", "ETA", formats.time_left),
 )
 METRICS = (
+    setting_column("k"),
+    value_column("l0", "L0", formats.number(".1f")),
     value_column("train_fvu", "train FVU", formats.fvu),
     value_column("fvu", "held-out FVU", formats.fvu),
     value_column("ce_loss_score", "CE score", formats.number(".4f")),
-    value_column("l0", "L0", formats.number(".1f")),
     value_column("dead_fraction", "dead", formats.percent),
 )
 COLUMNS = {column.key: column for column in (*PROGRESS, *METRICS)}
 
 
 def columns(records: Sequence[Record]) -> list[Column]:
-    """The table's columns: progress, the settings in which the runs differ, metrics."""
-    return [*PROGRESS, *map(setting_column, run_records.differing(records)), *METRICS]
+    """The table's columns: progress, the settings in which the runs differ, k and metrics."""
+    return [*PROGRESS, *(setting_column(name) for name in differing_settings(records) if name not in COLUMNS), *METRICS]
+
+
+def differing_settings(records: Sequence[Record]) -> list[str]:
+    """The settings in which the runs differ, in the config's order, with their coders' kind in place of the activation.
+
+    The widths of Matryoshka coders are among them only where these coders differ from each other.
+    """
+    shown = set(run_records.differing(records)) - {"activation", "matryoshka_widths"}
+    if len({run_records.coder_kind(record.config) for record in records if record.config}) > 1:
+        shown.add("kind")
+    if len({json.dumps(widths) for record in records if (widths := record.config.get("matryoshka_widths")) is not None}) > 1:
+        shown.add("matryoshka_widths")
+    place = FIELDS.index("activation")
+    return [name for name in (*FIELDS[:place], "kind", *FIELDS[place:]) if name in shown]
 
 
 def count_states(records: Sequence[Record]) -> dict[State, int]:

@@ -10,34 +10,46 @@ from pathlib import Path
 from typing import Any
 
 from sae_transcoder.config import FIELDS
-from sae_transcoder.metric_names import END_TO_END, NAMES
+from sae_transcoder.metric_names import END_TO_END, LEVEL_METRICS, NAMES, THRESHOLD, THRESHOLD_QUANTILES, level_metric
 from sae_transcoder.reports.errors import ReportError
 from sae_transcoder.run_store.eval_file import CoderMetrics
 from sae_transcoder.run_store.run_files import TYPES
-from sae_transcoder.run_store.run_records import Record, mean_of
+from sae_transcoder.run_store.run_records import Record, coder_kind, mean_of
 
 TOGETHER = tuple(f"together_{name}" for name in END_TO_END)
+THRESHOLDS = (THRESHOLD, *THRESHOLD_QUANTILES)
 COLUMN_TYPES: dict[str, type] = (
     {"run": str, "state": str, "step": int, "total": int, "tokens": int, "tokens_per_s": float, "why": str}
     | {name: TYPES[name] for name in FIELDS}
+    | {"kind": str}
     | {"coder": str, "hookpoint": str, "seed": int, "d": int, "latents": int}
-    | dict.fromkeys([*NAMES, *TOGETHER, "train_fvu", "dead_fraction"], float)
+    | dict.fromkeys([*NAMES, *TOGETHER, "train_fvu", "dead_fraction", *THRESHOLDS], float)
 )
-"""{column: its type}; `num_latents` is the setting, `latents` the number that the coder has."""
+"""{column: its type}, without those of `level_columns`; `num_latents` is the setting, `latents` the number that the coder has."""
 LAST_METRICS = {"train_fvu": "fvu", "dead_fraction": "dead_fraction"}
 """{column: its name in metrics.jsonl}"""
 
 
-def coder_rows(records: Iterable[Record]) -> Iterator[dict[str, Any]]:
+def level_columns(records: Iterable[Record]) -> dict[str, type]:
+    """{column: its type} of the metrics of Matryoshka coders' nested dictionaries: `fvu_width_512`, for each width that a coder has."""
+    coders = [coder for record in records if record.evaluation for coder in record.evaluation.coders]
+    widths = sorted({level.width for coder in coders for level in coder.levels})
+    return {level_metric(name, width): float for width in widths for name in LEVEL_METRICS}
+
+
+def coder_rows(records: Sequence[Record]) -> Iterator[dict[str, Any]]:
     """A row for each coder of each run; for a run without an evaluation, one row without a coder. Missing numbers are None.
+
+    All rows have the same columns, those of COLUMN_TYPES and `level_columns`.
 
     `train_fvu` and `dead_fraction` are the coder's last values in training; without a coder, the means over the run's coders.
     """
+    columns = COLUMN_TYPES | level_columns(records)
     for record in records:
-        status, run = record.status, dict.fromkeys(COLUMN_TYPES)
+        status, run = record.status, dict.fromkeys(columns)
         run |= {"run": record.name, "state": str(status.state), "why": status.why and str(status.why)}
         run |= {"step": status.step, "total": status.total, "tokens": status.tokens, "tokens_per_s": status.tokens_per_s}
-        run |= record.config
+        run |= {**record.config, "kind": coder_kind(record.config)}
         coders = record.evaluation.coders if record.evaluation else ()
         for coder in coders:
             yield without_nan(run | coder_values(record, coder))
@@ -54,6 +66,8 @@ def coder_values(record: Record, coder: CoderMetrics) -> dict[str, Any]:
         | {name: coder.metrics.get(name) for name in NAMES}
         | {name: shared.get(name.removeprefix("together_")) for name in TOGETHER}
         | {name: record.last.get(f"{key}/{coder.coder}") for name, key in LAST_METRICS.items()}
+        | {name: coder.thresholds.get(name) for name in THRESHOLDS}
+        | {level_metric(name, level.width): getattr(level, name) for level in coder.levels for name in LEVEL_METRICS}
     )
 
 
@@ -69,7 +83,7 @@ def without_lists(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(COLUMN_TYPES), lineterminator="\n")
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(map(without_lists, rows))
     return text.getvalue().encode()
@@ -90,7 +104,7 @@ def as_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
         str: pyarrow.string(),
         list: pyarrow.string(),
     }
-    schema = pyarrow.schema([(name, arrow_types[kind]) for name, kind in COLUMN_TYPES.items()])
+    schema = pyarrow.schema([(name, arrow_types[COLUMN_TYPES.get(name, float)]) for name in rows[0]])
     sink = io.BytesIO()
     parquet.write_table(pyarrow.Table.from_pylist(list(map(without_lists, rows)), schema), sink)
     return sink.getvalue()

@@ -12,24 +12,24 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from sae_transcoder.metric_names import THRESHOLD_QUANTILES
 from sae_transcoder.reports import plot_style
 from sae_transcoder.reports.pareto import TRADEOFFS, Tradeoff, best_of_each_k, pareto_optimal
-from sae_transcoder.reports.plot_data import CoderSize, PlottedCoder, outline, thin_out
+from sae_transcoder.reports.plot_data import PlottedCoder, Series, outline, thin_out
 
 COLUMNS = 3
 MOST_PANELS = 60
 HEIGHT = 310  # pixels of a panel
-SYMBOLS = {"sae": "circle", "transcoder": "diamond"}
 RING = "Pareto-optimal"
-LINES = {"sae": "solid", "transcoder": "dash"}
 Numbered = Sequence[tuple[int, PlottedCoder]]
 """Coders with their index in the page."""
 
 
 class Panels:
-    """A figure with `rows` panels for each hookpoint, and a legend that lists each series once."""
+    """A figure with `rows` panels for each hookpoint, and a legend that lists each series once. page: all coders of the page, in whose figures
+    a series has one colour."""
 
-    def __init__(self, coders: Numbered, rows: int):
+    def __init__(self, coders: Numbered, page: Numbered, rows: int = 1):
         names = plot_style.panels(coder for _, coder in coders)
         self.names = plot_style.evenly_spaced(names, MOST_PANELS)
         self.left_out = len(names) - len(self.names)
@@ -50,7 +50,7 @@ class Panels:
         self.figure.update_annotations(font_size=13)
         self.figure.update_xaxes(showline=True, linecolor="#999", ticks="outside")
         self.figure.update_yaxes(showline=True, linecolor="#999", ticks="outside")
-        self.colours = plot_style.palette(coder.size for _, coder in coders)
+        self.colours = plot_style.palette(coder.series for _, coder in page)
         ordered = [*sorted({coder.series for _, coder in coders}), RING]
         self.legend_ranks: dict[Any, int] = {series: 1 + i for i, series in enumerate(ordered)}
         self.in_legend: set[Any] = set()
@@ -60,29 +60,33 @@ class Panels:
         i = self.names.index(name)
         return {"row": (i // self.num_columns) * self.rows + row + 1, "col": i % self.num_columns + 1}
 
-    def add(self, position: dict[str, int], series: tuple[CoderSize, str] | str, label: str, **trace: Any) -> None:
+    def add(self, position: dict[str, int], series: Series | str, **trace: Any) -> None:
         """Adds a trace of a series. A trace without `customdata` has no tooltip; with listed=False it is not in the legend."""
         trace.setdefault("hoverinfo", "none" if "customdata" in trace else "skip")
         listed = trace.pop("listed", True) and series not in self.in_legend
         if listed:
             self.in_legend.add(series)
         self.figure.add_trace(
-            go.Scatter(name=label, legendgroup=str(series), legendrank=self.legend_ranks[series], showlegend=listed, **trace),
+            go.Scatter(name=str(series), legendgroup=str(series), legendrank=self.legend_ranks[series], showlegend=listed, **trace),
             **position,
         )
 
-    def add_lines(self, name: str, coders: Numbered, line: Callable[[PlottedCoder], np.ndarray]) -> dict[str, int]:
-        """Adds one trace for each series, the coders' lines of a panel; returns the panel's position."""
+    def add_lines(
+        self, name: str, coders: Numbered, line: Callable[[PlottedCoder], np.ndarray], *, markers: bool = False
+    ) -> dict[str, int]:
+        """Adds one trace for each series, the coders' lines of a panel, with a marker at each point or without; returns the panel's position."""
         position = self.position(name, 0)
         for series, members, colour in self.by_series([(i, coder) for i, coder in coders if coder.panel == name]):
-            style = {"color": colour, "dash": LINES.get(series[1], "dot"), "width": 1.3}
-            self.add(position, series, plot_style.series_label(*series), mode="lines", line=style, **joined(members, line))
+            look: dict[str, Any] = {"line": {"color": colour, "dash": plot_style.dash(series)[1], "width": 1.3}, "mode": "lines"}
+            if markers:
+                look |= {"mode": "lines+markers", "marker": {"symbol": plot_style.marker(series)[1], "size": 7}}
+            self.add(position, series, **look, **joined(members, line))
         return position
 
-    def by_series(self, coders: Numbered) -> Iterable[tuple[tuple[CoderSize, str], Numbered, str]]:
+    def by_series(self, coders: Numbered) -> Iterable[tuple[Series, Numbered, str]]:
         """(series, its coders, its colour) for each series of the coders."""
         for series in sorted({coder.series for _, coder in coders}):
-            yield series, [(i, coder) for i, coder in coders if coder.series == series], self.colours[series[0]]
+            yield series, [(i, coder) for i, coder in coders if coder.series == series], self.colours[series]
 
     def note(self, text: str) -> str:
         """The text above the plot, which says if some hookpoints are left out."""
@@ -96,7 +100,7 @@ def draw_pareto(coders: Numbered) -> tuple[go.Figure, str] | None:
     shown = [(i, coder) for i, coder in coders if any(tradeoff.plottable([coder]) for tradeoff in tradeoffs)]
     if not shown:
         return None
-    drawing = Panels(shown, len(tradeoffs))
+    drawing = Panels(shown, coders, len(tradeoffs))
     for name in drawing.names:
         for row, tradeoff in enumerate(tradeoffs):
             position = drawing.position(name, row)
@@ -104,7 +108,8 @@ def draw_pareto(coders: Numbered) -> tuple[go.Figure, str] | None:
             draw_points(drawing, position, in_panel, tradeoff)
             ticks = plot_style.k_ticks(coder for _, coder in in_panel)
             ends = np.log10(plot_style.l0_range([coder for _, coder in in_panel])).tolist()
-            l0_axis = dict(type="log", range=ends, tickvals=ticks, ticktext=[f"{k:,}" for k in ticks])
+            at_ticks = dict(type="log", tickvals=ticks, ticktext=[f"{k:,}" for k in ticks])
+            l0_axis = (at_ticks if ticks else log_axis([coder.l0 for _, coder in in_panel])) | {"range": ends}
             drawing.figure.update_xaxes(title_text=plot_style.L0_LABEL, **l0_axis, **position)
             values = [tradeoff.metric(coder) for _, coder in in_panel]
             scale = log_axis(values) if plot_style.is_logarithmic(values) else {}
@@ -122,17 +127,15 @@ def draw_points(drawing: Panels, position: dict[str, int], coders: Numbered, tra
         return {"x": [x for x, _ in points], "y": [y for _, y in points]}
 
     for series, members, colour in drawing.by_series(coders):
-        size, kind = series
-        label = plot_style.series_label(size, kind)
-        line = {"color": colour, "dash": LINES.get(kind, "dot"), "width": 1.5}
+        line = {"color": colour, "dash": plot_style.dash(series)[1], "width": 1.5}
         best = best_of_each_k([coder for _, coder in members], tradeoff.cost)
-        drawing.add(position, series, label, **xy(best), mode="lines", line=line, listed=False)
-        marker = {"color": colour, "symbol": SYMBOLS.get(kind, "square"), "size": 8}
+        drawing.add(position, series, **xy(best), mode="lines", line=line, listed=False)
+        marker = {"color": colour, "symbol": plot_style.marker(series)[1], "size": 8}
         points = {**xy(coder for _, coder in members), "customdata": [i for i, _ in members]}
-        drawing.add(position, series, label, **points, mode="markers", marker=marker)
+        drawing.add(position, series, **points, mode="markers", marker=marker)
     optimal = pareto_optimal([coder for _, coder in coders], tradeoff)
     ring = {"symbol": "circle-open", "size": 14, "color": "black", "line": {"width": 1}}
-    drawing.add(position, RING, RING, **xy(optimal), mode="markers", marker=ring)
+    drawing.add(position, RING, **xy(optimal), mode="markers", marker=ring)
 
 
 def log_axis(values: Sequence[float]) -> dict[str, Any]:
@@ -154,7 +157,7 @@ def draw_curves(coders: Numbered) -> tuple[go.Figure, str] | None:
     if not shown:
         return None
     most = plot_style.points_per_curve(len(shown))
-    drawing = Panels(shown, 1)
+    drawing = Panels(shown, coders)
     for name in drawing.names:
         position = drawing.add_lines(name, shown, lambda coder: thin_out(coder.curve, most))
         values = plot_style.positive_fvus(coder for _, coder in shown if coder.panel == name)
@@ -169,7 +172,7 @@ def draw_densities(coders: Numbered) -> tuple[go.Figure, str] | None:
     shown = [(i, coder) for i, coder in coders if coder.densities]
     if not shown:
         return None
-    drawing = Panels(shown, 1)
+    drawing = Panels(shown, coders)
     for name in drawing.names:
         position = drawing.add_lines(name, shown, density_line)
         drawing.figure.update_xaxes(title_text=plot_style.DENSITY_LABEL, **position)
@@ -184,8 +187,50 @@ def density_line(coder: PlottedCoder) -> np.ndarray:
     return outline(coder.densities) if coder.densities and len(coder.densities.counts) else np.zeros((2, 0))
 
 
+def draw_levels(coders: Numbered) -> tuple[go.Figure, str] | None:
+    """The FVU of each nested dictionary of Matryoshka coders; None where there are none."""
+    shown = [(i, coder) for i, coder in coders if coder.levels]
+    if not shown:
+        return None
+    drawing = Panels(shown, coders)
+    for name in drawing.names:
+        position = drawing.add_lines(name, shown, level_line, markers=True)
+        in_panel = [coder for _, coder in shown if coder.panel == name]
+        widths = sorted({level.width for coder in in_panel for level in coder.levels})
+        drawing.figure.update_xaxes(
+            title_text="first latents", type="log", tickvals=widths, ticktext=[f"{width:,}" for width in widths], **position
+        )
+        drawing.figure.update_yaxes(title_text="FVU, held out", rangemode="tozero", **position)
+    return drawing.figure, drawing.note("A line for each coder: the FVU of what its first latents reconstruct by themselves.")
+
+
+def level_line(coder: PlottedCoder) -> np.ndarray:
+    """[2, n]: the width and FVU of a coder's levels."""
+    return np.array([[level.width, level.fvu] for level in coder.levels]).T
+
+
+def draw_thresholds(coders: Numbered) -> tuple[go.Figure, str] | None:
+    """How the thresholds of JumpReLU coders are distributed; None where no coder has a threshold for each latent."""
+    shown = [(i, coder) for i, coder in coders if THRESHOLD_QUANTILES.keys() <= coder.thresholds.keys()]
+    if not shown:
+        return None
+    drawing = Panels(shown, coders)
+    for name in drawing.names:
+        position = drawing.add_lines(name, shown, threshold_line, markers=True)
+        drawing.figure.update_xaxes(title_text="threshold", **position)
+        drawing.figure.update_yaxes(title_text="latents below (%)", **position)
+    return drawing.figure, drawing.note("A line for each coder, through the quantiles of its thresholds.")
+
+
+def threshold_line(coder: PlottedCoder) -> np.ndarray:
+    """[2, n]: the quantiles of a coder's thresholds, and the percentage of latents below each."""
+    return np.array([[coder.thresholds[name], 100 * share] for name, share in THRESHOLD_QUANTILES.items()]).T
+
+
 PLOTS: dict[str, Callable[[Numbered], tuple[go.Figure, str] | None]] = {
     "pareto": draw_pareto,
     "curves": draw_curves,
     "densities": draw_densities,
+    "levels": draw_levels,
+    "thresholds": draw_thresholds,
 }

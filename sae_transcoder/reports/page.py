@@ -15,7 +15,13 @@ from sae_transcoder.reports.plot_data import PlottedCoder
 from sae_transcoder.run_store import run_records
 from sae_transcoder.run_store.run_records import Record
 
-TITLES = {"pareto": "Sparsity against fidelity, held out", "curves": "Training", "densities": "How often latents fire"}
+TITLES = {
+    "pareto": "Sparsity against fidelity, held out",
+    "curves": "Training",
+    "densities": "How often latents fire",
+    "levels": "Matryoshka: what the first latents reconstruct",
+    "thresholds": "JumpReLU: above which pre-activations latents fire",
+}
 
 HEAD = """<!doctype html>
 <html lang="en">

@@ -48,9 +48,10 @@ def pareto_optimal(coders: Sequence[PlottedCoder], tradeoff: Tradeoff) -> list[P
 
 
 def best_of_each_k(coders: Sequence[PlottedCoder], cost: Callable[[PlottedCoder], float]) -> list[PlottedCoder]:
-    """Of the coders of each k the one of the lowest cost, ordered by L0."""
-    best: dict[int, PlottedCoder] = {}
+    """Of the coders of each k, or l0_coefficient where that sets the sparsity, the one of the lowest cost, ordered by L0."""
+    best: dict[tuple[str, float | None], PlottedCoder] = {}
     for coder in coders:
-        if coder.k not in best or cost(coder) < cost(best[coder.k]):
-            best[coder.k] = coder
+        aim = ("k", coder.k) if coder.aims_at_k else ("l0_coefficient", coder.l0_coefficient)
+        if aim not in best or cost(coder) < cost(best[aim]):
+            best[aim] = coder
     return sorted(best.values(), key=lambda coder: coder.l0)

@@ -2,15 +2,15 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from sae_transcoder.reports import formats
-from sae_transcoder.reports.columns import COLUMNS
+from sae_transcoder.reports.columns import COLUMNS, differing_settings
 from sae_transcoder.run_store import eval_file, run_files, run_records
-from sae_transcoder.run_store.eval_file import CoderMetrics
+from sae_transcoder.run_store.eval_file import CoderMetrics, LevelMetrics
 from sae_transcoder.run_store.run_records import Complain, Record
 
 CURVE_POINTS = 300  # of one coder, at most
@@ -28,6 +28,18 @@ class CoderSize:
         return f"{self.latents:,} latents" if self.latents else f"x{self.expansion}"
 
 
+@dataclass(frozen=True, order=True)
+class Series:
+    """Coders that have one colour and marker, and one legend entry. `kind`: one of run_records.CODER_KINDS, "" where it is unknown."""
+
+    size: CoderSize
+    model_type: str
+    kind: str
+
+    def __str__(self) -> str:
+        return ", ".join(filter(None, (self.model_type, self.kind, str(self.size))))
+
+
 @dataclass(frozen=True)
 class Histogram:
     """Latents by log10 of the share of tokens on which they fire. `counts`: of bins that begin at `first` and are BIN wide;
@@ -41,7 +53,8 @@ class Histogram:
 
 @dataclass(frozen=True)
 class PlottedCoder:
-    """One coder of one run. `facts`: labels and texts of its tooltip; `curve`: [2, n], tokens and training FVU."""
+    """One coder of one run. `facts`: labels and texts of its tooltip; `curve`: [2, n], tokens and training FVU; `aims_at_k`:
+    whether k sets the sparsity, else `l0_coefficient` does; `levels`, `thresholds`: as in eval.json."""
 
     panel: str
     model_type: str
@@ -53,11 +66,16 @@ class PlottedCoder:
     facts: Sequence[tuple[str, str]]
     curve: np.ndarray
     densities: Histogram | None
+    kind: str = ""
+    aims_at_k: bool = True
+    l0_coefficient: float | None = None
+    levels: Sequence[LevelMetrics] = ()
+    thresholds: Mapping[str, float] = field(default_factory=dict)
 
     @property
-    def series(self) -> tuple[CoderSize, str]:
-        """Coders of one series have one colour and one legend entry."""
-        return self.size, self.model_type
+    def series(self) -> Series:
+        """The series that the coder is of."""
+        return Series(self.size, self.model_type, self.kind)
 
 
 def plotted_coders(records: Sequence[Record], complain: Complain) -> list[PlottedCoder]:
@@ -69,7 +87,7 @@ def plotted_coders(records: Sequence[Record], complain: Complain) -> list[Plotte
 
     evaluated = [(panel(r, c.hookpoint), c) for r in records if r.evaluation for c in r.evaluation.coders]
     widths = {name: coder.d for name, coder in evaluated}
-    differing = run_records.differing(records)
+    differing = differing_settings(records)
     plotted = []
     for record in records:
         curves = run_records.read_or_none(run_files.read_curve, record.directory, complain) or {}
@@ -85,8 +103,18 @@ def plotted_coders(records: Sequence[Record], complain: Complain) -> list[Plotte
             facts = tooltip_facts(record, name, coder, size, differing)
             curve = thin_out(np.array(curves.get(name, [])).reshape(-1, 2).T, CURVE_POINTS)
             histogram = density_histogram(densities[name]) if densities and name in densities else None
-            plotted.append(PlottedCoder(coder_panel, model_type, size, k, l0, fvu, score, facts, curve, histogram))
+            kind = run_records.coder_kind(record.config) or ""
+            of_kind = (kind, aims_at_k(record.config), record.config.get("l0_coefficient"))
+            found = (coder.levels, coder.thresholds) if coder else ()
+            plotted.append(
+                PlottedCoder(coder_panel, model_type, size, k, l0, fvu, score, facts, curve, histogram, *of_kind, *found)
+            )
     return plotted
+
+
+def aims_at_k(config: Mapping[str, Any]) -> bool:
+    """Whether k sets the sparsity of a run's coders; for JumpReLU coders l0_coefficient does, where their loss does not aim at k."""
+    return config.get("activation") != "jumprelu" or config.get("jumprelu_loss") == "quadratic"
 
 
 def planned_size(config: Mapping[str, Any], width: int) -> CoderSize:
@@ -102,7 +130,8 @@ def tooltip_facts(
     """The lines of a coder's tooltip, (label, text): its run, its settings, its metrics. differing: fields in which runs differ."""
     facts = {"run": record.name, "coder": name}
     settings = dict.fromkeys(["model_type", "k", *differing])
-    facts |= {setting: formats.setting(record.config[setting]) for setting in settings if setting in record.config}
+    values = {**record.config, "kind": run_records.coder_kind(record.config)}
+    facts |= {setting: formats.setting(values[setting]) for setting in settings if setting in values}
     facts["latents"] = f"{size.latents:,}" if size.latents else str(size)
     if coder:
         facts["k"] = str(coder.k)
@@ -111,6 +140,9 @@ def tooltip_facts(
             facts[COLUMNS["ce_loss_score"].header] = formats.fvu(coder.metrics["ce_loss_score"])
         if "frac_alive" in coder.metrics:
             facts["never fired"] = formats.percent(1 - coder.metrics["frac_alive"])
+        facts |= {f"FVU of the first {level.width:,}": formats.fvu(level.fvu) for level in coder.levels[:-1]}
+        if coder.thresholds:
+            facts["fires above"] = coder.thresholds_in_words()
     if (train_fvu := record.last.get(f"fvu/{name}")) is not None:
         facts["train FVU"] = formats.fvu(train_fvu)
     return list(facts.items())

@@ -6,12 +6,11 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sae_transcoder.reports.plot_data import CoderSize, PlottedCoder
-from sae_transcoder.reports.plot_style import palette, series_label
+from sae_transcoder.reports import plot_style
+from sae_transcoder.reports.plot_data import PlottedCoder, Series
 
-MARKERS = {"sae": "o", "transcoder": "D"}
 LINE_WIDTHS = {"sae": 0.9, "transcoder": 1.7}  # lines of densities, which have no markers
-DASHES: Sequence[Any] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (10, 2)), (0, (3, 1, 1, 1, 1, 1)))
+DASHES = [style for style, _ in plot_style.DASHES]
 RING_LABEL = "Pareto-optimal: no other point of the panel has both\na lower L0 and a lower FVU (a higher CE score)"
 
 
@@ -27,16 +26,19 @@ def ring_handle() -> Line2D:
 
 
 def series_handles(
-    coders: Sequence[PlottedCoder], label: Callable[[CoderSize, str], str] = series_label, markers: bool = True
+    coders: Sequence[PlottedCoder], label: Callable[[Series], str] = str, *, markers: bool = True, dashes: bool = False
 ) -> list[Line2D]:
-    """A legend entry for each series. Its type shows in the marker or, without markers, in the width of the line."""
-    colours = palette(coder.size for coder in coders)
+    """A legend entry for each series. Its type shows in the marker or, without markers, in the width of the line; dashes: its kind in the line."""
+    colours = plot_style.palette(coder.series for coder in coders)
     handles = []
-    for size, kind in sorted({coder.series for coder in coders}):
+    for series, colour in colours.items():
         look: dict[str, Any] = (
-            {"marker": MARKERS.get(kind, "s"), "markersize": 5} if markers else {"linewidth": LINE_WIDTHS.get(kind, 1)}
+            {"marker": plot_style.marker(series)[0], "markersize": 5}
+            if markers
+            else {"linewidth": LINE_WIDTHS.get(series.model_type, 1)}
         )
-        handles.append(Line2D([], [], color=colours[size], label=label(size, kind), **look))
+        look["linestyle"] = plot_style.dash(series)[0] if dashes else "-"
+        handles.append(Line2D([], [], color=colour, label=label(series), **look))
     return handles
 
 

@@ -1,12 +1,14 @@
 """What static and interactive plots share: colours, labels, panels, the range and ticks of axes."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import matplotlib
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from natsort import natsorted
 
-from sae_transcoder.reports.plot_data import CURVE_POINTS, CoderSize, PlottedCoder
+from sae_transcoder.reports.plot_data import CURVE_POINTS, PlottedCoder, Series
+from sae_transcoder.run_store.run_records import CODER_KINDS
 
 ALL_POINTS = 60_000  # of all curves of a plot, at most, unless that is less than 20 each
 L0_LABEL = "L0 (latents per token)"
@@ -15,16 +17,56 @@ DENSITY_LABEL = "log10 of density (share of tokens)"
 LATENTS_LABEL = "latents (% per bin)"
 
 
-def palette(sizes: Iterable[CoderSize]) -> dict[CoderSize, str]:
-    """A colour for each size, in their order; viridis without its light end, which is hard to see on white."""
-    ordered = sorted(set(sizes))
-    viridis = matplotlib.colormaps["viridis"]
-    return {size: to_hex(viridis(0.05 + 0.7 * i / max(1, len(ordered) - 1))) for i, size in enumerate(ordered)}
+# {kind: colour}, distinct for the colour-blind (Okabe and Ito 2008; its two lightest are darkened).
+COLOURS = {
+    "topk": "#0072b2", "groupmax": "#666666", "batchtopk": "#d55e00", "jumprelu": "#009e73", "matryoshka": "#b0488a",
+    "matryoshka_topk": "#a67800",
+}  # fmt: skip
+# {kind: (matplotlib's marker, plotly's) of an SAE, and of a transcoder}
+MARKERS = {
+    "topk": (("o", "circle"), ("D", "diamond")),
+    "groupmax": (("p", "pentagon"), ("h", "hexagon")),
+    "batchtopk": (("s", "square"), ("d", "diamond-tall")),
+    "jumprelu": (("^", "triangle-up"), ("v", "triangle-down")),
+    "matryoshka": (("P", "cross"), ("*", "star")),
+    "matryoshka_topk": (("X", "x"), (">", "triangle-right")),
+}
+UNKNOWN = ("8", "octagon")
+# (matplotlib's line style, plotly's)
+DASHES: Sequence[tuple[Any, str]] = (
+    ("-", "solid"), ((0, (5, 1.5)), "dash"), ((0, (1.2, 1.2)), "dot"), ((0, (6, 1.5, 1.2, 1.5)), "dashdot"), ((0, (10, 2)), "longdash"),
+    ((0, (3, 1, 1, 1, 1, 1)), "longdashdot"),
+)  # fmt: skip
 
 
-def series_label(size: CoderSize, model_type: str) -> str:
-    """The name of a series in the legend."""
-    return f"{model_type}, {size}"
+def palette(series: Iterable[Series]) -> dict[Series, str]:
+    """A colour for each series: of one kind by its size, of several a colour for each kind, paler for smaller sizes."""
+    distinct = sorted(set(series))
+    sizes = sorted({each.size for each in distinct})
+    if len({each.kind for each in distinct}) < 2:
+        viridis = matplotlib.colormaps["viridis"]  # without its light end, which is hard to see on white
+        by_size = {size: to_hex(viridis(0.05 + 0.7 * i / max(1, len(sizes) - 1))) for i, size in enumerate(sizes)}
+        return {each: by_size[each.size] for each in distinct}
+    return {
+        each: paler(COLOURS.get(each.kind, "#333333"), 0.5 * (1 - (sizes.index(each.size) + 1) / len(sizes))) for each in distinct
+    }
+
+
+def paler(colour: str, share: float) -> str:
+    """The colour with so much white in it."""
+    red, green, blue = (channel + share * (1 - channel) for channel in to_rgb(colour))
+    return to_hex((red, green, blue))
+
+
+def marker(series: Series) -> tuple[str, str]:
+    """The marker of a series in matplotlib and in plotly."""
+    return MARKERS[series.kind][series.model_type == "transcoder"] if series.kind in MARKERS else UNKNOWN
+
+
+def dash(series: Series) -> tuple[Any, str]:
+    """The line style of a series in matplotlib and in plotly: six for the kinds, which differ between SAEs and transcoders."""
+    place = CODER_KINDS.index(series.kind) if series.kind in CODER_KINDS else 0
+    return DASHES[(place + (series.model_type == "transcoder")) % len(DASHES)]
 
 
 def panels(coders: Iterable[PlottedCoder]) -> list[str]:
@@ -67,8 +109,8 @@ def l0_range(coders: Sequence[PlottedCoder]) -> tuple[float, float]:
 
 
 def k_ticks(coders: Iterable[PlottedCoder]) -> list[int]:
-    """The values of k to write at an L0 axis, without those too close together to read."""
-    ks = sorted({coder.k for coder in coders if coder.k > 0})
+    """The values of k to write at an L0 axis, without those too close together to read; none where no coder aims at k."""
+    ks = sorted({coder.k for coder in coders if coder.k > 0 and coder.aims_at_k})
     if not ks:
         return []
     apart = max(1.12, (ks[-1] / ks[0]) ** (1 / 9))

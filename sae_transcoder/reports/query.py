@@ -27,7 +27,21 @@ OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt,
     ">": operator.gt,
 }
-KEYS = ("run", "state", "step", "total", "tokens", "tokens_per_s", "eta", "why", *FIELDS, *NAMES, "train_fvu", "dead_fraction")
+KEYS = (
+    "run",
+    "state",
+    "step",
+    "total",
+    "tokens",
+    "tokens_per_s",
+    "eta",
+    "why",
+    *FIELDS,
+    "kind",
+    *NAMES,
+    "train_fvu",
+    "dead_fraction",
+)
 
 
 def check_key(key: str) -> str:

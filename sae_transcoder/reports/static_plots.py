@@ -1,6 +1,7 @@
 """The plots for a paper: Pareto fronts, training curves and densities, by matplotlib, as png and svg.
 
-The same runs give the same bytes. Colour shows a coder's size, the marker its type, the line's style its k.
+The same runs give the same bytes. Colour shows a coder's size and kind, the marker its type and kind; the line's style its kind in Pareto
+plots, in others its k.
 """
 
 import io
@@ -14,8 +15,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from sae_transcoder.reports import plot_style
 from sae_transcoder.reports.pareto import TRADEOFFS, Tradeoff, best_of_each_k, pareto_optimal
-from sae_transcoder.reports.plot_data import CoderSize, PlottedCoder, outline, thin_out
-from sae_transcoder.reports.plot_legend import LINE_WIDTHS, MARKERS, add_legend, k_handles, line_styles, ring_handle, series_handles
+from sae_transcoder.reports.plot_data import PlottedCoder, Series, outline, thin_out
+from sae_transcoder.reports.plot_legend import LINE_WIDTHS, add_legend, k_handles, line_styles, ring_handle, series_handles
 
 RC_PARAMS: Any = {
     "svg.hashsalt": "sae-report",  # else element ids are random
@@ -91,7 +92,7 @@ def draw_pareto(coders: Sequence[PlottedCoder]) -> Figure | None:
     shown = [coder for coder in coders if any(tradeoff.plottable([coder]) for tradeoff in tradeoffs)]
     if not shown:
         return None
-    colours = plot_style.palette(coder.size for coder in shown)
+    colours = plot_style.palette(coder.series for coder in shown)
     figure, axes = hookpoint_panels(shown, len(tradeoffs))
     for (name, row), axis in axes.items():
         in_panel = [coder for coder in shown if coder.panel == name]
@@ -103,29 +104,32 @@ def draw_pareto(coders: Sequence[PlottedCoder]) -> Figure | None:
             draw_points(axis, plottable, tradeoffs[row], colours)
         else:
             axis.text(0.5, 0.5, "none was measured", transform=axis.transAxes, ha="center", color="#777777")
-    add_legend(figure, [*series_handles(shown), ring_handle()])
+    add_legend(figure, [*series_handles(shown, dashes=True), ring_handle()])
     return figure
 
 
 def set_l0_axis(axis: Axes, coders: Sequence[PlottedCoder]) -> None:
-    """Makes the x axis a logarithmic L0 axis with the coders' k as ticks."""
+    """Makes the x axis a logarithmic L0 axis with the coders' k as ticks, plain numbers where they aim at none."""
     axis.set_xscale("log")
-    ticks = plot_style.k_ticks(coders)
     axis.set_xlim(plot_style.l0_range(coders))
-    axis.set_xticks(ticks, [f"{k:,}" for k in ticks])
+    if ticks := plot_style.k_ticks(coders):
+        axis.set_xticks(ticks, [f"{k:,}" for k in ticks])
+    else:
+        log_axis(axis.xaxis, [coder.l0 for coder in coders if coder.l0 > 0])
     axis.xaxis.set_minor_locator(NullLocator())
 
 
-def draw_points(axis: Axes, coders: Sequence[PlottedCoder], tradeoff: Tradeoff, colours: dict[CoderSize, str]) -> None:
+def draw_points(axis: Axes, coders: Sequence[PlottedCoder], tradeoff: Tradeoff, colours: dict[Series, str]) -> None:
     """Draws all points, a line through the best coders of each series, a ring around each Pareto-optimal point."""
 
     def xy(plotted: Sequence[PlottedCoder]) -> tuple[list[float], list[float]]:
         return [coder.l0 for coder in plotted], [tradeoff.metric(coder) for coder in plotted]
 
-    for size, kind in sorted({coder.series for coder in coders}):
-        in_series = [coder for coder in coders if coder.series == (size, kind)]
-        axis.plot(*xy(best_of_each_k(in_series, tradeoff.cost)), color=colours[size], linewidth=1.2, zorder=2)
-        axis.plot(*xy(in_series), MARKERS.get(kind, "s"), ms=4.5, mew=0, color=colours[size], zorder=3)
+    for series in sorted({coder.series for coder in coders}):
+        in_series = [coder for coder in coders if coder.series == series]
+        line = {"color": colours[series], "linestyle": plot_style.dash(series)[0], "linewidth": 1.2}
+        axis.plot(*xy(best_of_each_k(in_series, tradeoff.cost)), zorder=2, **line)
+        axis.plot(*xy(in_series), plot_style.marker(series)[0], ms=4.5, mew=0, color=colours[series], zorder=3)
     axis.plot(*xy(pareto_optimal(coders, tradeoff)), "o", markersize=9, mfc="none", mec="black", mew=0.8, zorder=4)
     values = [tradeoff.metric(coder) for coder in coders]
     axis.margins(y=0.12)
@@ -141,15 +145,15 @@ def draw_curves(coders: Sequence[PlottedCoder]) -> Figure | None:
     shown = [coder for coder in coders if coder.curve.shape[1]]
     if not shown:
         return None
-    colours, styles = plot_style.palette(coder.size for coder in shown), line_styles(shown)
+    colours, styles = plot_style.palette(coder.series for coder in shown), line_styles(shown)
     figure, axes = hookpoint_panels(shown)
     most = plot_style.points_per_curve(len(shown))
     for (name, _), axis in axes.items():
         in_panel = [coder for coder in shown if coder.panel == name]
         for coder in in_panel:
-            line = {"color": colours[coder.size], "linestyle": styles[coder.k], "linewidth": 1, "alpha": opacity(len(in_panel))}
+            line = {"color": colours[coder.series], "linestyle": styles[coder.k], "linewidth": 1, "alpha": opacity(len(in_panel))}
             axis.plot(*thin_out(coder.curve, most), **line)
-            axis.plot(*coder.curve[:, -1:], color=colours[coder.size], marker=MARKERS.get(coder.model_type, "s"), markersize=4)
+            axis.plot(*coder.curve[:, -1:], color=colours[coder.series], marker=plot_style.marker(coder.series)[0], markersize=4)
         if values := plot_style.positive_fvus(in_panel):
             axis.set_yscale("log")
             log_axis(axis.yaxis, values)
@@ -167,14 +171,14 @@ def draw_densities(coders: Sequence[PlottedCoder]) -> Figure | None:
     shown = [coder for coder in coders if coder.densities]
     if not shown:
         return None
-    colours, styles = plot_style.palette(coder.size for coder in shown), line_styles(shown)
+    colours, styles = plot_style.palette(coder.series for coder in shown), line_styles(shown)
     figure, axes = hookpoint_panels(shown)
     for (name, _), axis in axes.items():
         in_panel = [coder for coder in shown if coder.panel == name]
         for coder in in_panel:
             if coder.densities and len(coder.densities.counts):
                 line = {
-                    "color": colours[coder.size],
+                    "color": colours[coder.series],
                     "linestyle": styles[coder.k],
                     "linewidth": LINE_WIDTHS.get(coder.model_type, 1),
                 }
@@ -184,10 +188,10 @@ def draw_densities(coders: Sequence[PlottedCoder]) -> Figure | None:
         axis.set_ylabel(plot_style.LATENTS_LABEL)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
-    def label(size: CoderSize, kind: str) -> str:
-        in_series = [coder.densities for coder in shown if coder.series == (size, kind) and coder.densities]
+    def label(series: Series) -> str:
+        in_series = [coder.densities for coder in shown if coder.series == series and coder.densities]
         never, total = sum(histogram.never for histogram in in_series), sum(histogram.total for histogram in in_series)
-        return f"{plot_style.series_label(size, kind)} (never fired: {never:,} of {total:,})"
+        return f"{series} (never fired: {never:,} of {total:,})"
 
     add_legend(figure, [*series_handles(shown, label, markers=False), *k_handles(shown)])
     return figure

@@ -10,6 +10,9 @@
       data                   the documents that were held out and the special tokens around texts, as in data.json
       step, tokens           progress of the training; null for coders trained by another program
       coders                 an entry for each: coder, hookpoint, seed, d, num_latents, k, metrics as above
+        levels               only of Matryoshka coders: an entry for each nested dictionary, {width, fvu, l0}; the last is the coder itself
+        thresholds           only of coders with thresholds, in units of pre-activations: {threshold} where all latents share one (batchtopk),
+                             else {threshold_min, _p10, _p25, _p50, _p75, _p90, _max}, quantiles over the latents (jumprelu)
       together               with several hookpoints, an entry for each seed: the coders, and the model's metrics with all in place
     sae_cfg_dict, sae_bench_commit_hash, sae_lens_*   fields of SAEBench that are null or empty here
 
@@ -27,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from sae_transcoder.metric_names import METRICS, NAMES
+from sae_transcoder.metric_names import METRICS, NAMES, THRESHOLD, THRESHOLD_QUANTILES
 from sae_transcoder.process.atomic_files import replace_file, replace_text
 from sae_transcoder.run_store import data_origin
 from sae_transcoder.run_store.checked_files import damaged, is_integer, is_number, read_object
@@ -41,8 +44,17 @@ Metrics = Mapping[str, float]
 
 
 @dataclass(frozen=True)
+class LevelMetrics:
+    """The metrics of a nested dictionary, which is the first `width` latents of a Matryoshka coder; NaN for an undefined one."""
+
+    width: int
+    fvu: float
+    l0: float
+
+
+@dataclass(frozen=True)
 class CoderMetrics:
-    """One coder's metrics {name: value}; NaN for an undefined one."""
+    """One coder's metrics {name: value}; NaN for an undefined one. `levels`, `thresholds`: empty for a coder that has none."""
 
     coder: str
     hookpoint: str
@@ -51,6 +63,18 @@ class CoderMetrics:
     num_latents: int
     k: int
     metrics: Metrics
+    levels: tuple[LevelMetrics, ...] = ()
+    thresholds: Metrics = field(default_factory=dict)
+
+    def thresholds_in_words(self) -> str:
+        """The thresholds as one text: the one that all latents share, or their quantiles."""
+        if THRESHOLD in self.thresholds:
+            return f"{self.thresholds[THRESHOLD]:.4g}"
+        names = {name: name.removeprefix("threshold_").replace("p", "") for name in self.thresholds}
+        return ", ".join(
+            f"{names[name]}{'' if share in (0, 1) else ' %'} {self.thresholds[name]:.4g}"
+            for name, share in THRESHOLD_QUANTILES.items()
+        )
 
 
 @dataclass(frozen=True)
@@ -85,15 +109,40 @@ class Evaluation:
 def by_category(metrics: Metrics) -> dict[str, dict[str, float | None]]:
     """{category: {name: value}} as in the file, null for a value that is not finite."""
     return {
-        category: {name: metrics[name] if math.isfinite(metrics[name]) else None for name in names if name in metrics}
+        category: {name: finite_or_null(metrics[name]) for name in names if name in metrics}
         for category, names in METRICS.items()
         if any(name in metrics for name in names)
     }
 
 
+def finite_or_null(value: float) -> float | None:
+    """A number as JSON can hold it."""
+    return value if math.isfinite(value) else None
+
+
+def coder_entry(coder: CoderMetrics) -> dict[str, Any]:
+    """A coder as in the file, without the levels and thresholds of a coder that has none."""
+    entry = asdict(coder) | {"metrics": by_category(coder.metrics)}
+    entry["levels"] = [{name: finite_or_null(value) for name, value in asdict(level).items()} for level in coder.levels]
+    entry["thresholds"] = {name: finite_or_null(value) for name, value in coder.thresholds.items()}
+    return {name: value for name, value in entry.items() if name not in ("levels", "thresholds") or value}
+
+
+def coder_metrics(entry: Mapping[str, Any]) -> CoderMetrics:
+    """A coder's entry in the file as it is in code. Raises TypeError and the like for an entry of another shape."""
+    levels = tuple(LevelMetrics(**nan_for_null(level)) for level in entry.get("levels", ()))
+    more = {"levels": levels, "thresholds": nan_for_null(entry.get("thresholds", {}))}
+    return CoderMetrics(**(dict(entry) | {"metrics": flat(entry["metrics"])} | more))
+
+
+def nan_for_null(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with NaN for null."""
+    return {name: math.nan if value is None else value for name, value in values.items()}
+
+
 def flat(categories: Mapping[str, Mapping[str, float | None]]) -> dict[str, float]:
     """{name: value} as in code, NaN for null."""
-    return {name: math.nan if value is None else value for names in categories.values() for name, value in names.items()}
+    return {name: value for names in categories.values() for name, value in nan_for_null(names).items()}
 
 
 def write(directory: Path, evaluation: Evaluation) -> None:
@@ -112,7 +161,7 @@ def write(directory: Path, evaluation: Evaluation) -> None:
             "step": evaluation.step,
             "tokens": evaluation.tokens,
             "data": {name: value for name, value in asdict(evaluation.origin).items() if name != "heldout_identities"},
-            "coders": [asdict(c) | {"metrics": by_category(c.metrics)} for c in evaluation.coders],
+            "coders": [coder_entry(coder) for coder in evaluation.coders],
             "together": [asdict(t) | {"metrics": by_category(t.metrics)} for t in evaluation.together],
         },
         "sae_cfg_dict": None,
@@ -133,7 +182,7 @@ def read(directory: Path) -> Evaluation | None:
         if values["eval_format"] != FORMAT:
             raise ValueError(f"eval_format {values['eval_format']}, this version writes {FORMAT}")
         details = values["eval_result_unstructured"]
-        coders = [CoderMetrics(**(c | {"metrics": flat(c["metrics"])})) for c in details["coders"]]
+        coders = [coder_metrics(entry) for entry in details["coders"]]
         together = [TogetherMetrics(**(t | {"metrics": flat(t["metrics"])})) for t in details["together"]]
         origin = data_origin.from_values(details["data"])
         evaluation = Evaluation(values["eval_config"], coders, together, details["step"], details["tokens"], origin=origin)
@@ -153,6 +202,9 @@ def is_valid_coder(coder: CoderMetrics) -> bool:
         and isinstance(coder.hookpoint, str)
         and all(map(is_integer, sizes))
         and are_numbers(coder.metrics)
+        and all(is_integer(level.width) and are_numbers({"fvu": level.fvu, "l0": level.l0}) for level in coder.levels)
+        and coder.thresholds.keys() in (set(), {THRESHOLD}, THRESHOLD_QUANTILES.keys())
+        and are_numbers(coder.thresholds)
     )
 
 

@@ -132,6 +132,17 @@ def mean_of(last: Mapping[str, float], metric: str) -> float | None:
     return math.fsum(values) / len(values) if values else None
 
 
+MATRYOSHKA = {"batchtopk": "matryoshka", "topk": "matryoshka_topk"}
+"""{activation: the kind of Matryoshka coders that select latents by it}; the names are those of the choices of group `architecture`."""
+CODER_KINDS = ("topk", "groupmax", "batchtopk", "jumprelu", *MATRYOSHKA.values())
+
+
+def coder_kind(config: Mapping[str, Any]) -> str | None:
+    """One of CODER_KINDS: the activation, or for nested dictionaries a kind of their own. None without a config."""
+    activation = config.get("activation")
+    return activation if config.get("matryoshka_widths") is None else MATRYOSHKA.get(str(activation), activation)
+
+
 def seconds_left(run: Status) -> float | None:
     """Seconds until a running run ends, at its rate so far; None where that is unknown."""
     if run.state != State.running or not run.step or not run.tokens_per_s:
@@ -142,7 +153,7 @@ def seconds_left(run: Status) -> float | None:
 def values(record: Record) -> dict[str, Any]:
     """Every value of a run that sae-report can show, sort by and select by: {name: value or None}.
 
-    `eta` is in seconds; metrics are means over the coders.
+    `eta` is in seconds, `kind` that of coder_kind; metrics are means over the coders.
     """
     run = record.status
     means = record.evaluation.mean() if record.evaluation else {}
@@ -150,6 +161,7 @@ def values(record: Record) -> dict[str, Any]:
         {"run": record.name, "state": str(run.state), "step": run.step, "total": run.total, "tokens": run.tokens}
         | {"tokens_per_s": run.tokens_per_s or None, "eta": seconds_left(run), "why": run.why}
         | {name: record.config.get(name) for name in FIELDS}
+        | {"kind": coder_kind(record.config)}
         | {name: means.get(name) for name in eval_file.NAMES}
         | {"train_fvu": mean_of(record.last, "fvu"), "dead_fraction": mean_of(record.last, "dead_fraction")}
     )

@@ -18,6 +18,7 @@ from sae_transcoder.config import (
     Activation,
     JumpReLULoss,
     LrSchedule,
+    NormalizeActivations,
     as_list,
     has_stored_ids,
     matryoshka_widths,
@@ -61,6 +62,7 @@ def facts(plan: Plan) -> dict[str, str]:
         "hookpoints": f"{listed(list(plan.widths))} ({len(plan.widths)})",
         "coders": f"{len(plan.widths) * len(cfg.init_seeds)} of type {cfg.model_type}, d_in {listed(list(plan.widths.values()))}, "
         f"{listed([f'{n:,}' for n in latents.values()])} latents, k {cfg.k}{kind(plan)}{dead}",
+        **scaling(plan),
         "parameters": f"{size(plan.coder_parameters)} trained",
         "data": f"{listed(as_list(cfg.dataset_name))}, {length.samples:,} sequences of {cfg.max_seq_length}, "
         f"{length.samples * cfg.max_seq_length:,} tokens; {len(plan.tokens.heldout):,} held out{from_documents(plan)}",
@@ -83,6 +85,12 @@ def kind(plan: Plan) -> str:
     nested = [matryoshka_widths(cfg, width) for width in plan.widths.values()]
     levels = [" in ".join(f"{n:,}" for n in widths) for widths in nested if widths]
     return how + (f", nested {listed(levels)}" if levels else "")
+
+
+def scaling(plan: Plan) -> dict[str, str]:
+    """To what activations are scaled; empty where coders train on them as they are."""
+    scaled = plan.cfg.normalize_activations == NormalizeActivations.mean_norm
+    return {"activations": "scaled to a mean norm of sqrt(d)"} if scaled else {}
 
 
 def fall(plan: Plan) -> str:
@@ -143,7 +151,7 @@ def ranks(plan: Plan) -> dict[str, str]:
 def header(plans: Sequence[Plan], console: Console) -> None:
     """Shows what will be trained and likely mistakes; of several runs what they share and where they differ."""
     facts_by_run = [facts(plan) for plan in plans]
-    shared = {name: value for name, value in facts_by_run[0].items() if all(other[name] == value for other in facts_by_run)}
+    shared = {name: value for name, value in facts_by_run[0].items() if all(other.get(name) == value for other in facts_by_run)}
     if console.is_terminal:
         table = Table.grid(padding=(0, 2))
         for name, value in shared.items():
@@ -216,13 +224,30 @@ class Bar:
             print(f"step {step}/{self.total}  {self.tokens_per_s:,.0f} tokens/s  FVU {fvu}  {left:.0f} s left", flush=True)
 
 
+def fvu_by_width(evaluation: Evaluation) -> dict[int, float]:
+    """{width: mean FVU over the coders} of the nested dictionaries that are smaller than the coders; empty without."""
+    fvus: dict[int, list[float]] = {}
+    for level in (level for coder in evaluation.coders for level in coder.levels[:-1] if math.isfinite(level.fvu)):
+        fvus.setdefault(level.width, []).append(level.fvu)
+    return {width: fmean(values) for width, values in fvus.items()}
+
+
 def closing_line(directory: Path, steps: int, seconds: float, evaluation: Evaluation, console: Console) -> None:
-    """Prints one line: where the coders are, and their held-out metrics."""
+    """Prints one line: where the coders are, and their held-out metrics, of Matryoshka coders also the FVU of each nested dictionary."""
+    k = listed([c.k for c in evaluation.coders])
     scores = []
-    for label, name in [("FVU", "fvu"), ("CE loss score", "ce_loss_score")]:
+    for label, name, spec, beside in [
+        ("FVU", "fvu", ".4f", ""),
+        ("L0", "l0", ".1f", f" at k {k}"),
+        ("CE loss score", "ce_loss_score", ".4f", ""),
+    ]:
         values = [value for c in evaluation.coders if math.isfinite(value := c.metrics.get(name, math.nan))]
-        spread = "" if len(values) < 2 else f" (mean of {len(values)}: {min(values):.4f} to {max(values):.4f})"
-        scores += [f"{label} {fmean(values):.4f}{spread}"] if values else []
+        spread = "" if len(values) < 2 else f" (mean of {len(values)}: {min(values):{spec}} to {max(values):{spec}})"
+        scores += [f"{label} {fmean(values):{spec}}{beside}{spread}"] if values else []
+    if by_width := fvu_by_width(evaluation):
+        scores.append(
+            f"FVU of the first {', '.join(map(str, by_width))} latents {', '.join(f'{fvu:.4f}' for fvu in by_width.values())}"
+        )
     console.print(
         f"done: {steps:,} steps in {seconds:.0f} s, held-out {', '.join(scores)}, coders in {directory / 'coders'}",
         markup=False, highlight=False, soft_wrap=True,

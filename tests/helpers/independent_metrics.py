@@ -27,14 +27,20 @@ class Exchanged(nn.Module):
         return (new, *result[1:]) if isinstance(result, tuple) else new
 
 
-def dense(coder: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """A coder's output [d] and its latents [latent] for one input x [d], as vectors in float64."""
+def dense(coder: nn.Module, x: Tensor, width: int | None = None) -> tuple[Tensor, Tensor]:
+    """A coder's output [d] and its latents [latent] for one input x [d], as vectors in float64; width: of the first latents alone."""
     weight, bias, decoder, b_dec = (p.cpu().double() for p in (coder.encoder.weight, coder.encoder.bias, coder.W_dec, coder.b_dec))
     x = x.double()
     preacts = weight @ (x if coder.cfg.transcode else x - b_dec) + bias
     acts = torch.zeros_like(preacts)
-    for i in sorted(range(len(preacts)), key=lambda i: -float(preacts[i]))[: coder.cfg.k]:
+    threshold = getattr(coder, "threshold", None)
+    if threshold is None:
+        selected = sorted(range(len(preacts)), key=lambda i: -float(preacts[i]))[: coder.cfg.k]
+    else:
+        selected = [i for i, bound in enumerate(threshold.cpu().expand(len(preacts)).tolist()) if float(preacts[i]) > bound]
+    for i in selected:
         acts[i] = max(0.0, float(preacts[i]))
+    acts[len(acts) if width is None else width :] = 0
     out = acts @ decoder + b_dec
     return (out if coder.W_skip is None else out + coder.W_skip.cpu().double() @ x), acts
 
@@ -105,8 +111,8 @@ class Independent:
             "kl_div_score": 1 - kl["kl_sae"] / kl["kl_zero"], "total_tokens_eval_reconstruction": places,
         }  # fmt: skip
 
-    def own(self, point: str, name: str) -> tuple[dict[str, float], Tensor]:
-        """The coder's own metrics, and the share of tokens on which each latent fires."""
+    def own(self, point: str, name: str, width: int | None = None) -> tuple[dict[str, float], Tensor]:
+        """The coder's own metrics, and the share of tokens on which each latent fires; width: of its first latents alone."""
         coder, ys, outs, latents, positions = self.coders[name], [], [], [], 0
         for row in self.ids:
             seen: list[tuple[Tensor, Tensor]] = []
@@ -115,7 +121,7 @@ class Independent:
                 positions += 1
                 if self.counts(row, position):
                     given, output = (side[position] for side in seen[0])
-                    out, acts = dense(coder, given if coder.cfg.transcode else output)
+                    out, acts = dense(coder, given if coder.cfg.transcode else output, width)
                     ys.append(output.double())
                     outs.append(out)
                     latents.append(acts)

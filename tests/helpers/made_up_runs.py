@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import yaml
 
+from sae_transcoder.metric_names import THRESHOLD_QUANTILES
 from sae_transcoder.process.atomic_files import replace_text
 from sae_transcoder.run_store import eval_file, status
-from sae_transcoder.run_store.eval_file import CoderMetrics, Evaluation, TogetherMetrics
+from sae_transcoder.run_store.eval_file import CoderMetrics, Evaluation, LevelMetrics, TogetherMetrics
 from sae_transcoder.run_store.status import State, Status
 
 D = 64
@@ -27,6 +28,8 @@ SETTINGS: dict[str, Any] = {
     "expansion_factor": 8,
     "num_latents": 0,
     "k": 16,
+    "activation": "topk",
+    "matryoshka_widths": None,
     "lr": 1e-3,
     "batch_size": 8,
     "max_samples": 4000,
@@ -101,7 +104,10 @@ def evaluation(settings: dict[str, Any], found: dict[str, dict[str, float]], ste
         density = np.minimum(1.0, settings["k"] / latents * random.lognormal(-0.8, 1.3, latents))
         density[random.random(latents) < 0.03] = 0
         densities[name] = density
-    each = [CoderMetrics(name, point, seed, D, latents, settings["k"], found[name]) for name, point, seed in coders(settings)]
+    each = [
+        CoderMetrics(name, point, seed, D, latents, settings["k"], found[name], levels(settings, found[name]), thresholds(settings))
+        for name, point, seed in coders(settings)
+    ]
     shared = ("model_behavior_preservation", "model_performance_preservation")
     names = [name for category in shared for name in eval_file.METRICS[category]]
     together = []
@@ -110,6 +116,21 @@ def evaluation(settings: dict[str, Any], found: dict[str, dict[str, float]], ste
             own = [c.coder for c in each if c.seed == seed]
             together.append(TogetherMetrics(own, {name: found[own[0]][name] for name in names}))
     return Evaluation({"eval_samples": 256}, each, together, step, step * 2048, densities)
+
+
+def levels(settings: dict[str, Any], found: dict[str, float]) -> tuple[LevelMetrics, ...]:
+    """Of a Matryoshka coder: worse the smaller they are; the last is the coder itself."""
+    widths = settings["matryoshka_widths"] or ()
+    shares = [width / widths[-1] for width in widths]
+    return tuple(
+        LevelMetrics(width, found["fvu"] / share**0.2, found["l0"] * share) for width, share in zip(widths, shares, strict=True)
+    )
+
+
+def thresholds(settings: dict[str, Any]) -> dict[str, float]:
+    """Of a batchtopk coder one, of a jumprelu coder quantiles."""
+    quantiles = {name: 0.02 + 0.3 * share for name, share in THRESHOLD_QUANTILES.items()}
+    return {"batchtopk": {"threshold": 0.4}, "jumprelu": quantiles}.get(settings["activation"], {})
 
 
 def grid(folder: Path, lines: int = 60, **choices: Sequence[Any]) -> list[Path]:

@@ -109,7 +109,7 @@ def test_every_panel_is_there_with_its_points(opened: Opened) -> None:
     assert opened.page.locator("#pareto path.point").count() >= 4 * (4 + 2)
     legend = opened.page.locator("#pareto .legendtext").all_text_contents()
     assert legend == [
-        "sae, 512 latents", "transcoder, 512 latents", "sae, 2,048 latents", "transcoder, 2,048 latents", "Pareto-optimal"
+        "sae, topk, 512 latents", "transcoder, topk, 512 latents", "sae, topk, 2,048 latents", "transcoder, topk, 2,048 latents", "Pareto-optimal"
     ]  # fmt: skip
     ticks = opened.page.locator("#pareto .xaxislayer-above text").all_text_contents()
     assert ticks == ["16", "64"] * 4

@@ -88,15 +88,15 @@ def test_pictures_hold_panels_labels_ticks_and_legend(sweep: Path, tmp_path: Pat
     words = text_of(out / "pareto.svg")
     for word in ("layers.6", "layers.6.mlp", "FVU, held out", "CE loss score", "L0 (latents per token)", "8", "16", "32"):
         assert word in words
-    assert "sae, 512 latents" in words
-    assert "transcoder, 512 latents" in words
+    assert "sae, topk, 512 latents" in words
+    assert "transcoder, topk, 512 latents" in words
     assert any("Pareto-optimal" in word for word in words)
     assert {"layers.6", "FVU, training", "training tokens (millions)", "k = 8", "k = 32"} <= set(text_of(out / "curves.svg"))
     densities = text_of(out / "densities.svg")
     never = sum(
         plot_data.density_histogram(d).never for path in sweep.glob("sae*") for d in eval_file.read_densities(path).values()
     )
-    assert f"sae, 512 latents (never fired: {never:,} of 1,536)" in densities
+    assert f"sae, topk, 512 latents (never fired: {never:,} of 1,536)" in densities
 
 
 def test_the_same_runs_give_the_same_bytes(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,7 +115,7 @@ def test_runs_not_evaluated_are_counted_and_in_the_curves(tmp_path: Path, capsys
     assert "2 of 3 runs are not evaluated yet" in out
     assert {"k = 8", "k = 16"} <= set(text_of(tmp_path / "out" / "curves.svg"))
     # The width of what is not evaluated is that of its hookpoint.
-    assert [word for word in text_of(tmp_path / "out" / "curves.svg") if "sae" in word] == ["sae, 512 latents"]
+    assert [word for word in text_of(tmp_path / "out" / "curves.svg") if "sae" in word] == ["sae, topk, 512 latents"]
     assert "16" not in text_of(tmp_path / "out" / "pareto.svg")
 
 
@@ -124,7 +124,7 @@ def test_curves_alone_and_nothing_at_all(tmp_path: Path, capsys: pytest.CaptureF
     code, _, _ = call(capsys, tmp_path / "curves", "--out", tmp_path / "out")
     assert code == 0
     assert sorted(os.listdir(tmp_path / "out")) == ["curves.png", "curves.svg", "report.html"]
-    assert "sae, x8" in text_of(tmp_path / "out" / "curves.svg")
+    assert "sae, topk, x8" in text_of(tmp_path / "out" / "curves.svg")
     write_run(tmp_path / "nothing" / "a", config(), State.queued)
     code, _, err = call(capsys, tmp_path / "nothing", "--out", tmp_path / "out2")
     assert code == 1
