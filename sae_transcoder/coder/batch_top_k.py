@@ -6,15 +6,12 @@ collection done again. With several ranks the cut is that of the whole batch, fo
 Source: Bussmann, Leask and Nanda 2024, arXiv 2412.06410.
 """
 
-from collections.abc import Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from sae_transcoder.coder.chunk_sizes import token_chunks
+from sae_transcoder.coder.entries import Entries, entries_above, joined
 from sae_transcoder.distributed import ALONE, Ranks
 
 # Where the collection starts, as shares of the last batch's cut, the next one where too few lie above.
@@ -25,27 +22,6 @@ DIGITS = (
     (10, 10),
     (0, 10),
 )  # (lowest bit, bits) of a positive float32 number, read as an integer, from its highest bit on
-
-
-class Entries(NamedTuple):
-    """Pairs of a token and a latent that fires for it, ordered by token: three tensors [entry]."""
-
-    preacts: Tensor
-    tokens: Tensor
-    latents: Tensor
-
-    def where(self, mask: Tensor) -> "Entries":
-        """The entries of a mask [entry]."""
-        return Entries(*(values[mask] for values in self))
-
-    def pieces(self, sizes: Sequence[int]) -> list["Entries"]:
-        """The entries of so many tokens, of so many after them, and so on; each counts its tokens from 0. Waits for a GPU."""
-        if len(sizes) <= 1:
-            return [self] * len(sizes)
-        starts = torch.tensor([0, *sizes], device=self.tokens.device).cumsum(0)
-        ends = torch.searchsorted(self.tokens, starts).tolist()
-        pieces = (Entries(*(values[a:b] for values in self)) for a, b in pairwise(ends))
-        return [piece._replace(tokens=piece.tokens - start) for piece, start in zip(pieces, starts, strict=False)]
 
 
 class Cut(NamedTuple):
@@ -98,16 +74,12 @@ def collect(inputs: Tensor, weight: Tensor, bias: Tensor, bound: Tensor, at_most
 
     Where they are more than twice `at_most`, weaker ones are left out, of which none is among the `at_most` largest.
     """
-    nothing = torch.zeros(0, dtype=torch.long, device=inputs.device)
-    found = Entries(torch.zeros(0, device=inputs.device), nothing, nothing)
-    for start, stop in token_chunks(len(inputs), len(weight), inputs.device.type):
-        preacts = F.linear(inputs[start:stop], weight, bias)
-        tokens, latents = (preacts > bound).nonzero(as_tuple=True)
-        new = Entries(preacts[tokens, latents].float(), tokens + start, latents)
-        found = Entries(*map(torch.cat, zip(found, new, strict=True)))
-        if len(found.tokens) > 2 * at_most:
-            found, bound = strongest(found, at_most)
-    return found
+    parts: list[Entries] = []
+    for entries in entries_above(inputs, weight, bias, bound):
+        parts.append(entries)
+        if sum(len(part.tokens) for part in parts) > 2 * at_most:
+            parts = [strongest(joined(parts), at_most)[0]]
+    return joined(parts)
 
 
 def batch_top_k(

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_transcoder.coder.batch_top_k import Entries, batch_top_k
+from sae_transcoder.coder.batch_top_k import batch_top_k
 from sae_transcoder.coder.corrected_coder import CorrectedCoder, Selections
-from sae_transcoder.coder.sparse_products import LatentIndices
+from sae_transcoder.coder.entries import Entries
 from sae_transcoder.coder.trained_coder import TrainedCoder
 from sae_transcoder.distributed import ALONE, Ranks
 
@@ -59,7 +59,7 @@ class BatchTopKCoder(CorrectedCoder):
         inputs, weight, bias = self.product_inputs(centered_input)
         if selected is None:
             selected, _ = batch_top_k(inputs, weight, bias, self.cfg.k * len(inputs), None)
-        indices = LatentIndices.from_tokens(selected.latents, selected.tokens, len(inputs), self.num_latents)
+        indices = selected.indices(len(inputs), self.num_latents)
         return Selections(
             main=self.main_selection(selected.preacts, indices),
             indices=selected.latents,

@@ -8,11 +8,9 @@ Source: Rajamanoharan et al. 2024, arXiv 2407.14435, equations 11 and 12, with t
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from sae_transcoder.coder.batch_top_k import Entries
-from sae_transcoder.coder.chunk_sizes import token_chunks
+from sae_transcoder.coder.entries import Entries, entries_above, joined
 from sae_transcoder.coder.sparse_products import SparseProducts
 
 
@@ -36,15 +34,11 @@ def entries_by_threshold(
     """The entries of the pre-activations inputs [token, d_in] @ weight.T [latent, d_in] + bias that lie above threshold [latent], and those
     that lie within half a bandwidth of it. Waits for a GPU, to learn their numbers."""
     firing, near = [], []
-    lower = threshold - bandwidth / 2
-    for start, stop in token_chunks(len(inputs), len(weight), inputs.device.type):
-        preacts = F.linear(inputs[start:stop], weight, bias)
-        tokens, latents = (preacts > lower).nonzero(as_tuple=True)
-        found = Entries(preacts[tokens, latents].float(), tokens + start, latents)
-        own = threshold[latents]
+    for found in entries_above(inputs, weight, bias, threshold - bandwidth / 2):
+        own = threshold[found.latents]
         firing.append(found.where(found.preacts > own))
         near.append(found.where(found.preacts < own + bandwidth / 2))
-    return Entries(*map(torch.cat, zip(*firing, strict=True))), Entries(*map(torch.cat, zip(*near, strict=True)))
+    return joined(firing), joined(near)
 
 
 class ThresholdsOfOutput(torch.autograd.Function):

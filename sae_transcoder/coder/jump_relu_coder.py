@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sae_transcoder.coder.batch_top_k import Entries
 from sae_transcoder.coder.corrected_coder import CorrectedCoder, Selections, product_dtype
 from sae_transcoder.coder.jump_relu import (
     Near,
@@ -15,7 +14,7 @@ from sae_transcoder.coder.jump_relu import (
     ThresholdsOfOutput,
     entries_by_threshold,
 )
-from sae_transcoder.coder.sparse_products import LatentIndices, fastest_products
+from sae_transcoder.coder.sparse_products import fastest_products
 from sae_transcoder.coder.trained_coder import TrainedCoder
 from sae_transcoder.config import JumpReLULoss
 
@@ -44,14 +43,11 @@ class JumpReLUCoder(CorrectedCoder):
         """The latents that fire for centered_input [token, d_in], those near their thresholds, and AuxK's."""
         inputs, weight, bias = self.product_inputs(centered_input)
         firing, near = entries_by_threshold(inputs, weight, bias, self.threshold, self.bandwidth)
-
-        def indices(entries: Entries) -> LatentIndices:
-            return LatentIndices.from_tokens(entries.latents, entries.tokens, len(inputs), self.num_latents)
-
+        shape = len(inputs), self.num_latents
         num_firing = torch.zeros(len(inputs), device=inputs.device).index_add_(0, firing.tokens, torch.ones_like(firing.preacts))
-        products = fastest_products(indices(near), product_dtype(inputs.device), many=True)
+        products = fastest_products(near.indices(*shape), product_dtype(inputs.device), many=True)
         return Selections(
-            main=self.main_selection(firing.preacts, indices(firing), may_be_dense=True),
+            main=self.main_selection(firing.preacts, firing.indices(*shape), may_be_dense=True),
             indices=firing.latents,
             auxk=self.auxk_selections(inputs, weight, bias, dead, max_auxk),
             near=Near(near, self.threshold[near.latents], self.bandwidth, products, num_firing),

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from sparsify.fused_encoder import EncoderOutput
 from torch import Tensor
 
+from sae_transcoder.coder.entries import Entries, entries_above, joined
 from sae_transcoder.coder.sparsify_parts import ForwardOutput, SparseCoder, SparseCoderConfig
 from sae_transcoder.coder.stored_coders import THRESHOLDS, WEIGHTS, coder_settings
 
@@ -50,6 +51,12 @@ class TrainedCoder(SparseCoder):
         names = trained.state_dict()
         trained.load_state_dict({name: value for name, value in coder.state_dict().items() if name in names}, assign=True)
         return trained.requires_grad_(False)
+
+    def firing(self, x: Tensor) -> Entries:
+        """The latents of a coder with thresholds that fire for x [token, d_in], with their activations as `preacts`."""
+        assert self.threshold is not None
+        centered_input = x if self.cfg.transcode else x - self.b_dec
+        return joined([*entries_above(centered_input, self.encoder.weight, self.encoder.bias, self.threshold.clamp(min=0))])
 
     def encode(self, x: Tensor) -> EncoderOutput:
         """The latents that fire for x [token, d_in]: activations and indices [token, most that fire for a token], and pre-activations.

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sae_transcoder.coder.corrected_coder import SparseCoder
-from sae_transcoder.coder.sparse_products import EmbeddingBags, LatentIndices
+from sae_transcoder.coder.entries import Entries
+from sae_transcoder.coder.sparse_products import EmbeddingBags
 from sae_transcoder.coder.trained_coder import TrainedCoder
 from sae_transcoder.metric_names import THRESHOLD, THRESHOLD_QUANTILES
 from sae_transcoder.run_store.eval_file import LevelMetrics
@@ -35,9 +36,9 @@ class ReconstructionStats:
         self.positions += positions
         self.tokens += len(y)
         y = y.double()
-        out, acts, indices = self._add_levels(x, y) if self.level_sums else reconstruct(self.coder, x)
-        fired = acts > 0  # rows of jumprelu are as long as the fullest one, mostly zeros
-        out, acts, indices = out.double(), acts[fired].double(), indices[fired]
+        out, entries = reconstruct(self.coder, x)
+        out, acts = out.double(), entries.preacts.double()
+        self._add_levels(x, y, entries)
         y_norm, out_norm, y_out = y.norm(dim=1), out.norm(dim=1), (y * out).sum(1)
         tiny = torch.finfo(torch.float64).tiny
         terms = {
@@ -49,22 +50,19 @@ class ReconstructionStats:
             "out_norm": out_norm,
             "ratio": out_norm / y_norm.clamp_min(tiny),
             "cosine": y_out / (y_norm * out_norm).clamp_min(tiny),
-            "active": fired,
+            "active": acts > 0,
             "acts": acts,
         }
         self.sums = {name: total + terms[name].sum() for name, total in self.sums.items()}
         self.y_sum += y.sum(0)
-        self.fired.index_add_(0, indices, torch.ones_like(acts))
+        self.fired.index_add_(0, entries.latents, torch.ones_like(acts))
 
-    def _add_levels(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Adds the error and the active latents of each nested dictionary; returns what `reconstruct` does, the last one's output."""
-        latents = self.coder.encode(x)
-        acts, indices = latents.top_acts, latents.top_indices
-        outputs = level_outputs(self.coder, x, acts, indices, list(self.level_sums))
+    def _add_levels(self, x: Tensor, y: Tensor, entries: Entries) -> None:
+        """Adds the error and the active latents of each nested dictionary; entries: the latents that fire for x."""
+        outputs = level_outputs(self.coder, x, entries, list(self.level_sums))
         for (width, sums), out in zip(self.level_sums.items(), outputs, strict=True):
-            terms = {"error": (y - out.double()).pow(2), "active": (acts > 0) & (indices < width)}
+            terms = {"error": (y - out.double()).pow(2), "active": entries.latents < width}
             self.level_sums[width] = {name: sums[name] + terms[name].sum() for name in sums}
-        return out, acts, indices
 
     def density(self) -> Tensor:
         """Share of tokens on which each latent fires, [latent]; NaN without tokens."""
@@ -115,26 +113,31 @@ def ratio(numerator: float, denominator: float) -> float:
     return numerator / denominator if denominator else math.nan
 
 
-def reconstruct(coder: SparseCoder, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The coder's output [token, d] for inputs x [token, d], and the activations and indices of the selected latents, [token, k]."""
+def reconstruct(coder: SparseCoder, x: Tensor) -> tuple[Tensor, Entries]:
+    """The coder's output [token, d] for inputs x [token, d], and the latents that fire, with their activations."""
+    if isinstance(coder, TrainedCoder) and coder.threshold is not None:
+        entries = coder.firing(x)
+        (out,) = level_outputs(coder, x, entries, [coder.num_latents])
+        return out, entries
     latents = coder.encode(x)
     out = coder.decode(latents.top_acts, latents.top_indices)
-    return (out if coder.W_skip is None else out + x.to(out.dtype) @ coder.W_skip.mT), latents.top_acts, latents.top_indices
+    fires = latents.top_acts > 0
+    entries = Entries(latents.top_acts[fires], fires.nonzero()[:, 0], latents.top_indices[fires])
+    return (out if coder.W_skip is None else out + x.to(out.dtype) @ coder.W_skip.mT), entries
 
 
-def level_outputs(coder: SparseCoder, x: Tensor, acts: Tensor, indices: Tensor, widths: Sequence[int]) -> Iterator[Tensor]:
+def level_outputs(coder: SparseCoder, x: Tensor, entries: Entries, widths: Sequence[int]) -> Iterator[Tensor]:
     """Yields the output [token, d] of each nested dictionary, which adds its own latents to the output of the one before.
 
-    acts, indices: what `encode` gives for x [token, d_in], [token, most that fire]. Each latent is decoded once.
+    entries: the latents that fire for x [token, d_in], with their activations. Each latent is decoded once.
     """
     out = coder.b_dec.expand(len(x), -1)
     if coder.W_skip is not None:
         out = out + x.to(coder.dtype) @ coder.W_skip.mT
     for start, width in itertools.pairwise([0, *widths]):
-        own = (acts > 0) & (indices >= start) & (indices < width)
-        counts = own.sum(1)
-        entries = LatentIndices(indices[own], counts.cumsum(0) - counts, coder.num_latents)
-        out = out + EmbeddingBags(entries).matmul(acts[own].to(coder.dtype), coder.W_dec)
+        own = entries.where((entries.latents >= start) & (entries.latents < width))
+        products = EmbeddingBags(own.indices(len(x), coder.num_latents))
+        out = out + products.matmul(own.preacts.to(coder.dtype), coder.W_dec)
         yield out
 
 

@@ -239,8 +239,7 @@ def save_parts(cfg: Config, widths: Mapping[str, int], model: ModelSizes) -> Ite
     tokens = sequences * cfg.max_seq_length
     d = max(widths.values(), key=lambda d: coder_parameters(cfg, d))
     size = num_latents(cfg, d)
-    masked = cfg.activation in (Activation.batchtopk, Activation.jumprelu)  # a byte for each pre-activation above its threshold
-    encoded = tokens * (size * (2 * FLOAT32 + masked) + 2 * d * FLOAT32)
+    encoded = tokens * (2 * size * FLOAT32 + 2 * d * FLOAT32)
     yield from activation_parts(cfg, widths, tokens, model.itemsize, (Moment.reconstruction,))
     yield Part("reconstructions", max(encoded, tokens * d * 8 * FLOAT64), (Moment.reconstruction,), True)
     yield Part("cosines", size * d * FLOAT32 + 2 * min(size, 1024) * size * FLOAT32, (Moment.comparison,), True)
