@@ -5,6 +5,7 @@ dictionaries' reconstructions are running sums of these parts. Source: Bussmann 
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -26,25 +27,28 @@ class NestedErrors(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, parts: Tensor, base: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """parts: what each part decodes to [token, part, d]; base: what all have in common, bias and skip, [d] or [token, d]; target:
-        [token, d] -> the largest dictionary's reconstruction [token, d], squared errors [dictionary], and errors [token, dictionary, d],
-        which pass no gradient."""
-        outputs = parts.cumsum(1) + base.unsqueeze(-2)
-        errors = target[:, None] - outputs
+        """parts: what each part decodes to [token, part, d], whose memory is taken over; base: what all have in common, bias and skip, [d] or
+        [token, d]; target: [token, d] -> the largest dictionary's reconstruction [token, d], squared errors [dictionary], and errors
+        [token, dictionary, d], which pass no gradient."""
+        errors = parts.detach()
+        before = target - base
+        for part in errors.unbind(1):
+            before = torch.sub(before, part, out=part)
+        squared = torch.stack([torch.linalg.vector_norm(part).square() for part in errors.unbind(1)])
         ctx.save_for_backward(errors)
         ctx.base_shape = base.shape
         ctx.mark_non_differentiable(errors)
         ctx.set_materialize_grads(False)
-        return outputs[:, -1].clone(), errors.pow(2).sum((0, 2)), errors
+        return target - before, squared, errors
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         (errors,) = ctx.saved_tensors
         grad_output, grad_squared, _ = grads
-        of_outputs = torch.zeros_like(errors) if grad_squared is None else errors * (-2 * grad_squared)[:, None]
+        gradient = torch.zeros_like(errors) if grad_squared is None else errors * (-2 * grad_squared)[:, None]
+        parts = gradient.unbind(1)
         if grad_output is not None:
-            of_outputs[:, -1] += grad_output
-        # A part is in its own dictionary's reconstruction and in all larger ones.
-        of_parts = of_outputs.flip(1).cumsum(1).flip(1)
-        of_base = of_parts[:, 0]
-        return of_parts, of_base if len(ctx.base_shape) == 2 else of_base.sum(0), None
+            parts[-1].add_(grad_output)
+        for larger, part in pairwise(reversed(parts)):  # a part is in its own dictionary's reconstruction and in all larger ones
+            part.add_(larger)
+        return gradient, parts[0] if len(ctx.base_shape) == 2 else parts[0].sum(0), None

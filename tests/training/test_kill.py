@@ -18,6 +18,18 @@ from sae_transcoder.config import run_dir
 from sae_transcoder.training import checkpoint, engine
 
 KILLS = 10
+KINDS = {
+    "adam": ["optimizer=adam", "lr_warmup_steps=5", "k_decay_steps=9"],
+    "signum": ["optimizer=signum", "k_decay_steps=9"],
+    "matryoshka with muon": ["optimizer=muon", "lr_warmup_steps=5", "activation=batchtopk", "matryoshka_widths=[]"],
+    "jumprelu": [
+        "activation=jumprelu",
+        "normalize_activations=mean_norm",
+        "jumprelu_init_threshold=1",
+        "lr_schedule=cosine",
+        "grad_clip_norm=1",
+    ],
+}
 # The server that attempts are forked from finds this module by it.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -25,16 +37,15 @@ CONTEXT.set_forkserver_preload(["helpers.killed"])  # imports once; every attemp
 
 
 @pytest.mark.kill
-@pytest.mark.parametrize("optimizer", ["adam", "muon", "signum"])
-def test_a_run_killed_ten_times_ends_identical_to_an_undisturbed_one(cache: Path, tmp_path: Path, optimizer: str) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_killed_ten_times_ends_identical_to_an_undisturbed_one(cache: Path, tmp_path: Path, kind: str) -> None:
     seed = random.SystemRandom().randrange(10**6)
     print(f"seed {seed}")
     chance = random.Random(seed)
     settings = [
-        f"optimizer={optimizer}", "max_samples=640", "grad_acc_steps=2", "save_every=3", "keep_every=10", "log_every=4", "init_seeds=[1,2]",
-        "k_decay_steps=9", "dead_feature_threshold=500", "auxk_alpha=0.03", "max_norm_multiple=20", "eval_samples=4",
+        *KINDS[kind], "max_samples=640", "grad_acc_steps=2", "save_every=3", "keep_every=10", "log_every=4", "init_seeds=[1,2]",
+        "dead_feature_threshold=500", "auxk_alpha=0.03", "max_norm_multiple=20", "eval_samples=4",
     ]  # fmt: skip
-    settings += [] if optimizer == "signum" else ["lr_warmup_steps=5"]
     undisturbed, cfg = (short(cache, tmp_path / name, *settings) for name in ("undisturbed", "killed"))
     start = time.monotonic()
     engine.train([undisturbed])

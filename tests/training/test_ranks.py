@@ -31,11 +31,17 @@ SHARED = {
     "signum": ["max_samples=66", "optimizer=signum", "lr=1e-4", "model_type=transcoder", "max_norm_multiple=1.5", "init_seeds=[1,2]"],
     "ce": ["max_samples=65", "loss_fn=ce", "lr=1e-3", "layers=[1,3]", "exclude_first_tokens=1", "dead_feature_threshold=200", "max_norm_multiple=3"],
     "kl": ["max_samples=65", "loss_fn=kl", "grad_acc_steps=3", "multi_topk=true"],
+    "matryoshka": ["max_samples=65", "activation=batchtopk", "matryoshka_widths=[]", "normalize_activations=mean_norm", "micro_acc_steps=3",
+                   "lr=1e-3", "exclude_first_tokens=1", "auxk_alpha=0.03", "auxk_per_level=true", "dead_feature_threshold=400"],
+    "jumprelu": ["max_samples=65", "activation=jumprelu", "normalize_activations=mean_norm", "jumprelu_init_threshold=1", "grad_acc_steps=2",
+                 "lr=1e-3"],
+    "batchtopk-ce": ["max_samples=65", "activation=batchtopk", "loss_fn=ce", "lr=1e-3"],
 }  # fmt: skip
 # Ranks that share the hookpoints do bit for bit what one process does.
 MODULES = {
     "even": ["max_samples=66", "layers=[1,3]", "grad_acc_steps=2", "save_every=2", "keep_every=3", "eval_every=3"],
     "uneven": ["max_samples=65", "layers=[0,2,4]", "init_seeds=[1,2]", "optimizer=muon", "lr=1e-3", "save_every=3"],
+    "kinds": ["max_samples=65", "layers=[1,3]", "activation=batchtopk", "matryoshka_widths=[]", "normalize_activations=mean_norm"],
     "signum": ["max_samples=64", "hookpoints=[layers.1,layers.2.mlp.act_fn,layers.3]", "layers=null", "optimizer=signum", "k_decay_steps=4"],
 }  # fmt: skip
 STOPPED = ["max_samples=88", "grad_acc_steps=4", "save_every=1", "keep_every=2", "max_norm_multiple=3"]
@@ -128,7 +134,9 @@ def test_ranks_that_share_batches_have_the_loss_curve_of_one_process_with_all_of
     for row, expected in zip(both_rows, one_rows, strict=True):
         assert row.keys() == expected.keys()
         for key in expected:
-            if key.split("/")[0] in ("fvu", "auxk", "multi_topk_fvu", "ce", "kl", "dead_fraction"):
+            if key.split("/")[0] in ("l0", "threshold", "sparsity"):  # in their own units
+                assert row[key] == pytest.approx(expected[key], rel=1e-3), key
+            elif key.startswith(("fvu", "auxk", "multi_topk_fvu", "ce", "kl", "dead_fraction")):
                 worst = max(worst, abs(row[key] - expected[key]))
             elif not key.startswith("heldout"):
                 assert row[key] == expected[key], key
