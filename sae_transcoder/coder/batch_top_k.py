@@ -42,7 +42,9 @@ def find_cut(values: Tensor, num_selected: int, ranks: Ranks = ALONE) -> Cut:
     Positive numbers are ordered as the integers that their bits spell: the cut's digits are found one after the other, from histograms.
     """
     bits = values.view(torch.int32)
-    left = torch.tensor(num_selected, device=values.device)  # values at and above the cut among those that share its digits so far
+    left = torch.full(
+        (), num_selected, device=values.device
+    )  # values at and above the cut among those that share its digits so far
     prefix = torch.zeros((), dtype=torch.int32, device=values.device)
     among = torch.ones_like(bits)
     for low, width in DIGITS:

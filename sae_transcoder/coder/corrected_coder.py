@@ -29,7 +29,7 @@ from torch import Tensor
 from sae_transcoder.coder.autograd_functions import SelectedLatents, Selection, SparseDecode, SquaredError
 from sae_transcoder.coder.jump_relu import Near
 from sae_transcoder.coder.latent_selection import Selector, group_max, select_preacts, top_k
-from sae_transcoder.coder.matryoshka import NestedErrors, parts_of
+from sae_transcoder.coder.matryoshka import NestedErrors, part_of_latents, parts_of
 from sae_transcoder.coder.sparse_products import AllLatents, LatentIndices, fastest_products
 from sae_transcoder.coder.sparsify_parts import ForwardOutput, SparseCoder, SparseCoderConfig, sparse_coder, utils
 from sae_transcoder.coder.trained_coder import TrainedCoder
@@ -110,6 +110,8 @@ class CorrectedCoder(SparseCoder):
         the dictionaries, each of which predicts what its dictionary leaves unexplained."""
         super().__init__(d_in, cfg, device, dtype)
         self.matryoshka_widths, self.auxk_per_level = matryoshka_widths, auxk_per_level
+        if matryoshka_widths is not None:
+            self.register_buffer("part_of_latent", part_of_latents(matryoshka_widths, self.device), persistent=False)
 
     def trained(self) -> TrainedCoder:
         """The coder as it is published; its tensors are this one's."""
@@ -149,7 +151,7 @@ class CorrectedCoder(SparseCoder):
         dtype = product_dtype(preacts.device)
         parts = None
         if self.matryoshka_widths is not None:
-            parts = fastest_products(parts_of(indices, self.matryoshka_widths), dtype)
+            parts = fastest_products(parts_of(indices, self.part_of_latent, len(self.matryoshka_widths)), dtype)
         return Selection(preacts, fastest_products(indices, dtype, many=may_be_dense), parts=parts)
 
     def auxk_selections(

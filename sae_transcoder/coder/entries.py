@@ -20,8 +20,9 @@ class Entries(NamedTuple):
     latents: Tensor
 
     def where(self, mask: Tensor) -> "Entries":
-        """The entries of a mask [entry]."""
-        return Entries(*(values[mask] for values in self))
+        """The entries of a mask [entry]. Waits for a GPU, to learn their number."""
+        places = mask.nonzero()[:, 0]
+        return Entries(*(values[places] for values in self))
 
     def indices(self, num_tokens: int, num_latents: int) -> LatentIndices:
         """The same as products take them."""

@@ -14,12 +14,15 @@ from torch import Tensor
 from sae_transcoder.coder.sparse_products import LatentIndices
 
 
-def parts_of(indices: LatentIndices, widths: Sequence[int]) -> LatentIndices:
-    """The same entries, whose tokens' latents lie in order, with a token for each part of a token: token * number of widths + part."""
-    ends = torch.tensor(widths, device=indices.latents.device)
-    parts = indices.tokens * len(widths) + torch.searchsorted(ends, indices.latents, right=True)
-    numbers = torch.arange(indices.num_tokens * len(widths), device=parts.device)
-    return LatentIndices(indices.latents, torch.searchsorted(parts, numbers), indices.num_latents, tokens=parts)
+def part_of_latents(widths: Sequence[int], device: torch.device) -> Tensor:
+    """The number of the smallest dictionary that each latent is in, [latent]; widths: latents of each dictionary, rising to all."""
+    return torch.cat([torch.full((b - a,), i, device=device) for i, (a, b) in enumerate(pairwise([0, *widths]))])
+
+
+def parts_of(indices: LatentIndices, part_of_latent: Tensor, num_parts: int) -> LatentIndices:
+    """The same entries, whose tokens' latents lie in order, with a token for each part of a token: token * num_parts + part."""
+    parts = indices.tokens * num_parts + part_of_latent[indices.latents]
+    return LatentIndices.from_tokens(indices.latents, parts, indices.num_tokens * num_parts, indices.num_latents)
 
 
 class NestedErrors(torch.autograd.Function):

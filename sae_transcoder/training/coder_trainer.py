@@ -159,13 +159,8 @@ class CoderTrainer:
         masks = self._dead_masks()
         if not self.cfg.auxk_per_level:
             return {name: [mask] for name, mask in masks.items()}
-        return {name: self._by_dictionary(mask, self.coders[name].d_in) for name, mask in masks.items()}
-
-    def _by_dictionary(self, mask: Tensor, width: int) -> list[Tensor]:
-        """A mask of latents for the new latents of each dictionary of a coder on a hookpoint of this width."""
-        ends = torch.tensor(matryoshka_widths(self.cfg, width), device=self.device)
-        levels = torch.searchsorted(ends, torch.arange(len(mask), device=self.device), right=True)
-        return [mask & (levels == level) for level in range(len(ends))]
+        numbers = {name: range(len(matryoshka_widths(self.cfg, self.coders[name].d_in) or ())) for name in masks}
+        return {name: [mask & (self.coders[name].part_of_latent == part) for part in numbers[name]] for name, mask in masks.items()}
 
     def _dead_masks(self) -> dict[str, Tensor]:
         return {name: count > self.cfg.dead_feature_threshold for name, count in self.tokens_since_fired.items()}

@@ -107,6 +107,32 @@ def test_a_batch_and_its_step_wait_once_for_a_whole_pack(model_type: str, many: 
     assert min(losses[1]) > 0, "AuxK acts"
 
 
+# How many entries lie above a bound only the device knows.
+OWN_WAITS = {
+    "batchtopk": (dict(activation="batchtopk"), 1 + 3),  # candidates; the selected among them, of which three tensors are read
+    "jumprelu": (
+        dict(activation="jumprelu"),
+        1 + 2 * 3,
+    ),  # those above half a bandwidth below; among them those that fire, those that are near
+    "matryoshka_topk": (dict(matryoshka_widths=[32, 256]), 0),
+}
+
+
+@pytest.mark.parametrize("kind", OWN_WAITS)
+def test_coders_whose_tokens_have_differing_numbers_of_latents_wait_for_these_numbers(kind: str) -> None:
+    settings, expected = OWN_WAITS[kind]
+    cfg = tiny_config("sae", batch_size=SEQUENCES, expansion_factor=8, auxk_alpha=0.0, **settings)
+    model, ids = tiny_model("llama"), tokens()
+    runs = new_runs([cfg])
+    seen = capture(model, ["layers.1"], ids)
+    for number in range(2):
+        with Waits() as waits:
+            read(runs, ids, seen)
+            train_on_batch(runs, ids, seen)
+        if number:  # the first batch also estimates its cut
+            assert len(waits.names) == expected, waits.names
+
+
 def test_the_watch_sees_what_waits() -> None:
     values, mask = torch.arange(4.0), torch.tensor([True, False, True, True])
     with Waits() as waits:
@@ -137,7 +163,9 @@ def on_meta(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("model_type", ["sae", "transcoder"])
 @pytest.mark.parametrize("latents", [256, 2**16], ids=["products", "bags"])
 def test_a_batch_asks_no_value_of_its_device_and_takes_no_tensor_of_the_host(model_type: str, latents: int) -> None:
-    cfgs = [Config(**vars(cfg) | {"num_latents": latents, "grad_acc_steps": 2}) for cfg in configs(model_type)]
+    nested = {"multi_topk": False, "auxk_per_level": True, "matryoshka_widths": [64, latents]}
+    cfgs = [*configs(model_type), Config(**vars(configs(model_type)[0]) | nested)]
+    cfgs = [Config(**vars(cfg) | {"num_latents": latents, "grad_acc_steps": 2}) for cfg in cfgs]
     runs, ids, point = new_runs(cfgs, "meta"), tokens(), POINT[model_type]
     past_the_threshold(runs)
     for run in runs:
