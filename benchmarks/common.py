@@ -123,7 +123,9 @@ def measured(weights: str | Path, index: int, k: int, heldout: Tensor) -> dict[s
     fvu_at_k: with the one threshold, in place of the coder's, by which k fire for a held-out token.
     """
     with np.load(weights) as kept:
-        arrays = {n: torch.from_numpy(kept[f"{index}/{n}"]).to(heldout.device) for n in (*ARRAYS, THRESHOLD) if f"{index}/{n}" in kept}
+        arrays = {
+            n: torch.from_numpy(kept[f"{index}/{n}"]).to(heldout.device) for n in (*ARRAYS, THRESHOLD) if f"{index}/{n}" in kept
+        }
     exact = heldout.double()
     variance = (exact - exact.mean(0)).pow(2).sum().item()
 

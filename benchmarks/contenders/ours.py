@@ -40,7 +40,9 @@ def configs(job: Job) -> list[Config]:
 
 def overrides(coder: Coder) -> list[str]:
     """The fields in which runs differ."""
-    of_the_kind = [] if coder.activation == "topk" else [f"activation={coder.activation}", f"threshold_beta={1 - 1 / THRESHOLD_BATCHES}"]
+    of_the_kind = (
+        [] if coder.activation == "topk" else [f"activation={coder.activation}", f"threshold_beta={1 - 1 / THRESHOLD_BATCHES}"]
+    )
     levels = [] if coder.widths is None else [f"matryoshka_widths={coder.widths}"]
     return [f"k={coder.k}", f"num_latents={coder.latents}", f"lr={coder.lr}", *of_the_kind, *levels]
 

@@ -20,7 +20,17 @@ from contenders.steps import Steps, asked, deliver, make_steps
 def new_trainer(steps: Steps, given: dict[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
     """Its trainer with the given weights, and its parameters; the decoder [d, latent] of one dictionary is held as it decodes."""
     latents, d = given["encoder"].shape
-    usual = dict(steps=1000, activation_dim=d, dict_size=latents, k=steps.k, layer=0, lm_name="none", lr=steps.lr, warmup_steps=0, device="cpu")
+    usual = dict(
+        steps=1000,
+        activation_dim=d,
+        dict_size=latents,
+        k=steps.k,
+        layer=0,
+        lm_name="none",
+        lr=steps.lr,
+        warmup_steps=0,
+        device="cpu",
+    )
     if steps.widths is None:
         trainer: Any = BatchTopKTrainer(**usual)
         ae = trainer.ae.to(given["encoder"].dtype)

@@ -84,7 +84,9 @@ def show_fvu(found: dict[Contender, dict[float, dict[str, float]]], title: str, 
         own = by_rate[rate]
         to_ours = f"{own['fvu_at_k'] / of_ours[contender.kind]['fvu_at_k']:.3f}" if contender.kind in of_ours else ""
         every = ", ".join(f"{r:g}: {values['fvu']:.4f}" for r, values in by_rate.items())
-        rows.append([str(contender), f"{rate:g}", f"{own['fvu']:.4f}", f"{own['l0']:.2f}", f"{own['fvu_at_k']:.4f}", to_ours, every])
+        rows.append(
+            [str(contender), f"{rate:g}", f"{own['fvu']:.4f}", f"{own['l0']:.2f}", f"{own['fvu_at_k']:.4f}", to_ours, every]
+        )
     headings = ["", "rate", "held-out FVU", f"L0 (k = {single.K})", "FVU at L0 = k", "of ours", "FVU by rate"]
     common.show(title, headings, rows, markdown=markdown)
 
@@ -108,7 +110,13 @@ def show_times(found: dict[Contender, list[dict[str, Any]]], title: str, markdow
         every = ", ".join(f"{run['seconds']:.1f}" for run in own)
         memory = statistics.median(run["peak"] for run in own)
         rows.append(
-            [str(contender), f"{medians[contender]:.1f} s", f"{medians[contender] / base:.2f}" if base else "", f"{memory / 1e6:,.0f} MB", every]
+            [
+                str(contender),
+                f"{medians[contender]:.1f} s",
+                f"{medians[contender] / base:.2f}" if base else "",
+                f"{memory / 1e6:,.0f} MB",
+                every,
+            ]
         )
     common.show(title, ["", "time", "of ours", "peak memory", "all times, s"], rows, markdown=markdown)
 
