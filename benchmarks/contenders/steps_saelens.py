@@ -1,12 +1,12 @@
-"""SAELens's training coders on the steps of same_steps.py, by their own training_forward_pass. Runs in an environment of its own.
+"""SAELens's training coders on the steps of same_steps.py, by their own training_forward_pass. Runs in an environment of its own, in float64.
 
 Not at their defaults: activations are not rescaled by the norms of decoder rows, the decoder starts as given, no latent counts as dead.
 """
 
 import sys
 from pathlib import Path
+from typing import Any
 
-import torch
 from sae_lens import (
     BatchTopKTrainingSAE,
     BatchTopKTrainingSAEConfig,
@@ -15,22 +15,23 @@ from sae_lens import (
     MatryoshkaBatchTopKTrainingSAE,
     MatryoshkaBatchTopKTrainingSAEConfig,
 )
-from sae_lens.saes.sae import TrainingSAE, TrainStepInput
+from sae_lens.saes.sae import TrainStepInput
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from contenders.steps import Steps, asked, deliver, make_steps
+from contenders.steps import Steps, asked, deliver, make_steps, token_variance
 
 
-def new_coder(steps: Steps, given: dict[str, Tensor]) -> TrainingSAE:
+def new_coder(steps: Steps, given: dict[str, Tensor]) -> Any:
     """Its coder with the given weights."""
     latents, d = given["encoder"].shape
-    usual = dict(d_in=d, d_sae=latents, dtype=steps.dtype, decoder_init_norm=None, normalize_activations="none")
+    usual: dict[str, Any] = dict(d_in=d, d_sae=latents, dtype="float64", decoder_init_norm=None, normalize_activations="none")
+    sae: Any
     if steps.activation == "jumprelu":
-        penalty = dict(jumprelu_sparsity_loss_mode=steps.sparsity_loss, target_l0=steps.k, l0_coefficient=steps.coefficient)
-        sae: TrainingSAE = JumpReLUTrainingSAE(JumpReLUTrainingSAEConfig(**usual, **penalty, jumprelu_bandwidth=steps.bandwidth))
-        sae.threshold = nn.Parameter(given["threshold"].clone())  # in the number format of the others, which it would not keep
+        penalty: dict[str, Any] = dict(jumprelu_sparsity_loss_mode=steps.sparsity_loss, target_l0=steps.k)
+        sae = JumpReLUTrainingSAE(JumpReLUTrainingSAEConfig(**usual, **penalty, jumprelu_bandwidth=steps.bandwidth))
+        sae.threshold = nn.Parameter(given["threshold"].clone())  # float64 like the rest, which it would not keep
     else:
         usual |= dict(k=steps.k, topk_threshold_lr=1 - steps.threshold_beta, rescale_acts_by_decoder_norm=False)
         if steps.widths is None:
@@ -43,23 +44,24 @@ def new_coder(steps: Steps, given: dict[str, Tensor]) -> TrainingSAE:
 
 
 def main(steps: Steps) -> None:
-    """Makes the steps. Its loss is multiplied by 1 over a token's variance, and over the number of levels, of which it takes the sum."""
-    sae = new_coder(steps, steps.given())
+    """Makes the steps. Of the levels' losses, of which it takes the sum, we take the mean."""
+    given = {name: values.double() for name, values in steps.given().items()}
+    sae = new_coder(steps, given)
+    jumprelu = steps.activation == "jumprelu"
 
     def loss(x: Tensor, step: int) -> Tensor:
-        scale = steps.scale(x)
-        coefficients = {"l0": steps.coefficient / scale} if steps.activation == "jumprelu" else {}
+        variance = token_variance(x)
+        coefficients = {"l0": steps.coefficient * variance} if jumprelu else {}
         out = sae.training_forward_pass(TrainStepInput(x, coefficients, None, step, False))
-        return out.loss * scale / len(steps.widths or [0])
+        return out.loss / variance / len(steps.widths or [0])
 
     parameters = {"encoder": sae.W_enc, "encoder_bias": sae.b_enc, "decoder": sae.W_dec, "bias": sae.b_dec}
-    jumprelu = steps.activation == "jumprelu"
-    found = make_steps(steps, parameters | ({"threshold": sae.threshold} if jumprelu else {}), loss)
-    if jumprelu:  # it does so at the start of the next step
+    parameters |= {"threshold": sae.threshold} if jumprelu else {}
+    found = make_steps(steps, given["batches"], parameters, lambda x: sae.encode_with_hidden_pre(x)[1], loss)
+    if jumprelu:  # it raises them to zero at the start of the next step
         found["weight threshold"] = found["weight threshold"].clamp(min=0)
-    else:  # it starts at 0, and is not corrected for that
-        corrected = sae.topk_threshold / (1 - steps.threshold_beta ** len(found["losses"]))
-        found["weight running threshold"] = torch.atleast_1d(corrected)
+    else:  # it starts at 0 and is not corrected for that
+        found["weight running threshold"] = sae.topk_threshold[None] / (1 - steps.threshold_beta**steps.count)
     deliver(steps, found, transposed=("encoder",))
 
 
