@@ -118,9 +118,10 @@ def prepare(folder: Path, steps: int, device: str, peers_folder: Path) -> Bench:
 def measured(weights: str | Path, index: int, k: int, heldout: Tensor) -> dict[str, float]:
     """{fvu, l0, fvu_at_k} of a coder on `heldout` [token, d], the same for everyone.
 
-    Latents fire whose ReLU(encoder (x - shift) + encoder_bias) is among the k largest of a token, or above the coder's threshold where it has one;
-    times the decoder's rows, plus decoder_bias, they reconstruct x. fvu: the fraction of the variance about the mean that is left unexplained; l0: latents that fire for a token;
-    fvu_at_k: with the one threshold, in place of the coder's, by which k fire for a held-out token.
+    Latents fire whose ReLU(encoder (x - shift) + encoder_bias) is among the k largest of a token, or above the coder's threshold where it has
+    one; times the decoder's rows, plus decoder_bias, they reconstruct x. fvu: the fraction of the variance about the mean that is left
+    unexplained; l0: latents that fire for a token; fvu_at_k: with the one threshold by which k fire for a held-out token, in place of the
+    coder's.
     """
     with np.load(weights) as kept:
         arrays = {

@@ -137,8 +137,8 @@ class Meter:
         return {"seconds": seconds, "cpu_seconds": self.cpu[1] - self.cpu[0], "peak": self.peak}
 
 
-# Of each coder: what is subtracted from the input [d], encoder [latent, d] and its bias [latent], decoder [latent, d] and its bias [d]. With batchtopk
-# also `threshold` [latent] or [1], above which a latent fires.
+# Of each coder: what is subtracted from the input [d], encoder [latent, d] and its bias [latent], decoder [latent, d] and its bias [d]. With
+# batchtopk also `threshold` [latent] or [1], above which a latent fires.
 ARRAYS = ("shift", "encoder", "encoder_bias", "decoder", "decoder_bias")
 THRESHOLD = "threshold"
 # Batches over which each program's running threshold averages. By default the peers' lag behind runs of a few hundred steps.

@@ -6,9 +6,9 @@
 
 Model, hookpoint, tokens, batches, steps, 2,048 latents and k = 32 as in single.py. Each contender is run at each rate, not timed, and keeps the one
 of the lowest held-out FVU. The first table has the FVU of latents that fire as the published coder says (batchtopk and Matryoshka: above its
-threshold), how many fire for a held-out token (L0), and the FVU at the threshold by which exactly k do. The second has the times of one run
-and of 8 (k 8, 16, 32, 64 x expansion 4, 8) on one forward, by each program's own means, contenders in turns, medians. Matryoshka's nested dictionaries have
-1/32, 1/8, 1/2 and all of the latents.
+threshold), how many fire for a held-out token (L0), and the FVU at the threshold by which exactly k do. The second has the times of one run and
+of 8 (k 8, 16, 32, 64 x expansion 4, 8) on one forward, by each program's own means, contenders in turns, medians. Matryoshka's nested
+dictionaries have 1/32, 1/8, 1/2 and all of the latents.
 """
 
 import json
