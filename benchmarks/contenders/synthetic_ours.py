@@ -1,9 +1,11 @@
 """This project's part of peers/synthetic.py: trains its coders as a pack on the batches of standard input.    synthetic_ours.py TASK.json"""
 
 import sys
+from itertools import chain
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -20,12 +22,16 @@ POINT = "layers.0"
 SEQUENCES = 4  # into which a batch's samples are laid; nothing depends on it
 
 
-def config(task: Task, kind: str) -> Config:
-    """A run. Dead latents learn as SAELens's do: weight 1, and of Matryoshka's by dictionary."""
+def config(task: Task, kind: str, first: Tensor) -> Config:
+    """A run. As in SAELens, dead latents learn with weight 1, Matryoshka's by dictionary, and gradients are clipped to norm 1 where the loss is the
+    squared error of a sample: its variance in the first batch [sample, d] brings that into our units."""
+    scaled = first * (task.d**0.5 / first.norm(dim=1).mean()) if kind == "jumprelu" else first
+    clip = 1 / (scaled - scaled.mean(0)).pow(2).sum(1).mean().item()
     settings = ["model_type=sae", "model_name=none", "dataset_kind=memmap", "dataset_name=none", f"batch_size={SEQUENCES}"]
     settings += [f"max_seq_length={task.batch // SEQUENCES}", "grad_acc_steps=1", f"num_latents={task.latents}", f"k={task.k}"]
     settings += [
         f"lr={task.lr}",
+        f"grad_clip_norm={clip}",
         "lr_schedule=constant",
         "lr_warmup_steps=0",
         f"init_seeds=[{task.seed}]",
@@ -48,13 +54,15 @@ def config(task: Task, kind: str) -> Config:
 def main(task: Task) -> None:
     """Trains."""
     torch.set_float32_matmul_precision("high")  # as in training
+    batches = task.batches()
+    first = next(batches)
     runs = {
-        kind: CoderTrainer(config(task, kind), {POINT: task.d}, task.steps * SEQUENCES, torch.device(task.device))
+        kind: CoderTrainer(config(task, kind, first), {POINT: task.d}, task.steps * SEQUENCES, torch.device(task.device))
         for kind in task.kinds
     }
     tokens = torch.zeros(SEQUENCES, task.batch // SEQUENCES, dtype=torch.long)
     groups = grouped(list(runs.values()))
-    for number, x in enumerate(task.batches(), start=1):
+    for number, x in enumerate(chain([first], batches), start=1):
         x = x.view(*tokens.shape, task.d)
         activations = {POINT: Activations(x, x)}
         read_ahead(list(runs.values()), tokens, activations)
