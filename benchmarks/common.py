@@ -1,4 +1,4 @@
-"""What single.py and grid.py share: the tokens, the contenders' processes, the common measure of held-out FVU, and tables."""
+"""What single.py, grid.py and kinds.py share: the tokens, the contenders' processes, the common measure of held-out FVU, and tables."""
 
 import argparse
 import json
@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from contenders.meter import ARRAYS, Coder, Job
+from contenders.meter import ARRAYS, THRESHOLD, Coder, Job
 from peers import environments
 from sae_transcoder.config import Config
 from sae_transcoder.config.composition import composed
@@ -67,11 +67,12 @@ class Bench:
         )
 
     def run(self, name: str, coders: Sequence[Coder]) -> dict[str, Any]:
-        """Has a contender train in a process of its own: {seconds, cpu_seconds, peak, tokens_per_s, fvu [coder]}."""
+        """Has a contender train in a process of its own: {seconds, cpu_seconds, peak, tokens_per_s, and of each coder fvu, l0, fvu_at_k}."""
         job = self.job(name, coders)
         own_python = sys.executable if name in (OURS, SPARSIFY) else str(environments.python(name, self.peers))
         found = process([own_python, str(HERE / SCRIPTS[name]), str(job.write(Path(job.folder) / "job.json"))], job.device)
-        found["fvu"] = [fvu(job.weights, i, coder.k, self.heldout) for i, coder in enumerate(coders)]
+        of_coders = [measured(job.weights, i, coder.k, self.heldout) for i, coder in enumerate(coders)]
+        found |= {name: [own[name] for own in of_coders] for name in of_coders[0]}
         found["folder"] = job.folder
         return found
 
@@ -114,21 +115,41 @@ def prepare(folder: Path, steps: int, device: str, peers_folder: Path) -> Bench:
 
 
 @torch.no_grad()
-def fvu(weights: str | Path, index: int, k: int, heldout: Tensor) -> float:
-    """Fraction of the variance of `heldout` [token, d] about its mean that a top-k coder leaves unexplained, the same for everyone.
+def measured(weights: str | Path, index: int, k: int, heldout: Tensor) -> dict[str, float]:
+    """{fvu, l0, fvu_at_k} of a coder on `heldout` [token, d], the same for everyone.
 
-    The k largest values of ReLU(encoder (x - shift) + encoder_bias) times the decoder's rows, plus decoder_bias, reconstruct x.
+    Latents fire whose ReLU(encoder (x - shift) + encoder_bias) is among the k largest of a token, or above the coder's threshold where it has
+    one; times the decoder's rows, plus decoder_bias, they reconstruct x. fvu: the fraction of the variance about the mean that is left
+    unexplained; l0: latents that fire for a token; fvu_at_k: with the one threshold by which k fire for a held-out token, in place of the
+    coder's.
     """
     with np.load(weights) as kept:
-        arrays = {name: torch.from_numpy(kept[f"{index}/{name}"]).to(heldout.device) for name in ARRAYS}
-    error = 0.0
-    for x in heldout.split(4096):
-        preacts = (x - arrays["shift"]) @ arrays["encoder"].T + arrays["encoder_bias"]
-        acts, indices = preacts.relu().topk(k, dim=-1)
-        out = torch.nn.functional.embedding_bag(indices, arrays["decoder"], per_sample_weights=acts, mode="sum")
-        error += (x - out - arrays["decoder_bias"]).double().pow(2).sum().item()
+        arrays = {
+            n: torch.from_numpy(kept[f"{index}/{n}"]).to(heldout.device) for n in (*ARRAYS, THRESHOLD) if f"{index}/{n}" in kept
+        }
     exact = heldout.double()
-    return error / (exact - exact.mean(0)).pow(2).sum().item()
+    variance = (exact - exact.mean(0)).pow(2).sum().item()
+
+    def preacts(x: Tensor) -> Tensor:
+        return ((x - arrays["shift"]) @ arrays["encoder"].T + arrays["encoder_bias"]).relu()
+
+    def unexplained(threshold: Tensor | None) -> tuple[float, float]:
+        error, active = 0.0, 0
+        for x in heldout.split(4096):
+            acts = preacts(x)
+            cut = acts.topk(k).values[:, -1:] if threshold is None else threshold
+            acts = acts.where(acts >= cut if threshold is None else acts > cut, 0)
+            active += int((acts > 0).sum())
+            error += (x - acts @ arrays["decoder"] - arrays["decoder_bias"]).double().pow(2).sum().item()
+        return error / variance, active / len(heldout)
+
+    fvu, l0 = unexplained(arrays.get(THRESHOLD))
+    if THRESHOLD not in arrays:
+        return {"fvu": fvu, "l0": l0, "fvu_at_k": fvu}
+    # The 4k largest for each token of a piece hold the k largest for each token of all, unless the piece is very unlike the others.
+    largest = [preacts(x).flatten().topk(min(4 * k, len(arrays["encoder"])) * len(x)).values for x in heldout.split(4096)]
+    cut = torch.cat(largest).topk(k * len(heldout) + 1).values[-1]
+    return {"fvu": fvu, "l0": l0, "fvu_at_k": unexplained(cut)[0]}
 
 
 def device_name(device: str) -> str:

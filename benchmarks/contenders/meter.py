@@ -17,11 +17,13 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 @dataclass
 class Coder:
-    """One SAE to train: active latents, latents, Adam's peak learning rate."""
+    """One SAE to train: active latents, latents, Adam's peak learning rate; which latents fire, and widths of nested dictionaries."""
 
     k: int
     latents: int
     lr: float
+    activation: str = "topk"  # or batchtopk
+    widths: list[int] | None = None  # rising to all latents; None: one dictionary
 
 
 @dataclass
@@ -135,14 +137,21 @@ class Meter:
         return {"seconds": seconds, "cpu_seconds": self.cpu[1] - self.cpu[0], "peak": self.peak}
 
 
-# Of each coder: what is subtracted from the input [d], encoder [latent, d] and its bias [latent], decoder [latent, d] and its bias [d].
+# Of each coder: what is subtracted from the input [d], encoder [latent, d] and its bias [latent], decoder [latent, d] and its bias [d]. With
+# batchtopk also `threshold` [latent] or [1], above which a latent fires.
 ARRAYS = ("shift", "encoder", "encoder_bias", "decoder", "decoder_bias")
+THRESHOLD = "threshold"
+# Batches over which each program's running threshold averages. By default the peers' lag behind runs of a few hundred steps.
+THRESHOLD_BATCHES = 10
 
 
 def deliver(job: Job, meter: Meter, coders: list[dict[str, torch.Tensor]]) -> None:
     """Writes the weights, in the order of the job's coders, and prints the line of results, the last of standard output."""
     arrays = {
-        f"{i}/{name}": coder[name].detach().float().cpu().contiguous().numpy() for i, coder in enumerate(coders) for name in ARRAYS
+        f"{i}/{name}": coder[name].detach().float().cpu().contiguous().numpy()
+        for i, coder in enumerate(coders)
+        for name in (*ARRAYS, THRESHOLD)
+        if name in coder
     }
     np.savez(job.weights, **arrays)
     found = meter.found()

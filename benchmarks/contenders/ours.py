@@ -1,4 +1,4 @@
-"""This project as a contender: trains a job's coders as one pack and prints a line of results. Started by single.py and grid.py."""
+"""This project as a contender: trains a job's coders as one pack and prints a line of results. Started by single.py, grid.py and kinds.py."""
 
 import os
 import sys
@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from contenders.meter import Coder, Job, Meter, deliver, job
+from contenders.meter import THRESHOLD, THRESHOLD_BATCHES, Coder, Job, Meter, deliver, job
+from sae_transcoder.coder.stored_coders import THRESHOLDS, WEIGHTS
 from sae_transcoder.config import Config, run_dir
 from sae_transcoder.config.composition import composed
 from sae_transcoder.evaluation import heldout
@@ -39,7 +40,11 @@ def configs(job: Job) -> list[Config]:
 
 def overrides(coder: Coder) -> list[str]:
     """The fields in which runs differ."""
-    return [f"k={coder.k}", f"num_latents={coder.latents}", f"lr={coder.lr}"]
+    of_the_kind = (
+        [] if coder.activation == "topk" else [f"activation={coder.activation}", f"threshold_beta={1 - 1 / THRESHOLD_BATCHES}"]
+    )
+    levels = [] if coder.widths is None else [f"matryoshka_widths={coder.widths}"]
+    return [f"k={coder.k}", f"num_latents={coder.latents}", f"lr={coder.lr}", *of_the_kind, *levels]
 
 
 def main(job: Job) -> None:
@@ -79,15 +84,19 @@ def timed(meter: Meter, skip: int = 0, began: Callable[[], None] = lambda: None)
 
 def weights(cfg: Config, hookpoint: str) -> dict[str, Any]:
     """A finished run's coder under the names of meter.ARRAYS."""
-    stored = load_file(run_dir(cfg) / "coders" / hookpoint / "sae.safetensors")
+    folder = run_dir(cfg) / "coders" / hookpoint
+    stored = load_file(folder / WEIGHTS)
+    if (folder / THRESHOLDS).exists():
+        stored |= load_file(folder / THRESHOLDS)
     names = {
         "shift": "b_dec",
         "encoder": "encoder.weight",
         "encoder_bias": "encoder.bias",
         "decoder": "W_dec",
         "decoder_bias": "b_dec",
+        THRESHOLD: "threshold",
     }
-    return {name: stored[theirs] for name, theirs in names.items()}
+    return {name: stored[own] for name, own in names.items() if own in stored}
 
 
 if __name__ == "__main__":

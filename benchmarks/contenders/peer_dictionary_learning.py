@@ -1,4 +1,4 @@
-"""dictionary_learning as a contender: its trainSAE and TopKTrainer, one or several on one forward. Started by single.py and grid.py.
+"""dictionary_learning as a contender: its trainSAE and trainers, one or several on one forward. Started by single.py, grid.py and kinds.py.
 
 Runs in an environment of its own (environments.py). Its activations come from a forward of the same Hugging Face model that ends at the hookpoint, in
 place of its buffer, which runs text through nnsight and mixes; so it trains on the same batches in the same order. It logs through a process of
@@ -16,13 +16,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from dictionary_learning.trainers import TopKTrainer
+from dictionary_learning.trainers import BatchTopKTrainer, TopKTrainer
+from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKTrainer
 from dictionary_learning.training import trainSAE
 from transformers import AutoModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from contenders.meter import Job, Meter, deliver, job
+from contenders.meter import THRESHOLD, THRESHOLD_BATCHES, Coder, Job, Meter, deliver, job
 
 LOG_EVERY = 100  # optimizer steps, as in its examples
 
@@ -50,14 +51,36 @@ def activations(job: Job, meter: Meter) -> Iterator[torch.Tensor]:
             yield seen.pop().flatten(0, 1)
 
 
+def trainer_settings(job: Job, coder: Coder) -> dict[str, Any]:
+    """Its trainer's class and what differs between its classes. A running threshold begins at the half of the run, at its default of 1,000 steps
+    it would never."""
+    if coder.activation == "topk":
+        return dict(trainer_class=TopKTrainer, threshold_start_step=job.steps)
+    running = dict(threshold_start_step=job.steps // 2, threshold_beta=1 - 1 / THRESHOLD_BATCHES)
+    if coder.widths is None:
+        return dict(trainer_class=BatchTopKTrainer) | running
+    new = [width - before for before, width in zip([0, *coder.widths], coder.widths, strict=False)]
+    return dict(trainer_class=MatryoshkaBatchTopKTrainer, group_fractions=[size / coder.latents for size in new]) | running
+
+
+def arrays(ae: Any) -> dict[str, torch.Tensor]:
+    """The SAE as arrays."""
+    running = {} if ae.threshold < 0 else {THRESHOLD: ae.threshold[None]}
+    if hasattr(ae, "W_enc"):  # the nested one
+        weights = {"encoder": ae.W_enc.T, "encoder_bias": ae.b_enc, "decoder": ae.W_dec}
+    else:
+        weights = {"encoder": ae.encoder.weight, "encoder_bias": ae.encoder.bias, "decoder": ae.decoder.weight.T}
+    return {"shift": ae.b_dec, **weights, "decoder_bias": ae.b_dec} | running
+
+
 def main(job: Job) -> None:
     """Trains; the schedule rises over the warmup and falls linearly to 0, as the others'."""
     meter = Meter(job.device, job.skip * len(job.coders))
     os.environ["WANDB_DIR"] = job.folder
-    made: list[TopKTrainer] = []
+    made: list[Any] = []
 
-    def trainer(**settings: Any) -> TopKTrainer:
-        made.append(TopKTrainer(**settings))
+    def trainer(trainer_class: Any, **settings: Any) -> Any:
+        made.append(trainer_class(**settings))
         return made[-1]
 
     configs = [
@@ -72,7 +95,7 @@ def main(job: Job) -> None:
             lm_name=job.model,
             warmup_steps=job.warmup,
             decay_start=job.warmup + 1,
-            threshold_start_step=job.steps,
+            **trainer_settings(job, coder),
             seed=job.seed,
             device=job.device,
             wandb_name="benchmark",
@@ -89,21 +112,7 @@ def main(job: Job) -> None:
         device=job.device,
         autocast_dtype=dtype,
     )
-    found = [t.ae for t in made]
-    deliver(
-        job,
-        meter,
-        [
-            {
-                "shift": ae.b_dec,
-                "encoder": ae.encoder.weight,
-                "encoder_bias": ae.encoder.bias,
-                "decoder": ae.decoder.weight.T,
-                "decoder_bias": ae.b_dec,
-            }
-            for ae in found
-        ],
-    )
+    deliver(job, meter, [arrays(t.ae) for t in made])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""SAELens as a contender: its own runner, activation store, top-k training SAE and training loop. Started by single.py and grid.py.
+"""SAELens as a contender: its own runner, activation store, training SAEs and training loop. Started by single.py, grid.py and kinds.py.
 
 Runs in an environment of its own (environments.py) on the same Hugging Face model (`model_class_name="AutoModelForCausalLM"`, for which SAELens hooks
 the module and stops the forward there). One coder: LanguageModelSAETrainingRunner; several: MultiSAETrainingRunner, whose coders share one
@@ -18,11 +18,13 @@ import torch
 from datasets import Dataset
 from sae_lens import LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner, LoggingConfig
 from sae_lens.multi_sae_training_runner import MultiSAETrainingRunner, MultiSAETrainingRunnerConfig
+from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+from sae_lens.saes.matryoshka_batchtopk_sae import MatryoshkaBatchTopKTrainingSAEConfig
 from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from contenders.meter import Job, Meter, deliver, job
+from contenders.meter import THRESHOLD, THRESHOLD_BATCHES, Coder, Job, Meter, deliver, job
 
 
 def settings(job: Job, lr: float) -> dict[str, Any]:
@@ -59,7 +61,19 @@ def folded(sae: TopKTrainingSAE) -> dict[str, torch.Tensor]:
     norm = sae.W_dec.norm(dim=-1) if sae.cfg.rescale_acts_by_decoder_norm else torch.ones_like(sae.b_enc)
     shift = sae.b_dec if sae.cfg.apply_b_dec_to_input else torch.zeros_like(sae.b_dec)
     encoder = {"shift": shift, "encoder": (sae.W_enc * norm).T, "encoder_bias": sae.b_enc * norm}
-    return encoder | {"decoder": sae.W_dec / norm[:, None], "decoder_bias": sae.b_dec}
+    running = {THRESHOLD: sae.topk_threshold[None]} if isinstance(sae, BatchTopKTrainingSAE) else {}
+    return encoder | {"decoder": sae.W_dec / norm[:, None], "decoder_bias": sae.b_dec} | running
+
+
+def coder_config(width: int, coder: Coder) -> TopKTrainingSAEConfig:
+    """The coder's own config. The loss for dead latents would not act in a run shorter than its window of 1,000 steps."""
+    usual: dict[str, Any] = dict(d_in=width, d_sae=coder.latents, k=coder.k, aux_loss_coefficient=0.0)
+    if coder.activation == "topk":
+        return TopKTrainingSAEConfig(**usual)
+    usual["topk_threshold_lr"] = 1 / THRESHOLD_BATCHES
+    if coder.widths is None:
+        return BatchTopKTrainingSAEConfig(**usual)
+    return MatryoshkaBatchTopKTrainingSAEConfig(**usual, matryoshka_widths=coder.widths)
 
 
 def main(job: Job) -> None:
@@ -69,8 +83,7 @@ def main(job: Job) -> None:
     torch.manual_seed(job.seed)  # the runner's seed does not reach the initialisation
     data = Dataset.from_dict({"input_ids": job.ids()})
     hook = f"model.{job.hookpoint}"
-    # The loss for dead latents would not act in a run shorter than its window of 1,000 steps.
-    saes = [TopKTrainingSAEConfig(d_in=job.width, d_sae=c.latents, k=c.k, aux_loss_coefficient=0.0) for c in job.coders]
+    saes = [coder_config(job.width, coder) for coder in job.coders]
     rates = {coder.lr for coder in job.coders}
     if len(rates) > 1:
         raise SystemExit("the coders of MultiSAETrainingRunner share one learning rate")
