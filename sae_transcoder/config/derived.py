@@ -32,7 +32,7 @@ def threshold_beta(cfg: Config, batches: int) -> float:
     return 1 - 1 / min(1000, max(10, batches // 20)) if cfg.threshold_beta is None else cfg.threshold_beta
 
 
-L0_COEFFICIENTS = {JumpReLULoss.quadratic: 0.3, JumpReLULoss.step: 1e-3, JumpReLULoss.tanh: 1e-3}
+L0_COEFFICIENTS = {JumpReLULoss.quadratic: 0.1, JumpReLULoss.step: 1e-3, JumpReLULoss.tanh: 1e-3}
 
 
 def l0_coefficient(cfg: Config, step: int) -> float:

@@ -54,7 +54,7 @@ class ArchitectureConfig:
     """With `matryoshka_widths`: AuxK has each dictionary's new dead latents predict what that dictionary leaves unexplained, and adds these
     losses up. false: all dead latents predict what the largest leaves."""
     l0_coefficient: float | None = added(None, at_least=0.0)
-    """jumprelu: weight of the sparsity loss beside the FVU. null: 0.3 with quadratic, 1e-3 with step and tanh."""
+    """jumprelu: weight of the sparsity loss beside the FVU. null: 0.1 with quadratic, 1e-3 with step and tanh."""
     l0_warmup_steps: int = added(0, at_least=0)
     """jumprelu: optimizer steps over which the weight of the sparsity loss rises from 0."""
     jumprelu_loss: JumpReLULoss = added(JumpReLULoss.quadratic)
