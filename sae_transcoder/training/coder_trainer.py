@@ -1,6 +1,5 @@
 """One run's coders, optimizers, schedules and counters, which train on activations, batch by batch."""
 
-from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,12 +16,13 @@ from sae_transcoder.coder.jump_relu_coder import JumpReLUCoder
 from sae_transcoder.coder.names import coder_names
 from sae_transcoder.coder.positions import PositionFilter
 from sae_transcoder.coder.sparsify_config import sparsify_configs
-from sae_transcoder.config import Config, NormalizeActivations, l0_coefficient, matryoshka_widths, num_latents
+from sae_transcoder.config import Config, NormalizeActivations, matryoshka_widths, num_latents
 from sae_transcoder.config.run_length import run_length
 from sae_transcoder.distributed import ALONE, Ranks
 from sae_transcoder.language_model.forward import Activations
+from sae_transcoder.training import losses
+from sae_transcoder.training.averages import Averages
 from sae_transcoder.training.k_schedule import k_at, valid_k
-from sae_transcoder.training.loss_names import loss_names, more_losses
 from sae_transcoder.training.new_coders import load_start, new_coders
 from sae_transcoder.training.task import Task
 
@@ -68,12 +68,10 @@ class CoderTrainer:
         # In the current step. One place more than there are latents: selected latents that are not above zero write there.
         self.fired = {n: torch.zeros(c.num_latents + 1, dtype=torch.bool, device=device) for n, c in self.coders.items()}
         self.tokens_in_step: dict[str, Tensor | int] = dict.fromkeys(self.coders, 0)
-        self.loss_names = {name: loss_names(cfg, coder.d_in) for name, coder in self.coders.items()}
+        self.logged_names = {name: losses.logged_names(cfg, coder.d_in) for name, coder in self.coders.items()}
         # {coder: latents that AuxK may use in this step [row], all or those of each dictionary}; None: not read from the device yet.
         self.dead_latents: dict[str, list[Tensor]] | None = None
-        # Since the last line of metrics: {"fvu/<coder>": ...}, and over how many batches, {"<coder>": ...}.
-        self.loss_sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=device))
-        self.batches_summed: dict[str, int] = defaultdict(int)
+        self.averages = Averages(device)
         # In the last optimizer step; the rate is that of the first coder, with muon of its matrices.
         self.lr_used, self.k_used = 0.0, 0
         self.set_k()
@@ -134,19 +132,9 @@ class CoderTrainer:
             self.loss(task.num_tokens, out).backward()
             self.record(task.name, task.num_tokens, out, auxk_acts=bool(task.dead))
 
-    def losses_beside_fvu(self, num_tokens: int, out: CoderOutput) -> Tensor:
-        """The losses that a coder adds to its FVU, or to that of the language model, in a batch of so many tokens; 0 for none."""
-        loss = self.cfg.auxk_alpha * out.auxk_loss
-        if self.cfg.multi_topk:
-            loss = loss + out.multi_topk_fvu / 8
-        if out.sparsity is not None:
-            loss = loss + l0_coefficient(self.cfg, self.step) / num_tokens * out.sparsity
-        return loss
-
     def loss(self, num_tokens: int, out: CoderOutput) -> Tensor:
         """What a coder's output adds to the optimizer step's loss, in a batch of so many tokens."""
-        fvu = out.fvu if out.level_fvus is None else out.level_fvus.mean()
-        loss = fvu + self.losses_beside_fvu(num_tokens, out)
+        loss = losses.loss(self.cfg, self.step, num_tokens, out)
         # sparsify divides by the micro-batches once more, though each adds its part of the batch's loss already.
         divisor = self.batches_in_step * (1 if self.cfg.corrections else self.cfg.micro_acc_steps)
         return loss if divisor == 1 else loss / divisor
@@ -175,9 +163,7 @@ class CoderTrainer:
         if name not in self.biases_set:
             self.set_biases(name, x, y, count)
         self.tokens_in_step[name] += count
-        self.batches_summed[name] += 1
-        for loss in self.loss_names[name]:
-            _ = self.loss_sums[f"{loss}/{name}"]  # adds it, also on a rank that has none of the tokens
+        self.averages.begin_batch(name, self.logged_names[name])
         if self.coder_config.normalize_decoder:
             coder.set_decoder_norm_to_unit_norm()
         if not self._auxk_may_act:
@@ -213,12 +199,10 @@ class CoderTrainer:
         if self.cfg.corrections:
             indices = torch.where(out.latent_acts > 0, indices, self.coders[name].num_latents)
         self.fired[name].scatter_(0, indices.flatten(), True)
-        values = {"fvu": out.fvu, "auxk": out.auxk_loss, "multi_topk_fvu": out.multi_topk_fvu}
-        if self.cfg.corrections:
-            values |= more_losses(self.cfg, self.coders[name].d_in, num_tokens, out)
-        for loss in self.loss_names[name]:
+        values = losses.logged(self.cfg, self.coders[name].d_in, num_tokens, out)
+        for loss in self.logged_names[name]:
             if auxk_acts or loss != "auxk":
-                self.loss_sums[f"{loss}/{name}"] += values[loss].detach()
+                self.averages.add(loss, name, values[loss])
 
     def end_batch(self, num_positions: int) -> bool:
         """Counts the batch, whose sequences have so many positions; returns whether an optimizer step is due."""
@@ -272,19 +256,11 @@ class CoderTrainer:
     def metrics(self) -> dict[str, float]:
         """Losses averaged over the batches since the last call, and dead fractions now, of the coders trained here. Reads from the device
         once."""
-        names, sums = list(self.loss_sums), [*self.loss_sums.values()]
-        if self.batch_ranks.size > 1 and sums:
-            sums = [*self.batch_ranks.all_reduce(torch.stack(sums)) / (1 if self.cfg.corrections else self.batch_ranks.size)]
         now = {f"dead_fraction/{name}": mask.float().mean() for name, mask in self._dead_masks().items()}
         for name, coder in self.coders.items():
             if isinstance(coder, BatchTopKCoder | JumpReLUCoder):
                 now[f"threshold/{name}"] = coder.threshold.detach().mean()
-        values = torch.stack([*sums, *now.values()]).tolist()
-        metrics = {name: value / self.batches_summed[name.partition("/")[2]] for name, value in zip(names, values, strict=False)}
-        metrics |= dict(zip(now, values[len(names) :], strict=True))
-        self.loss_sums.clear()
-        self.batches_summed.clear()
-        return metrics
+        return self.averages.read(now, self.batch_ranks, mean_over_ranks=not self.cfg.corrections)
 
 
 def optimizer_step(trainers: Sequence[CoderTrainer]) -> None:

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from sae_transcoder.coder.corrected_coder import CoderOutput
 from sae_transcoder.coder.names import coders_by_seed, seed_of
 from sae_transcoder.language_model.forward import Activations, end_to_end_loss, spliced_output
+from sae_transcoder.training import losses
 from sae_transcoder.training.coder_trainer import CoderTrainer, optimizer_step
 from sae_transcoder.training.task import Task
 
@@ -43,7 +44,7 @@ class EndToEndStep:
             return activations.output
         trainer.record(name, count, out, auxk_acts=bool(task.dead))
         if cfg.corrections:  # sparsify leaves them out
-            self.coder_losses.append(trainer.losses_beside_fvu(count, out))
+            self.coder_losses.append(losses.beside_fvu(cfg, trainer.step, count, out))
         # sparsify cuts the gradient that reaches earlier coders through positions left out.
         output = activations.output if cfg.corrections else activations.output.detach()
         return spliced_output(output, kept, out.sae_out / scales.targets if scales else out.sae_out)
@@ -65,8 +66,8 @@ def train_end_to_end(trainer: CoderTrainer, model: PreTrainedModel, tokens: Tens
         if loss.requires_grad:  # else every token of the batch was excluded
             (loss * share_of_loss + sum(step.coder_losses)).div(trainer.batches_in_step).backward()
         seed = seed_of(next(iter(names.values())))
-        trainer.loss_sums["/".join([cfg.loss_fn, *filter(None, [seed])])] += loss.detach() * share_of_loss
-        trainer.batches_summed[seed] += 1
+        trainer.averages.begin_batch(seed)
+        trainer.averages.add(cfg.loss_fn, seed, loss * share_of_loss)
     step_is_due = trainer.end_batch(tokens.shape[1])
     if step_is_due:
         optimizer_step([trainer])

@@ -19,9 +19,7 @@ def training_state(trainer: CoderTrainer) -> dict[str, Any]:
         "tokens_since_fired": trainer.tokens_since_fired,
         "fired": trainer.fired,
         "tokens_in_step": trainer.tokens_in_step,
-        "sums": dict(trainer.loss_sums),
-        "summed": dict(trainer.batches_summed),
-    }
+    } | trainer.averages.state()
 
 
 def rank_state(trainer: CoderTrainer) -> dict[str, Any]:
@@ -46,8 +44,7 @@ def restore(trainer: CoderTrainer, state: dict[str, Any]) -> None:
         trainer.fired[name].copy_(state["fired"][name])
     trainer.tokens_in_step = state["tokens_in_step"]
     trainer.dead_latents = None
-    trainer.loss_sums.update({name: value.to(trainer.device) for name, value in state["sums"].items()})
-    trainer.batches_summed.update(state["summed"])
+    trainer.averages.restore(state)
     trainer.set_k()
 
 
@@ -57,5 +54,5 @@ def release(trainer: CoderTrainer) -> None:
         optimizer.state.clear()
         optimizer.param_groups.clear()
     trainer.optimizers, trainer.schedules = [], []
-    for tensors in (trainer.coders, trainer.tokens_since_fired, trainer.fired, trainer.tokens_in_step, trainer.loss_sums):
+    for tensors in (trainer.coders, trainer.tokens_since_fired, trainer.fired, trainer.tokens_in_step, trainer.averages):
         tensors.clear()  # type: ignore[attr-defined]

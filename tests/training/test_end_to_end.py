@@ -101,8 +101,7 @@ def test_losses_and_gradients_equal_a_model_with_its_modules_exchanged(model_typ
     )
     points, ids, model = PLACES[place], tokens(), tiny_causal_model("llama")
     run = trained(cfg, model, points, ids[:24])
-    run.loss_sums.clear()
-    run.batches_summed.clear()
+    run.averages.clear()
     run.length = run_length(cfg, 100)  # one more batch, without its optimizer step
     run.before_optimizers = list  # type: ignore[method-assign]
     if model_type == "sae":
