@@ -99,7 +99,9 @@ def batch_parts(cfg: Config, widths: Mapping[str, int], model: ModelSizes, devic
 def coder_steps(cfg: Config, widths: Mapping[str, int], tokens: int, device: str) -> Part:
     """What coders' steps on a batch hold: one step after the other; for small batches, as many at once as fill a piece."""
     largest = max(step_bytes(cfg, d, tokens, device) for d in widths.values())
-    if not trains_together(cfg, widths, device) or not cfg.corrections or cfg.multi_topk or cfg.skip_connection:
+    own_way = cfg.multi_topk or cfg.skip_connection or cfg.matryoshka_widths is not None
+    own_way = own_way or cfg.activation in (Activation.batchtopk, Activation.jumprelu) or not cfg.corrections
+    if own_way or not trains_together(cfg, widths, device):  # batched_coders.batch_key
         return Part("coders' steps", largest, (Moment.coder,), "one by one")
     stacked = max(coder_parameters(cfg, d) for d in widths.values()) * FLOAT32  # a copy of the weights beside those of other coders
     at_once = max(1, CHUNK_SIZE[device] // (tokens * max(num_latents(cfg, d) for d in widths.values())))
