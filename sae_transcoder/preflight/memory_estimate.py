@@ -185,10 +185,10 @@ def forward_bytes(cfg: Config, d: int, tokens: int) -> int:
     """Bytes that a coder's forward makes for so many tokens.
 
     For each reconstruction: the sum of rows, the same with the bias, and the error; for one of them its squares too. For each chosen
-    latent: `entry_bytes`. For each dictionary of a Matryoshka coder: its part, its reconstruction, its error.
+    latent: `entry_bytes`. For each dictionary of a Matryoshka coder: its part, whose memory its error takes over.
     """
     chosen = latents_per_token(cfg, d)
-    nested = 3 * len(matryoshka_widths(cfg, d) or ())
+    nested = len(matryoshka_widths(cfg, d) or ())
     return tokens * (d * FLOAT32 * (copies_input(cfg) + 3 * len(chosen) + 1 + nested) + sum(chosen) * entry_bytes(cfg))
 
 
