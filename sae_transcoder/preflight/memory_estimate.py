@@ -192,8 +192,16 @@ def forward_bytes(cfg: Config, d: int, tokens: int) -> int:
     return tokens * (d * FLOAT32 * (copies_input(cfg) + 3 * len(chosen) + 1 + nested) + sum(chosen) * entry_bytes(cfg))
 
 
+def batch_selection_bytes(cfg: Config, d: int, tokens: int) -> int:
+    """Bytes that batchtopk holds of a whole batch while its pieces are trained: its input, and each selected latent with its token."""
+    if cfg.activation != Activation.batchtopk or cfg.micro_acc_steps == 1:
+        return 0
+    return tokens * (d * FLOAT32 * copies_input(cfg) + latents_per_token(cfg, d)[0] * (2 * INT64 + FLOAT32))
+
+
 def step_bytes(cfg: Config, d: int, tokens: int, device: str) -> int:
     """Bytes that a coder's forward and backward make at once, on a batch of so many tokens in `micro_acc_steps` pieces."""
+    selected = batch_selection_bytes(cfg, d, tokens)
     tokens, size, chosen = math.ceil(tokens / cfg.micro_acc_steps), num_latents(cfg, d), latents_per_token(cfg, d)
     row, forward = tokens * d * FLOAT32, forward_bytes(cfg, d, tokens)
     item = BFLOAT16 if device == "cuda" else FLOAT32  # bytes of a pre-activation
@@ -208,11 +216,11 @@ def step_bytes(cfg: Config, d: int, tokens: int, device: str) -> int:
     pre_activations = (min(tokens, 2 * piece) + piece * auxk_can_act(cfg)) * size * item
     selection = row * copies_input(cfg) + pre_activations + piece * candidates * (INT64 + item)
     if device == "cpu":
-        return max(selection, forward, backward)
+        return max(selection, selected + forward, selected + backward)
     copies = BFLOAT16 * (size * d + tokens * d)  # of a weight and of rows
     # Activations of a piece as a dense matrix, or partial sums of latents that fire often.
     sums = max(piece * size * BFLOAT16, (tokens * sum(chosen) // 256 + size) * d * FLOAT32)
-    return max(selection + copies, forward, backward + copies + sums)
+    return max(selection + copies, selected + forward, selected + backward + copies + sums)
 
 
 def update_parts(cfg: Config, widths: Mapping[str, int], device: str, processes: int) -> Iterator[Part]:

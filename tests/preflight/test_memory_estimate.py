@@ -48,6 +48,7 @@ CASES = {
     "multi_topk": [[*MANY, "forward_batch_size=2", "multi_topk=true"]],
     "batchtopk": [[*MANY, "forward_batch_size=2", "activation=batchtopk"]],
     "batchtopk with a wide coder": [[*FEW, "activation=batchtopk", "num_latents=12288"]],
+    "batchtopk in pieces": [[*MANY, "forward_batch_size=2", "activation=batchtopk", "micro_acc_steps=4"]],
     "nested dictionaries": [[*MANY, "forward_batch_size=2", "activation=batchtopk", "matryoshka_widths=[]"]],
     "jumprelu of which half fires at the start": [[*MANY, "forward_batch_size=2", *JUMPRELU]],
     "jumprelu of which few fire": [[*MANY, "forward_batch_size=2", *JUMPRELU, "jumprelu_init_threshold=1.2"]],
