@@ -19,6 +19,7 @@ from sae_lens.config import SAETrainerConfig
 from sae_lens.registry import get_sae_training_class
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 from sae_lens.synthetic import (
+    FeatureDictionary,
     FoldedNormalMagnitudeConfig,
     HierarchyConfig,
     LinearMagnitudeConfig,
@@ -30,6 +31,8 @@ from sae_lens.synthetic import (
 )
 from sae_lens.synthetic.evals import eval_sae_on_synthetic_data
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
+from sae_lens.util import temporary_seed
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -64,9 +67,32 @@ def model_config(task: Task) -> SyntheticModelConfig:
     )
 
 
+def orthogonalized(features: Tensor, steps: int, lr: float) -> Tensor:
+    """What SAELens's orthogonalize_embeddings makes of features [feature, d]: that takes all pairs of features, this the d x d sums over them, which
+    give the same loss: the squares of all dot products but those with itself, and one per feature's distance from norm 1."""
+    found = (features / features.norm(dim=1, keepdim=True)).requires_grad_()
+    adam = torch.optim.Adam([found], lr=lr)
+    for _ in range(steps):
+        adam.zero_grad()
+        squares = found.pow(2).sum(1)
+        loss = (found.T @ found).pow(2).sum() - squares.pow(2).sum() + len(found) * (squares - 1).pow(2).sum()
+        loss.backward()
+        adam.step()
+    return (found / found.norm(dim=1, keepdim=True)).detach()
+
+
 def build(task: Task) -> None:
     """Makes the model and keeps it."""
-    SyntheticModel(model_config(task), device=task.device).save(task.model)
+    config = model_config(task)
+
+    def initializer(feature_dict: FeatureDictionary) -> None:
+        feature_dict.feature_vectors.data = orthogonalized(feature_dict.feature_vectors.detach(), 100, 3e-4)
+
+    with temporary_seed(config.seed):
+        features = FeatureDictionary(
+            config.num_features, config.hidden_dim, config.bias, initializer, device=task.device, seed=config.seed
+        )
+    SyntheticModel(config, feature_dict=features, device=task.device).save(task.model)
 
 
 def load(task: Task) -> SyntheticModel:

@@ -2,10 +2,11 @@
 
     python benchmarks/ourselves/kinds_cost.py                        here; a minute
 
-The coders alone, without the language model: 4,096 tokens, 2,048 latents, width 256, k = 32. The activations are the demo model's after layer 2. A
-topk coder is trained on them for `--trained` steps; then every kind steps from its weights at a rate of 1e-9, so that it stays as it is: jumprelu
-at one threshold by which k fire for a token. Steps of all kinds in turn; the median of each, as time and, on a CPU, as the processors' time,
-which other programs disturb less. The table says how many latents fired; `most` is what each kind may cost.
+The coders alone, without the language model: 4,096 tokens, 2,048 latents, width 256, k = 32. The activations are the demo model's after layer 2,
+normalised, for which JumpReLU's bandwidth is meant. A topk coder is trained on them for `--trained` steps; then every kind steps from its
+weights at a rate of 1e-9, so that it stays as it is: jumprelu at one threshold by which k fire for a token. Steps of all kinds in turn; the
+median of each, as time and, on a CPU, as the processors' time, which other programs disturb less. The table says how many latents fired; `most`
+is what each kind may cost.
 """
 
 import argparse
@@ -49,6 +50,7 @@ def new_run(settings: list[str], rate: float, steps: int, device: torch.device) 
     """A run of one coder."""
     usual = ["experiment=demo", f"batch_size={SEQUENCES}", f"max_steps={steps}", "max_samples=null", "exclude_first_tokens=0"]
     usual += [f"num_latents={LATENTS}", f"k={K}", f"lr={rate}", f"device={device.type}"]
+    usual += ["normalize_activations=mean_norm", "auxk_alpha=0"]
     return CoderTrainer(composed([*usual, *settings]), {POINT: WIDTH}, steps * SEQUENCES, device)
 
 
@@ -62,12 +64,13 @@ def train(run: CoderTrainer, tokens: Tensor, given: Tensor) -> None:
 
 
 def start_from(run: CoderTrainer, weights: dict[str, Tensor], x: Tensor) -> None:
-    """Gives a run's coder the trained weights, and JumpReLU the threshold by which k latents fire for a token of x [token, d]."""
+    """Gives a run's coder the trained weights, and JumpReLU the threshold by which k latents fire for a token of its first batch, x [token, d]."""
     coder = run.coders[POINT]
     coder.load_state_dict(weights, strict=False)
     run.biases_set.add(POINT)
     if run.cfg.activation == "jumprelu":
         with torch.no_grad():
+            x = x * (WIDTH**0.5 / x.norm(dim=1).mean())
             preacts = (x - coder.b_dec) @ coder.encoder.weight.T + coder.encoder.bias
             coder.threshold.fill_(preacts.flatten().topk(K * len(x)).values[-1])
 

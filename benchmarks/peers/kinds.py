@@ -66,6 +66,8 @@ def tried(bench: Bench, contender: Contender, rates: list[float]) -> dict[float,
     for rate in rates:
         run = contender.run(bench, rate)
         found[rate] = {name: run[name][0] for name in ("fvu", "l0", "fvu_at_k")}
+        if contender.program == OURS:
+            single.check_fvu(run | {"on_cpu": bench.device == "cpu"})
         say(f"{contender} at {rate:g}: held-out FVU {found[rate]['fvu']:.4f}, L0 {found[rate]['l0']:.2f}")
     return found
 

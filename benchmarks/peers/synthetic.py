@@ -1,7 +1,6 @@
 """Do coders find features that are known? SynthSAEBench-16k: BatchTopK, Matryoshka and JumpReLU, of this project and of SAELens, on one stream.
 
-    python benchmarks/peers/environments.py && python benchmarks/peers/synthetic.py          half an hour on two quiet CPU cores, and as long
-                                                                                             for the model, once
+    python benchmarks/peers/environments.py && python benchmarks/peers/synthetic.py          half an hour on two quiet CPU cores
     python benchmarks/peers/synthetic.py --samples 200_000_000 --eval-samples 500_000 --device cuda          as published, on a GPU
     python benchmarks/peers/synthetic.py --small --lr 3e-3                                   whether it works, a few minutes
 
@@ -11,8 +10,8 @@ recommends. SAELens's eval_sae_on_synthetic_data then scores all coders on the s
 with. The table: MCC, F1 and what else that returns, and the scores that SAELens publishes after 200 M samples.
 
 The published model lies on the hub (decoderesearch/synth-sae-bench-16k-v2). Here it is made once, from its published parameters and seed: 16,384
-features, width 768; kept beside the peers' environments. It was made with a GPU's generator, whose random numbers are not a CPU's: what a CPU
-makes is another draw of the same distribution. So coders are compared with each other on it, and not with published scores.
+features, width 768; a few minutes, kept beside the peers' environments. It was made with a GPU's generator, whose random numbers are not a
+CPU's: what a CPU makes is another draw of the same distribution. So coders are compared with each other on it, and not with published scores.
 """
 
 import argparse
