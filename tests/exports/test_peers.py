@@ -112,6 +112,32 @@ def test_saelens_computes_what_coders_with_thresholds_do(tmp_path: Path) -> None
             torch.testing.assert_close(theirs.get_tensor("latents"), latents, atol=1e-5, rtol=0)
 
 
+NORMALISED = ["normalize_activations=mean_norm", "layers=[2]"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "coder"),
+    [
+        (["activation=jumprelu", "jumprelu_init_threshold=1"], "layers.2"),
+        (["activation=batchtopk", "model_type=transcoder", "skip_connection=true"], "layers.2.mlp"),
+    ],
+)
+def test_saelens_takes_activations_as_they_are_from_a_run_that_normalised_them(
+    tmp_path: Path, settings: list[str], coder: str
+) -> None:
+    run = trained(tmp_path, *NORMALISED, *settings)
+    out = export(str(run.directory), "sae_lens", tmp_path / "out")
+    model = loading.load(load_config("experiment=demo"), torch.device("cpu"))
+    seen = forward.capture(model, [coder], torch.tensor([TOKENS]))[coder]
+    x = (seen.input if "mlp" in coder else seen.output)[0].contiguous()
+    save_file({"x": x}, tmp_path / "x.safetensors")
+    done = run_in("saelens", "-c", LOAD_MANY_IN_SAELENS, tmp_path / "x.safetensors", out / coder)
+    assert done.returncode == 0, done.stderr
+    theirs, ours = load_file(out / coder / "theirs.safetensors"), run.saes[coder](x)
+    assert (ours.latent_acts > 0).any()
+    torch.testing.assert_close(theirs["out"], ours.sae_out, atol=1e-5 * ours.sae_out.abs().max().item(), rtol=0)
+
+
 # A set as circuit-tracer itself loads one, for which it wants the files by path and a name.
 LOAD_BY_CIRCUIT_TRACER = """
 import sys, torch, yaml
