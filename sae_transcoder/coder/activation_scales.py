@@ -34,11 +34,14 @@ def find_scales(x: Tensor, y: Tensor, num_tokens: int, ranks: Ranks = ALONE) -> 
 
 
 @torch.no_grad()
-def to_scaled(coder: SparseCoder, scales: Scales) -> None:
-    """Changes a coder of plain activations so that it computes the same from scaled ones, in their units, in place."""
+def to_scaled(coder: SparseCoder, scales: Scales, *, thresholds: bool = True) -> None:
+    """Changes a coder of plain activations so that it computes the same from scaled ones, in their units, in place.
+
+    thresholds: whether its thresholds are of plain activations too; False where they are in the units of scaled ones already.
+    """
     coder.encoder.bias *= scales.inputs
     coder.b_dec *= scales.targets
-    if isinstance(coder, JumpReLUCoder | TrainedCoder) and coder.threshold is not None:
+    if thresholds and isinstance(coder, JumpReLUCoder | TrainedCoder) and coder.threshold is not None:
         coder.threshold.mul_(scales.inputs)
     if scales.inputs != scales.targets:
         for weight in (coder.W_dec, coder.W_skip):

@@ -60,10 +60,11 @@ class CoderTrainer:
         self.batch = self.step = self.tokens = self.rows_in_batch = 0
         self.biases_set: set[str] = set()  # coders whose biases were set from data
         self.scales: dict[str, Scales] = {}  # of hookpoints whose activations are normalised, from their first batch on
-        self.started_from = self.coders.keys() & start_from.keys()
-        for name in self.started_from:
-            load_start(self.coders[name], start_from[name])
-            self.biases_set.add(name)
+        # {coder that starts from a stored one: whether its thresholds do}
+        self.started_from = {
+            name: load_start(self.coders[name], start_from[name]) for name in self.coders.keys() & start_from.keys()
+        }
+        self.biases_set.update(self.started_from)
         self.tokens_since_fired = {n: torch.zeros(c.num_latents, dtype=torch.long, device=device) for n, c in self.coders.items()}
         # In the current step. One place more than there are latents: selected latents that are not above zero write there.
         self.fired = {n: torch.zeros(c.num_latents + 1, dtype=torch.bool, device=device) for n, c in self.coders.items()}
@@ -190,7 +191,7 @@ class CoderTrainer:
             self.scales[hookpoint] = find_scales(x, y, count, self.batch_ranks)
             for name in coder_names(hookpoint, self.cfg.init_seeds):
                 if name in self.started_from:
-                    to_scaled(self.coders[name], self.scales[hookpoint])
+                    to_scaled(self.coders[name], self.scales[hookpoint], thresholds=self.started_from[name])
         return self.scales[hookpoint]
 
     def record(self, name: str, num_tokens: int, out: CoderOutput, *, auxk_acts: bool) -> None:

@@ -57,9 +57,11 @@ def set_decoder(coder: SparseCoder, norm: float) -> None:
 
 
 @torch.no_grad()
-def load_start(coder: SparseCoder, folder: Path) -> None:
-    """Loads the tensors of the coder stored in `folder`, and for JumpReLU its thresholds where it has any."""
+def load_start(coder: SparseCoder, folder: Path) -> bool:
+    """Loads the tensors of the coder stored in `folder`, and for JumpReLU its thresholds where it has any; returns whether it loaded these."""
     weights = load_file(folder / WEIGHTS, str(coder.device))
     coder.load_state_dict(weights, strict=False)  # which are those of sparsify's coder: finetune.py has checked them
-    if isinstance(coder, JumpReLUCoder) and (folder / THRESHOLDS).is_file():
-        coder.threshold.copy_(load_file(folder / THRESHOLDS, str(coder.device))["threshold"])
+    if not isinstance(coder, JumpReLUCoder) or not (folder / THRESHOLDS).is_file():
+        return False
+    coder.threshold.copy_(load_file(folder / THRESHOLDS, str(coder.device))["threshold"])
+    return True

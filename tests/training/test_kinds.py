@@ -170,6 +170,15 @@ def test_a_run_that_starts_from_a_published_coder_computes_the_same(kind: str, m
         torch.testing.assert_close(again.threshold, published.threshold)
 
 
+def test_thresholds_begin_as_they_are_set_where_the_coder_that_training_starts_from_has_none(tmp_path: Path) -> None:
+    name, (tokens, activations) = POINT["sae"], batches(config("matryoshka_topk"))[0]
+    copy_coders(trained(config("matryoshka_topk")))[name].save_to_disk(tmp_path)
+    run = new_run(config("jumprelu", jumprelu_init_threshold=1.0), start_from={name: tmp_path})
+    run.tasks(tokens, activations)  # the scales are found
+    assert run.scales[name].inputs != 1
+    assert (run.coders[name].threshold == 1).all()  # in units of scaled activations
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_coder_trains_by_the_language_models_own_loss(kind: str) -> None:
     cfg = config(kind, loss_fn="ce", lr=0.003, exclude_tokens=[])
