@@ -13,8 +13,9 @@ from sae_transcoder.coder.stored_coders import (
     expected_shapes,
     find_coders,
     tensor_faults,
+    threshold_faults,
 )
-from sae_transcoder.config import Config, ConfigError, ModelType
+from sae_transcoder.config import Activation, Config, ConfigError, ModelType
 from sae_transcoder.process.tensor_headers import tensor_headers
 from sae_transcoder.run_store.checked_files import DamagedFile
 
@@ -48,6 +49,7 @@ def shape_faults(cfg: Config, folder: Path, name: str, width: int, latents: int)
     try:
         settings = coder_settings(folder)
         headers = tensor_headers(folder / WEIGHTS)
+        of_thresholds = threshold_faults(folder, settings, latents) if cfg.activation == Activation.jumprelu else []
     except DamagedFile as error:
         return [f"finetune={cfg.finetune}: {error}"]
     except (ValueError, OSError, SafetensorError) as error:
@@ -56,6 +58,7 @@ def shape_faults(cfg: Config, folder: Path, name: str, width: int, latents: int)
         f"finetune={cfg.finetune}: {name} {fault}; set num_latents (or expansion_factor), skip_connection and the hookpoints as they were"
         for fault in tensor_faults(headers, expected_shapes(width, latents, skip=cfg.skip_connection))
     ]
+    faults = faults or [f"finetune={cfg.finetune}: {name} {fault}; take the coder from another copy" for fault in of_thresholds]
     is_transcoder = cfg.model_type == ModelType.transcoder
     if settings["transcode"] != is_transcoder:
         other = "a transcoder" if settings["transcode"] else "an SAE"

@@ -6,7 +6,7 @@ from typing import Any
 from natsort import natsorted
 
 from sae_transcoder.coder.names import coder_name
-from sae_transcoder.config import ConfigError
+from sae_transcoder.config import Activation, ConfigError
 from sae_transcoder.config.paths import is_path, label, local_path
 from sae_transcoder.process.tensor_headers import tensor_headers
 from sae_transcoder.run_store import run_files
@@ -98,12 +98,23 @@ def coder_settings(folder: Path) -> dict[str, Any]:
 
 def threshold_faults(folder: Path, cfg: dict[str, Any], num_latents: int) -> list[str]:
     """What is wrong with a stored coder's thresholds, which must be there where its cfg.json says that latents fire above them."""
-    path = folder / THRESHOLDS
+    path, activation = folder / THRESHOLDS, cfg.get("trained_activation")
+    if activation not in (None, Activation.batchtopk, Activation.jumprelu):
+        return [f"trained_activation is {activation!r}, not batchtopk or jumprelu"]
     if not path.is_file():
-        return [f"lacks {THRESHOLDS}, and is a {cfg['trained_activation']} coder"] if "trained_activation" in cfg else []
+        return [] if activation is None else [f"lacks {THRESHOLDS}, and is a {activation} coder"]
     headers = tensor_headers(path)
     shared = headers.get("threshold", ([], ""))[0] == [1]
-    return [f"{THRESHOLDS} {fault}" for fault in tensor_faults(headers, {"threshold": [1 if shared else num_latents]})]
+    faults = tensor_faults(headers, {"threshold": [1 if shared else num_latents]})
+    return [f"{THRESHOLDS} {fault}" for fault in faults or threshold_value_faults(path)]
+
+
+def threshold_value_faults(path: Path) -> list[str]:
+    """What is wrong with the numbers in a file of thresholds."""
+    from safetensors.torch import load_file  # here, since a coder without thresholds is read without torch
+
+    threshold = load_file(path)["threshold"]
+    return [] if bool((threshold.isfinite() & (threshold >= 0)).all()) else ["has thresholds that are negative or not finite"]
 
 
 def width_faults(cfg: dict[str, Any], num_latents: int) -> list[str]:

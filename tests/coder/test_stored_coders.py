@@ -78,3 +78,44 @@ def test_a_coder_in_half_precision_is_sound(run: Path) -> None:
     folder = run / "coders" / "layers.2"
     save_file({name: value.bfloat16() for name, value in load_file(folder / "sae.safetensors").items()}, folder / "sae.safetensors")
     assert coder_faults(folder) == []
+
+
+# {what is wrong: the threshold.safetensors of a coder with 512 latents, None for none}
+THRESHOLD_FILES: dict[str, Weights | bytes | None] = {
+    "lacks threshold.safetensors, and is a jumprelu coder": None,
+    "Error while deserializing header": b"torn",
+    "threshold.safetensors has threshold of shape [3], not [512]": {"threshold": torch.ones(3)},
+    "threshold.safetensors lacks threshold of shape [512]": {"thresholds": torch.ones(512)},
+    "threshold.safetensors has thresholds that are negative or not finite": {
+        "threshold": torch.ones(512).index_fill(0, torch.tensor(7), torch.nan)
+    },
+}
+
+
+@pytest.mark.parametrize(("fault", "content"), THRESHOLD_FILES.items(), ids=lambda value: value if isinstance(value, str) else "")
+def test_damaged_thresholds_are_refused_by_every_reader(
+    run: Path, cache: Path, tmp_path: Path, fault: str, content: Weights | bytes | None
+) -> None:
+    folder = run / "coders" / "layers.2"
+    settings = folder / "cfg.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"trained_activation": "jumprelu"}))
+    if isinstance(content, bytes):
+        (folder / "threshold.safetensors").write_bytes(content)
+    elif content is not None:
+        save_file(content, folder / "threshold.safetensors")
+    for read in (
+        lambda: api.load_coders(run),
+        lambda: export(str(run), "sae_lens", tmp_path / "out"),
+        lambda: engine.train([short(cache, tmp_path / "new", f"finetune={run}", "activation=jumprelu")]),
+    ):
+        with pytest.raises(ConfigError, match=r"another copy") as refused:
+            read()
+        assert fault in str(refused.value)
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_activation_that_no_training_has_is_refused(run: Path) -> None:
+    settings = run / "coders" / "layers.2" / "cfg.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"trained_activation": "relu"}))
+    with pytest.raises(ConfigError, match="trained_activation is 'relu', not batchtopk or jumprelu"):
+        api.load_coders(run)
