@@ -108,6 +108,13 @@ def averaged_weights(optimizers: Sequence[Any], params: Sequence[Tensor]) -> Ite
                 param.copy_(weight)
 
 
+def iterates(optimizers: Sequence[Any], param: Tensor) -> list[Tensor]:
+    """A parameter, and with a schedule-free optimizer the weights whose average is published: where these leave a bound that the parameter is
+    put back to, the average moves away from it."""
+    states = [optimizer.state.get(param, {}) for optimizer in optimizers if isinstance(optimizer, ScheduleFreeWrapper)]
+    return [param, *(state["z"] for state in states if "z" in state)]
+
+
 def step_together(optimizers: Sequence[torch.optim.Optimizer]) -> None:
     """Has each optimizer make its step. Fused Adams of equal settings step in one call, whose kernels treat each tensor as if alone."""
     equal_adams: dict[Hashable, list[torch.optim.Adam]] = {}

@@ -1,6 +1,6 @@
 """A coder whose latents fire above trained thresholds of their own (JumpReLU), with the sparsity losses that train these."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -34,9 +34,11 @@ class JumpReLUCoder(CorrectedCoder):
         return TrainedCoder.of(self, threshold=self.threshold.detach().clamp(min=0), trained_activation="jumprelu")
 
     @torch.no_grad()
-    def project(self) -> None:
-        """Raises thresholds below zero to zero: there a latent would fire with a negative activation."""
-        self.threshold.clamp_(min=0)
+    def project(self, iterates: Iterable[Tensor]) -> None:
+        """Raises thresholds below zero to zero: there a latent would fire with a negative activation. iterates: `threshold` [latent], and what
+        else its optimizer moves in its place."""
+        for thresholds in iterates:
+            thresholds.clamp_(min=0)
 
     @torch.no_grad()
     def selections(self, centered_input: Tensor, dead: Sequence[Tensor], max_auxk: int) -> Selections:

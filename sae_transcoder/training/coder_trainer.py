@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sae_transcoder.coder.activation_scales import Scales, find_scales, to_scaled
 from sae_transcoder.coder.batch_top_k_coder import BatchTopKCoder
-from sae_transcoder.coder.build_optimizers import optimizers, step_together
+from sae_transcoder.coder.build_optimizers import iterates, optimizers, step_together
 from sae_transcoder.coder.corrected_coder import CoderOutput
 from sae_transcoder.coder.jump_relu_coder import JumpReLUCoder
 from sae_transcoder.coder.names import coder_names
@@ -249,7 +249,7 @@ class CoderTrainer:
             self.tokens_in_step[name] = 0
         for coder in self.coders.values():
             if isinstance(coder, JumpReLUCoder):
-                coder.project()
+                coder.project(iterates(self.optimizers, coder.threshold))
         self.dead_latents = None
         self.step += 1
         self.set_k()

@@ -170,6 +170,13 @@ def test_a_run_that_starts_from_a_published_coder_computes_the_same(kind: str, m
         torch.testing.assert_close(again.threshold, published.threshold)
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "muon", "signum"])
+def test_thresholds_that_training_lowers_to_zero_are_published_as_zero(optimizer: str) -> None:
+    cfg = config("jumprelu", optimizer=optimizer, lr=0.05, k=128, jumprelu_bandwidth=4.0, l0_coefficient=10.0)
+    (coder,) = copy_coders(trained(cfg)).values()
+    assert coder.threshold.median() == 0  # with signum of the average
+
+
 def test_thresholds_begin_as_they_are_set_where_the_coder_that_training_starts_from_has_none(tmp_path: Path) -> None:
     name, (tokens, activations) = POINT["sae"], batches(config("matryoshka_topk"))[0]
     copy_coders(trained(config("matryoshka_topk")))[name].save_to_disk(tmp_path)
