@@ -31,6 +31,7 @@ WRONG = [
     (["jumprelu_bandwidth=0", JUMP], "jumprelu_bandwidth=0.0", "above 0"),
     (["jumprelu_bandwidth=nan", JUMP], "jumprelu_bandwidth=nan", "finite"),
     (["jumprelu_init_threshold=-1", JUMP], "jumprelu_init_threshold=-1.0", "at least 0"),
+    (["jumprelu_init_threshold=1e39", JUMP], "jumprelu_init_threshold=1e+39", "at most"),  # beyond float32
     (["l0_coefficient=inf", JUMP], "l0_coefficient=inf", "finite"),
     (["threshold_beta=1", BATCH], "threshold_beta=1.0", "below 1"),
     (["threshold_beta=-0.1", BATCH], "threshold_beta=-0.1", "at least 0"),

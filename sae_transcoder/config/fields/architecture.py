@@ -63,8 +63,8 @@ class ArchitectureConfig:
     `k` is not aimed at: l0_coefficient sets the sparsity."""
     jumprelu_bandwidth: float = added(0.05)
     """jumprelu: width of the window around a threshold in which pre-activations give it a gradient, in their units."""
-    jumprelu_init_threshold: float = added(0.01, at_least=0.0)
-    """jumprelu: each latent's threshold at the start, in the units of pre-activations."""
+    jumprelu_init_threshold: float = added(0.01, at_least=0.0, at_most=1e6)
+    """jumprelu: each latent's threshold at the start, in the units of pre-activations; with `finetune` where the coder there has none."""
     threshold_beta: float | None = added(None, at_least=0.0)
     """batchtopk: share of the running threshold that stays at each batch; the rest is the batch's smallest selected activation. null: the
     threshold averages about the last twentieth of the run, 10 batches at least and 1,000 at most."""
