@@ -26,7 +26,7 @@ def writer(source: Source) -> WriteFiles:
             fix = "train with activation=topk, batchtopk or jumprelu"
             faults.append(f"{name}: activation={coder.activation}: SAELens has none such; {fix}")
         if coder.cfg["skip_connection"]:
-            fix = "train with activation=batchtopk or jumprelu, or export to circuit_tracer or hub"
+            fix = f"train with activation=batchtopk or jumprelu, or export to {'circuit_tracer or hub' if coder.cfg['transcode'] else 'hub'}"
             faults.append(f"{name}: skip_connection=True with activation={coder.activation}: SAELens has no such coder; {fix}")
     if faults:
         raise ConfigError(*faults)

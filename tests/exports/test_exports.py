@@ -88,7 +88,7 @@ def test_the_hub_layout_is_loaded_by_sparsify_and_described(trained: dict[str, T
     ("name", "to", "parts"),
     [
         ("groupmax", "sae_lens", ["activation=groupmax", "activation=topk, batchtopk or jumprelu"]),
-        ("skip", "sae_lens", ["skip_connection=True with activation=topk", "train with activation=batchtopk"]),
+        ("skip", "sae_lens", ["skip_connection=True with activation=topk", "activation=batchtopk or jumprelu, or export to hub"]),
         ("sae", "circuit_tracer", ["layers.1", "an SAE", "model_type=transcoder"]),
         ("transcoder", "circuit_tracer", ["no transcoder for layers 0, 1, 3, 4, 5 of 6"]),
         ("seeds", "circuit_tracer", ["several seeds"]),
