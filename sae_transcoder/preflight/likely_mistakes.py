@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from sae_transcoder.config import OPTIMIZERS, Activation, Config, LossFn, NormalizeActivations, has_stored_ids
+from sae_transcoder.config import OPTIMIZERS, Activation, Config, LossFn, NormalizeActivations, has_stored_ids, threshold_beta
 from sae_transcoder.config.run_length import needed_samples
 
 if TYPE_CHECKING:
@@ -39,6 +39,15 @@ def warnings(cfg: Config, length: RunLength, device: str, width: int) -> list[st
             "normalize_activations=none with activation=jumprelu: jumprelu_bandwidth and jumprelu_init_threshold are in the units of "
             "pre-activations, whose size differs from model to model; set normalize_activations=mean_norm, or tune both"
         )
+    if cfg.activation == Activation.batchtopk:
+        averaged = round(1 / (1 - threshold_beta(cfg, length.batches)))
+        settled = length.batches - cfg.k_decay_steps * cfg.grad_acc_steps  # batches with the final k
+        if settled < 4 * averaged:
+            messages.append(
+                f"threshold_beta={'null' if cfg.threshold_beta is None else cfg.threshold_beta}: batchtopk's threshold averages about {averaged:,} "
+                f"batches, and {max(0, settled):,} have the final k: L0 will be far from k once trained; train longer, lower k_decay_steps or "
+                "threshold_beta"
+            )
     return messages + (small_batch_warnings(cfg, length, width) if device == "cuda" else [])
 
 

@@ -39,12 +39,14 @@ class EndToEndStep:
         task = Task(name, coder, x, y, count, variance, trainer.prepare(name, x.detach(), y, count))
         out = None
         for part_x, part_y, given in task.micro_batches(1, trainer.batch_ranks):
-            out = CoderOutput(*coder(x=part_x, y=part_y, total_variance=variance, **given))
+            out = own = CoderOutput(*coder(x=part_x, y=part_y, total_variance=variance, **given))
+            if losses.reach_inputs(cfg):  # x depends on earlier coders, which this coder's own losses are not to train
+                own = CoderOutput(*coder(x=part_x.detach(), y=part_y, total_variance=variance, **given))
         if out is None:
             return activations.output
         trainer.record(name, count, out, auxk_acts=bool(task.dead))
         if cfg.corrections:  # sparsify leaves them out
-            self.coder_losses.append(losses.beside_fvu(cfg, trainer.step, count, out))
+            self.coder_losses.append(losses.beside_models_loss(cfg, trainer.step, count, own))
         # sparsify cuts the gradient that reaches earlier coders through positions left out.
         output = activations.output if cfg.corrections else activations.output.detach()
         return spliced_output(output, kept, out.sae_out / scales.targets if scales else out.sae_out)

@@ -3,19 +3,32 @@
 from torch import Tensor
 
 from sae_transcoder.coder.corrected_coder import CoderOutput
-from sae_transcoder.config import Activation, Config, l0_coefficient, matryoshka_widths
+from sae_transcoder.config import Activation, Config, JumpReLULoss, l0_coefficient, matryoshka_widths
 
 RAGGED = (Activation.batchtopk, Activation.jumprelu)  # tokens have differing numbers of active latents
 
 
 def beside_fvu(cfg: Config, step: int, num_tokens: int, out: CoderOutput) -> Tensor:
-    """The losses that a coder adds to its FVU, or to that of the language model, in a batch of so many tokens; 0 for none."""
+    """The losses that a coder adds to its FVU, in a batch of so many tokens; 0 for none."""
     loss = cfg.auxk_alpha * out.auxk_loss
     if cfg.multi_topk:
         loss = loss + out.multi_topk_fvu / 8
     if out.sparsity is not None:
         loss = loss + l0_coefficient(cfg, step) / num_tokens * out.sparsity
     return loss
+
+
+def beside_models_loss(cfg: Config, step: int, num_tokens: int, out: CoderOutput) -> Tensor:
+    """The losses that a coder adds to that of the language model. Those of `beside_fvu`, and of a Matryoshka coder the FVUs of its smaller
+    dictionaries, weighted as in the mean of all."""
+    loss = beside_fvu(cfg, step, num_tokens, out)
+    return loss if out.level_fvus is None else loss + out.level_fvus[:-1].sum() / len(out.level_fvus)
+
+
+def reach_inputs(cfg: Config) -> bool:
+    """Whether `beside_models_loss` has a gradient for the coder's inputs: those of AuxK and of numbers of latents have none."""
+    is_tanh = cfg.activation == Activation.jumprelu and cfg.jumprelu_loss == JumpReLULoss.tanh
+    return cfg.matryoshka_widths is not None or is_tanh
 
 
 def loss(cfg: Config, step: int, num_tokens: int, out: CoderOutput) -> Tensor:

@@ -1,6 +1,7 @@
 """batchtopk, jumprelu and Matryoshka coders in training: packs, stops, pieces, published coders, starts from them, the model's own loss."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from sae_transcoder.coder.batch_top_k import batch_top_k
 from sae_transcoder.coder.trained_coder import load_coder
 from sae_transcoder.config import Config, run_dir
 from sae_transcoder.language_model.forward import Activations, capture
-from sae_transcoder.training import engine
+from sae_transcoder.training import end_to_end, engine
 from sae_transcoder.training.coder_copies import copy_coders
 from sae_transcoder.training.coder_trainer import CoderTrainer
 from sae_transcoder.training.trainer_state import restore, training_state
@@ -199,6 +200,37 @@ def test_a_coder_trains_by_the_language_models_own_loss(kind: str) -> None:
     changed = {name for name, value in tensors(run).items() if not torch.equal(value, before[name])}
     assert changed == before.keys()
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("kind", ["matryoshka", "matryoshka_topk", "jumprelu"])
+def test_beside_the_models_loss_a_coders_own_losses_train_it_and_no_earlier_one(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(end_to_end, "end_to_end_loss", without_the_models(end_to_end.end_to_end_loss))
+    settings = dict(jumprelu_loss="tanh") if kind == "jumprelu" else {}
+    cfg = config(kind, loss_fn="ce", exclude_tokens=[], auxk_alpha=0.0, skip_connection=False, **settings)
+    run = CoderTrainer(cfg, {"layers.0": 32, "layers.2": 32}, 64, DEVICE)
+    tokens = torch.randint(0, VOCABULARY, (2, 16), generator=torch.Generator().manual_seed(2))
+    gradients = {}
+    monkeypatch.setattr(end_to_end, "optimizer_step", lambda _: gradients.update(gradients_of(run)))
+    train_end_to_end(run, tiny_causal_model("llama"), tokens, tokens.to(DEVICE))
+    both = gradients.copy()
+    alone = CoderTrainer(cfg, {"layers.0": 32}, 64, DEVICE)
+    monkeypatch.setattr(end_to_end, "optimizer_step", lambda _: gradients.update(gradients_of(alone)))
+    train_end_to_end(alone, tiny_causal_model("llama"), tokens, tokens.to(DEVICE))
+    for name, gradient in gradients.items():
+        if name.startswith("layers.0"):
+            assert torch.equal(gradient, both[name]), "the later coder's losses add nothing to the earlier one's gradient"
+    assert all(both[f"{point}.encoder.weight"].abs().max() > 0 for point in ("layers.0", "layers.2"))
+
+
+def without_the_models(loss: Callable) -> Callable:
+    """An end-to-end loss that trains nothing by itself."""
+    return lambda *args, **kwargs: 0 * loss(*args, **kwargs)
+
+
+def gradients_of(run: CoderTrainer) -> dict[str, Tensor]:
+    return {
+        f"{n}.{k}": p.grad.clone() for n, coder in run.coders.items() for k, p in coder.named_parameters() if p.grad is not None
+    }
 
 
 def test_auxk_of_each_dictionary_trains_its_own_dead_latents_alone() -> None:
