@@ -100,8 +100,8 @@ def test_a_jumprelu_in_the_units_of_the_model_is_told() -> None:
     assert warning.startswith("normalize_activations=none with activation=jumprelu")
     assert "set normalize_activations=mean_norm" in warning
     assert told("architecture=jumprelu") == told("architecture=batchtopk") == []
-    (warning,) = told("architecture=batchtopk", "max_steps=10", "grad_acc_steps=3")
-    assert "averages about 10 batches, and 30 have the final k" in warning
+    (warning,) = told("architecture=batchtopk", "max_steps=5", "grad_acc_steps=3")
+    assert "averages about 10 batches, and 15 have the final k" in warning
     (warning,) = told("architecture=batchtopk", "k_decay_steps=60", "grad_acc_steps=8")  # of 62 steps
     assert warning.startswith("threshold_beta=null")
     assert "and 20 have the final k" in warning
