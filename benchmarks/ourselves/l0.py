@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from common import show
+from common import say, show
 from sae_transcoder.api import load_config, sweep
 from sae_transcoder.config import run_dir
 from sae_transcoder.run_store import eval_file
@@ -54,6 +54,7 @@ def rows(kind: str, ks: list[int], steps: int, folder: Path) -> list[list[str]]:
         found.append(
             [kind, way, str(k), f"{metrics['l0']:.2f}", f"{100 * (metrics['l0'] / k - 1):+.1f} %", f"{metrics['fvu']:.4f}"]
         )
+        say("  ".join(found[-1]))
     return found
 
 

@@ -1,6 +1,7 @@
 """Coders with thresholds, and Matryoshka coders, in the files of other programs and loaded again."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -111,7 +112,11 @@ def test_the_card_says_how_latents_are_selected_and_the_coders_load_again(tmp_pa
     assert loaded["layers.2"].matryoshka_widths == coders["layers.2"].matryoshka_widths
 
 
-def test_sparsify_itself_computes_top_k_from_the_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_sparsify_itself_computes_top_k_from_the_files(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = logging.getLogger("simple_parsing.helpers.serialization.serializable")
+    monkeypatch.setattr(logger, "disabled", False)  # by Hydra, in a test before this one
     run, coders = write_random_run(tmp_path, "activation=jumprelu", "layers=[2]")
     theirs, ours, x = SparseCoder.load_many(str(run / "coders"), local=True)["layers.2"], coders["layers.2"], inputs()
     assert "Dropping extra args {'trained_activation': 'jumprelu'}" in caplog.text
