@@ -1,4 +1,4 @@
-"""What single.py, grid.py and kinds.py share: the tokens, the contenders' processes, the common measure of held-out FVU, and tables."""
+"""What benchmarks share: the tokens, the contenders' processes, the common measure of held-out FVU, steps timed in turn, and tables."""
 
 import argparse
 import json
@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from sae_transcoder.config import Config
 from sae_transcoder.config.composition import composed
 from sae_transcoder.language_model import forward, loading
 from sae_transcoder.preflight.plan import make_plan
+from sae_transcoder.process import host_memory
 
 HERE = Path(__file__).parent
 HOOKPOINT, LENGTH, BATCH = "layers.2", 256, 16  # tokens a sequence, sequences a step
@@ -150,6 +153,27 @@ def measured(weights: str | Path, index: int, k: int, heldout: Tensor) -> dict[s
     largest = [preacts(x).flatten().topk(min(4 * k, len(arrays["encoder"])) * len(x)).values for x in heldout.split(4096)]
     cut = torch.cat(largest).topk(k * len(heldout) + 1).values[-1]
     return {"fvu": fvu, "l0": l0, "fvu_at_k": unexplained(cut)[0]}
+
+
+def prepare_device(device: torch.device) -> None:
+    """Sets what training sets (process/device_settings.py)."""
+    torch.set_float32_matmul_precision("high")
+    if device.type == "cpu":
+        host_memory.keep_freed()
+
+
+def medians_in_turn(actions: Mapping[Any, Callable[[], None]], rounds: int, untimed: int) -> dict[Any, list[float]]:
+    """Calls all actions {name: function} in turn, first in `untimed` rounds: {name: [median of seconds, of the processors' seconds]}."""
+    clocks = (time.perf_counter, time.process_time)
+    times: dict[Any, list[list[float]]] = {name: [[] for _ in clocks] for name in actions}
+    for i in range(rounds + untimed):
+        for name, action in actions.items():
+            before = [clock() for clock in clocks]
+            action()
+            for own, clock, start in zip(times[name], clocks, before, strict=True):
+                own.append(clock() - start)
+        say(f"round {i + 1}")
+    return {name: [median(own[untimed:]) for own in each] for name, each in times.items()}
 
 
 def device_name(device: str) -> str:

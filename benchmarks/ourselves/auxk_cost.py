@@ -9,10 +9,8 @@ Steps of all kinds in turn; the median of each, as time and, on a CPU, as the pr
 
 import argparse
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 
 import torch
 from transformers import AutoModel
@@ -20,7 +18,6 @@ from transformers import AutoModel
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import common
-from common import say
 from sae_transcoder.config.composition import composed
 from sae_transcoder.language_model import loading
 from sae_transcoder.language_model.forward import capture
@@ -67,23 +64,10 @@ def main() -> None:
     parser.add_argument("--markdown", action="store_true", help="a table for a README")
     asked = parser.parse_args()
     device = torch.device(asked.device)
-    torch.set_float32_matmul_precision("high")  # as in training
-    if device.type == "cpu":
-        from sae_transcoder.process import host_memory
-
-        host_memory.keep_freed()
+    common.prepare_device(device)
     model = AutoModel.from_pretrained(loading.DEMO, dtype=torch.float32).to(device).eval()
     steps = {dead: step_with(dead, model, device, asked.steps + 2) for dead in DEAD}
-    clocks = (time.perf_counter, time.process_time)
-    times: dict[int, list[list[float]]] = {dead: [[] for _ in clocks] for dead in DEAD}
-    for i in range(asked.steps + 2):
-        for dead, step in steps.items():
-            before = [clock() for clock in clocks]
-            step()
-            for own, clock, start in zip(times[dead], clocks, before, strict=True):
-                own.append(clock() - start)
-        say(f"round {i + 1}")
-    usual = {dead: [median(own[2:]) for own in each] for dead, each in times.items()}
+    usual = common.medians_in_turn(steps, asked.steps, untimed=2)
     rows = []
     for dead, own in usual.items():
         cells = [(f"{1000 * t:.0f} ms", f"{t / without:.2f}") for t, without in zip(own, usual[0], strict=True)]

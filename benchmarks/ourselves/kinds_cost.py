@@ -12,10 +12,9 @@ is what each kind may cost.
 import argparse
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import torch
@@ -25,7 +24,6 @@ from transformers import AutoModel
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import common
-from common import say
 from sae_transcoder.config.composition import composed
 from sae_transcoder.language_model import loading
 from sae_transcoder.language_model.forward import Activations, capture
@@ -83,11 +81,7 @@ def main() -> None:
     parser.add_argument("--markdown", action="store_true", help="a table for a README")
     asked = parser.parse_args()
     device = torch.device(asked.device)
-    torch.set_float32_matmul_precision("high")  # as in training
-    if device.type == "cpu":
-        from sae_transcoder.process import host_memory
-
-        host_memory.keep_freed()
+    common.prepare_device(device)
     with tempfile.TemporaryDirectory() as folder:
         common.prepare(Path(folder), asked.trained, asked.device, common.environments.DEFAULT)
         ids = torch.from_numpy(np.load(f"{folder}/tokens.npy"))
@@ -100,23 +94,11 @@ def main() -> None:
     runs = {kind: new_run(settings, 1e-9, asked.steps + WARM, device) for kind, settings in KINDS.items()}
     for run in runs.values():
         start_from(run, weights, given.flatten(0, 1))
-    found = timed(runs, asked.steps, tokens, given)
+    found = common.medians_in_turn(
+        {kind: partial(train, run, tokens, given) for kind, run in runs.items()}, asked.steps, untimed=WARM
+    )
     title = f"{asked.steps} steps each, {common.device_name(asked.device)}"
     show(runs, found, title, asked.markdown)
-
-
-def timed(runs: Mapping[str, CoderTrainer], steps: int, tokens: Tensor, given: Tensor) -> dict[str, list[float]]:
-    """The medians over steps of all kinds in turn: {kind: [seconds, the processors' seconds]}."""
-    clocks = (time.perf_counter, time.process_time)
-    times: dict[str, list[list[float]]] = {kind: [[] for _ in clocks] for kind in runs}
-    for i in range(steps + WARM):
-        for kind, run in runs.items():
-            before = [clock() for clock in clocks]
-            train(run, tokens, given)
-            for own, clock, start in zip(times[kind], clocks, before, strict=True):
-                own.append(clock() - start)
-        say(f"round {i + 1}")
-    return {kind: [median(own[WARM:]) for own in each] for kind, each in times.items()}
 
 
 def show(runs: Mapping[str, CoderTrainer], found: Mapping[str, Sequence[float]], title: str, markdown: bool) -> None:
