@@ -6,7 +6,7 @@ from typing import Any
 from natsort import natsorted
 
 from sae_transcoder.coder.names import coder_name
-from sae_transcoder.config import Activation, ConfigError
+from sae_transcoder.config import WITH_THRESHOLD, ConfigError
 from sae_transcoder.config.paths import is_path, label, local_path
 from sae_transcoder.process.tensor_headers import tensor_headers
 from sae_transcoder.run_store import run_files
@@ -99,7 +99,7 @@ def coder_settings(folder: Path) -> dict[str, Any]:
 def threshold_faults(folder: Path, cfg: dict[str, Any], num_latents: int) -> list[str]:
     """What is wrong with a stored coder's thresholds, which must be there where its cfg.json says that latents fire above them."""
     path, activation = folder / THRESHOLDS, cfg.get("trained_activation")
-    if activation not in (None, Activation.batchtopk, Activation.jumprelu):
+    if activation not in (None, *WITH_THRESHOLD):
         return [f"trained_activation is {activation!r}, not batchtopk or jumprelu"]
     if not path.is_file():
         return [] if activation is None else [f"lacks {THRESHOLDS}, and is a {activation} coder"]

@@ -16,8 +16,14 @@ from sae_transcoder.config.derived import (
     warmup_steps,
 )
 from sae_transcoder.config.errors import ConfigError
-from sae_transcoder.config.fields import FIELD_GROUPS, FIELDS, GROUPS, PATH_FIELDS, Config
-from sae_transcoder.config.fields.architecture import Activation, ArchitectureConfig, JumpReLULoss, NormalizeActivations
+from sae_transcoder.config.fields import DEFAULTS, FIELD_GROUPS, FIELDS, GROUPS, PATH_FIELDS, Config
+from sae_transcoder.config.fields.architecture import (
+    WITH_THRESHOLD,
+    Activation,
+    ArchitectureConfig,
+    JumpReLULoss,
+    NormalizeActivations,
+)
 from sae_transcoder.config.fields.dataset import DatasetConfig, DatasetKind, SpecialTokensInText, TokensDtype, TrainOn
 from sae_transcoder.config.fields.evaluation import EvaluationConfig
 from sae_transcoder.config.fields.hardware import Hardware, HardwareConfig, SlurmConfig

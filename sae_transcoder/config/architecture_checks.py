@@ -1,12 +1,10 @@
 """Faults in the coder's fields: kinds of coders that exclude each other, and fields that the kind at hand does not read."""
 
 import math
-from dataclasses import asdict
 from itertools import pairwise
 
-from sae_transcoder.config import Activation, Config, ModelType, normalize_decoder
+from sae_transcoder.config import DEFAULTS, WITH_THRESHOLD, Activation, Config, ModelType, normalize_decoder
 
-DEFAULTS = asdict(Config())
 # Fields of one kind of coder, which others would ignore.
 READ_BY = {
     Activation.jumprelu: ("l0_coefficient", "l0_warmup_steps", "jumprelu_loss", "jumprelu_bandwidth", "jumprelu_init_threshold"),
@@ -122,7 +120,7 @@ def correction_faults(cfg: Config) -> list[str]:
     """With corrections=false, what sparsify does not have."""
     if cfg.corrections:
         return []
-    asked = [f"activation={cfg.activation}"] if cfg.activation in (Activation.batchtopk, Activation.jumprelu) else []
+    asked = [f"activation={cfg.activation}"] if cfg.activation in WITH_THRESHOLD else []
     asked += [f"{name}={getattr(cfg, name)}" for name in BEYOND_SPARSIFY if is_set(cfg, name)]
     return [
         f"{setting} with corrections=False: sparsify, whose behaviour that is, has none; leave one of them out" for setting in asked

@@ -2,10 +2,11 @@
 
 import math
 import re
-from dataclasses import asdict, fields
+from dataclasses import fields
 from difflib import get_close_matches
 
 from sae_transcoder.config import (
+    DEFAULTS,
     PATH_FIELDS,
     Config,
     ConfigError,
@@ -23,7 +24,6 @@ from sae_transcoder.config.slurm_checks import slurm_faults
 from sae_transcoder.config.type_checks import type_faults
 from sae_transcoder.metric_names import END_TO_END, NAMES
 
-DEFAULTS = asdict(Config())
 AT_LEAST = {f.name: f.metadata["at_least"] for f in fields(Config) if "at_least" in f.metadata}
 AT_MOST = {f.name: f.metadata["at_most"] for f in fields(Config) if "at_most" in f.metadata}
 

@@ -1,11 +1,9 @@
 """Faults in the fields of the data set, before any of it is looked at."""
 
 import math
-from dataclasses import asdict
 
-from sae_transcoder.config import Config, DatasetKind, TrainOn
+from sae_transcoder.config import DEFAULTS, Config, DatasetKind, TrainOn
 
-DEFAULTS = asdict(Config())
 # Fields of the data set, and the kinds that read them; other kinds would ignore what was set.
 READ_BY = {
     "dataset_config": {DatasetKind.hub, DatasetKind.pretokenized},

@@ -10,7 +10,7 @@ from typing import Any
 
 from sae_transcoder.config.derived import site
 from sae_transcoder.config.fields import Config
-from sae_transcoder.config.fields.architecture import Activation
+from sae_transcoder.config.fields.architecture import WITH_THRESHOLD
 from sae_transcoder.config.fields.dataset import DatasetConfig
 from sae_transcoder.config.fields.evaluation import EvaluationConfig
 from sae_transcoder.config.fields.model import ModelConfig
@@ -62,7 +62,7 @@ def run_name(cfg: Config) -> str:
 def kinds(cfg: Config) -> list[str]:
     """The words of a run's name for the kind of its coders; none for sparsify's own, whose runs had no such words from the start."""
     nested = ["matryoshka"] if cfg.matryoshka_widths is not None else []
-    return nested + ([str(cfg.activation)] if cfg.activation in (Activation.batchtopk, Activation.jumprelu) else [])
+    return nested + ([str(cfg.activation)] if cfg.activation in WITH_THRESHOLD else [])
 
 
 def run_dir(cfg: Config) -> Path:

@@ -1,11 +1,8 @@
 """Faults in the optimizer's fields: numbers out of range, and settings that the optimizer does not have."""
 
 import math
-from dataclasses import asdict
 
-from sae_transcoder.config import OPTIMIZERS, Config, LrSchedule, Optimizer
-
-DEFAULTS = asdict(Config())
+from sae_transcoder.config import DEFAULTS, OPTIMIZERS, Config, LrSchedule, Optimizer
 
 
 def optimizer_faults(cfg: Config) -> list[str]:

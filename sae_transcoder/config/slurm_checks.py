@@ -1,12 +1,11 @@
 """Faults in what is asked of SLURM: fields that contradict each other, and SLURM's fields where no job is submitted."""
 
 import re
-from dataclasses import asdict, fields
+from dataclasses import fields
 
 from sae_transcoder import slurm_client
-from sae_transcoder.config import Config, Hardware, HardwareConfig, SlurmConfig
+from sae_transcoder.config import DEFAULTS, Config, Hardware, HardwareConfig, SlurmConfig
 
-DEFAULTS = asdict(Config())
 SLURM_FIELDS = [f.name for f in fields(SlurmConfig) if f.name not in {f.name for f in fields(HardwareConfig)}]
 
 # Options of sbatch that `sbatch` must not hold: the field that sets each, or None where submitit needs the option itself.

@@ -14,6 +14,7 @@ from sae_transcoder import distributed
 from sae_transcoder.coder.chunk_sizes import CHUNK_SIZE, SMALL_BATCH
 from sae_transcoder.config import (
     OPTIMIZERS,
+    WITH_THRESHOLD,
     Activation,
     Config,
     LossFn,
@@ -100,7 +101,7 @@ def coder_steps(cfg: Config, widths: Mapping[str, int], tokens: int, device: str
     """What coders' steps on a batch hold: one step after the other; for small batches, as many at once as fill a piece."""
     largest = max(step_bytes(cfg, d, tokens, device) for d in widths.values())
     own_way = cfg.multi_topk or cfg.skip_connection or cfg.matryoshka_widths is not None
-    own_way = own_way or cfg.activation in (Activation.batchtopk, Activation.jumprelu) or not cfg.corrections
+    own_way = own_way or cfg.activation in WITH_THRESHOLD or not cfg.corrections
     if own_way or not trains_together(cfg, widths, device):  # batched_coders.batch_key
         return Part("coders' steps", largest, (Moment.coder,), "one by one")
     stacked = max(coder_parameters(cfg, d) for d in widths.values()) * FLOAT32  # a copy of the weights beside those of other coders

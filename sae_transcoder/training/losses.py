@@ -3,9 +3,7 @@
 from torch import Tensor
 
 from sae_transcoder.coder.corrected_coder import CoderOutput
-from sae_transcoder.config import Activation, Config, JumpReLULoss, l0_coefficient, matryoshka_widths
-
-RAGGED = (Activation.batchtopk, Activation.jumprelu)  # tokens have differing numbers of active latents
+from sae_transcoder.config import WITH_THRESHOLD, Activation, Config, JumpReLULoss, l0_coefficient, matryoshka_widths
 
 
 def beside_fvu(cfg: Config, step: int, num_tokens: int, out: CoderOutput) -> Tensor:
@@ -45,7 +43,7 @@ def logged_names(cfg: Config, width: int) -> list[str]:
         "auxk": cfg.auxk_alpha > 0,
         "multi_topk_fvu": cfg.multi_topk,
         **{f"fvu_width_{latents}": True for latents in (matryoshka_widths(cfg, width) or [])[:-1]},
-        "l0": cfg.activation in RAGGED,
+        "l0": cfg.activation in WITH_THRESHOLD,
         "sparsity": cfg.activation == Activation.jumprelu,
     }
     return ["fvu", *(name for name, is_there in names.items() if is_there)]
@@ -57,7 +55,7 @@ def logged(cfg: Config, width: int, num_tokens: int, out: CoderOutput) -> dict[s
     if out.level_fvus is not None:
         levels = zip(matryoshka_widths(cfg, width) or (), out.level_fvus, strict=True)
         values |= {f"fvu_width_{latents}": fvu for latents, fvu in levels}
-    if cfg.activation in RAGGED:
+    if cfg.activation in WITH_THRESHOLD:
         values["l0"] = (out.latent_acts > 0).sum() / num_tokens
     if out.sparsity is not None:
         values["sparsity"] = out.sparsity / num_tokens

@@ -3,7 +3,7 @@
 Nothing here imports torch, so `--help`, completion and every refusal that needs no model stay instant.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 
 from sae_transcoder.config.fields.architecture import ArchitectureConfig
 from sae_transcoder.config.fields.dataset import DatasetConfig
@@ -38,6 +38,7 @@ class Config(
 # The groups in the order of their fields: ModelTypeConfig first, SavingConfig last.
 FIELD_GROUPS = tuple(reversed(Config.__mro__[1:-1]))
 FIELDS = tuple(f.name for f in fields(Config))
+DEFAULTS = asdict(Config())
 PATH_FIELDS = tuple(f.name for f in fields(Config) if f.metadata.get("path"))
 GROUPS = {
     "model_type": ModelTypeConfig,

@@ -13,6 +13,10 @@ class Activation(StrEnum):
     jumprelu = "jumprelu"
 
 
+WITH_THRESHOLD = (Activation.batchtopk, Activation.jumprelu)
+"""Those whose trained coders compare with thresholds, and whose tokens have differing numbers of active latents."""
+
+
 class JumpReLULoss(StrEnum):
     quadratic = "quadratic"
     step = "step"
