@@ -76,10 +76,14 @@ class CoderOutput(NamedTuple):
     sparsity: Tensor | None = None  # JumpReLU's sparsity loss, summed over tokens
 
 
+def kept_of_dead(of_dead: Tensor, max_auxk: int) -> tuple[Tensor, ...]:
+    """What AuxK keeps of the pre-activations of dead latents [token, row]: all, or values and indices of the `max_auxk` largest."""
+    return (of_dead,) if of_dead.shape[1] <= max_auxk else top_k(of_dead, max_auxk)
+
+
 def select_dead(preacts: Tensor, dead: Tensor, max_auxk: int) -> tuple[Tensor, ...]:
-    """The preacts [token, latent] of dead latents [row]: of all, or values and indices, counted among the dead, of the `max_auxk` largest."""
-    of_dead = torch.index_select(preacts, dim=1, index=dead)
-    return (of_dead,) if len(dead) <= max_auxk else top_k(of_dead, max_auxk)
+    """`kept_of_dead` of the preacts [token, latent] of all latents, of which `dead` [row] are dead."""
+    return kept_of_dead(torch.index_select(preacts, dim=1, index=dead), max_auxk)
 
 
 class Selections(NamedTuple):
@@ -158,16 +162,12 @@ class CorrectedCoder(SparseCoder):
         self, inputs: Tensor, weight: Tensor, bias: Tensor, dead: Sequence[Tensor], max_auxk: int
     ) -> list[Selection]:
         """AuxK's selections for groups of dead latents [row], whose pre-activations alone are computed, from the `product_inputs`."""
-        selections = []
-        for group in dead:
-            rows = torch.arange(len(group), device=group.device)
-            selector = partial(select_dead, dead=rows, max_auxk=max_auxk)
-            (kept,) = select_preacts(inputs, weight[group], bias[group], [selector])
-            selections.append(self.auxk_selection(kept, group))
-        return selections
+        selector = partial(kept_of_dead, max_auxk=max_auxk)
+        kept = [select_preacts(inputs, weight[group], bias[group], [selector])[0] for group in dead]
+        return [self.auxk_selection(tensors, group) for tensors, group in zip(kept, dead, strict=True)]
 
     def auxk_selection(self, kept: Sequence[Tensor], dead: Tensor) -> Selection:
-        """AuxK's selection in a group of dead latents [row], from what `select_dead` kept."""
+        """AuxK's selection in a group of dead latents [row], from its `kept_of_dead`."""
         if len(kept) == 1:
             return Selection(kept[0][None], AllLatents(product_dtype(dead.device)), dead)
         return self.selection(kept[0], kept[1], candidates=dead)

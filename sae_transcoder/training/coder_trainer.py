@@ -16,7 +16,7 @@ from sae_transcoder.coder.jump_relu_coder import JumpReLUCoder
 from sae_transcoder.coder.names import coder_names
 from sae_transcoder.coder.positions import PositionFilter
 from sae_transcoder.coder.sparsify_config import sparsify_configs
-from sae_transcoder.config import Config, NormalizeActivations, matryoshka_widths, num_latents
+from sae_transcoder.config import Config, NormalizeActivations, num_latents
 from sae_transcoder.config.run_length import run_length
 from sae_transcoder.distributed import ALONE, Ranks
 from sae_transcoder.language_model.forward import Activations
@@ -148,8 +148,11 @@ class CoderTrainer:
         masks = self._dead_masks()
         if not self.cfg.auxk_per_level:
             return {name: [mask] for name, mask in masks.items()}
-        numbers = {name: range(len(matryoshka_widths(self.cfg, self.coders[name].d_in) or ())) for name in masks}
-        return {name: [mask & (self.coders[name].part_of_latent == part) for part in numbers[name]] for name, mask in masks.items()}
+        coders = self.coders
+        return {
+            name: [mask & (coders[name].part_of_latent == part) for part in range(len(coders[name].matryoshka_widths))]
+            for name, mask in masks.items()
+        }
 
     def _dead_masks(self) -> dict[str, Tensor]:
         return {name: count > self.cfg.dead_feature_threshold for name, count in self.tokens_since_fired.items()}
