@@ -1,6 +1,6 @@
 """How near the held-out L0 of coders that fire above thresholds comes to their k, on the demo.
 
-    python benchmarks/ourselves/l0.py [--kinds batchtopk ...] [--k 8 32 64] [--steps 500] [--markdown]
+    python benchmarks/ourselves/l0.py [--kinds batchtopk ...] [--k 8 32 64] [--steps 500] [--runs FOLDER] [--markdown]
 
 Each kind is trained by its preset, experiment=demo_<kind>, at each k; and at the middle k in the ways that could move its threshold: with
 excluded tokens, four batches a step, batches in four pieces, and two ranks. It prints the L0 over the held-out tokens beside k.
@@ -32,7 +32,7 @@ WAYS = {
 def on_two_ranks(overrides: list[str]) -> Evaluation:
     """The evaluation of a run on two ranks, each with half of the batch."""
     overrides = [*overrides, "batch_size=4"]
-    command = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "-m", "sae_transcoder.train", *overrides]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "sae_transcoder.train", *overrides]
     subprocess.run([sys.executable, *command], check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     evaluation = eval_file.read(run_dir(load_config(*overrides)))
     assert evaluation is not None
@@ -63,10 +63,11 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--k", nargs="+", type=int, default=[8, 32, 64])
     parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--runs", type=Path, help="folder in which runs are kept; those that are done are not trained again")
     parser.add_argument("--markdown", action="store_true", help="a table for a README")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        table = [row for kind in asked.kinds for row in rows(kind, asked.k, asked.steps, Path(folder))]
+        table = [row for kind in asked.kinds for row in rows(kind, asked.k, asked.steps, asked.runs or Path(folder))]
     headings = ["kind", "how", "k", "held-out L0", "from k", "FVU"]
     show(f"held-out L0 after {asked.steps} steps", headings, table, markdown=asked.markdown)
 
