@@ -134,7 +134,7 @@ def test_sparsifys_own_folder_and_a_hub_id_are_measured_alike(
 
 def test_what_an_evaluation_does_not_read_and_what_is_misspelt_is_refused(capsys, monkeypatch, trained: Path) -> None:
     message = refused(capsys, monkeypatch, trained, "k=4", "eval_sample=3", "lr=1")
-    assert "k=4: an evaluation does not read k" in message
+    assert "k=4: k is not read" in message
     assert "eval_sample=3: there is no field eval_sample here; did you mean eval_samples" in message
     assert message.count("error: ") == 3
     assert "eval_samples=0: must be at least 1" in refused(capsys, monkeypatch, trained, "eval_samples=0")

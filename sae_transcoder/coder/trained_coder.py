@@ -9,6 +9,7 @@ import copy
 import json
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from sparsify.fused_encoder import EncoderOutput
 from torch import Tensor
 
 from sae_transcoder.coder.entries import Entries, entries_above, joined
+from sae_transcoder.coder.latent_selection import group_max, select_preacts, top_k
 from sae_transcoder.coder.sparsify_parts import ForwardOutput, SparseCoder, SparseCoderConfig
 from sae_transcoder.coder.stored_coders import THRESHOLDS, WEIGHTS, coder_settings
 
@@ -53,10 +55,15 @@ class TrainedCoder(SparseCoder):
         return trained.requires_grad_(False)
 
     def firing(self, x: Tensor) -> Entries:
-        """The latents of a coder with thresholds that fire for x [token, d_in], with their activations as `preacts`."""
-        assert self.threshold is not None
+        """The latents that fire for x [token, d_in], with their activations as `preacts`."""
         centered_input = x if self.cfg.transcode else x - self.b_dec
-        return joined([*entries_above(centered_input, self.encoder.weight, self.encoder.bias, self.threshold.clamp(min=0))])
+        weight, bias = self.encoder.weight, self.encoder.bias
+        if self.threshold is not None:
+            return joined([*entries_above(centered_input, weight, bias, self.threshold.clamp(min=0))])
+        select = partial(top_k if self.cfg.activation == "topk" else group_max, k=self.cfg.k)
+        ((acts, latents),) = select_preacts(centered_input, weight, bias, [select])
+        tokens, places = (acts > 0).nonzero(as_tuple=True)
+        return Entries(acts[tokens, places], tokens, latents[tokens, places])
 
     def encode(self, x: Tensor) -> EncoderOutput:
         """The latents that fire for x [token, d_in]: activations and indices [token, most that fire for a token], and pre-activations.

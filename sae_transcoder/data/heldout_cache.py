@@ -11,9 +11,10 @@ from filelock import FileLock
 
 from sae_transcoder.data.documents import Encoding
 from sae_transcoder.data.heldout_documents import from_own_split, from_training_split
-from sae_transcoder.data.token_cache import folder_of, progress
+from sae_transcoder.data.token_cache import folder_of
 from sae_transcoder.data.token_ids import Document
 from sae_transcoder.process.atomic_files import replace_file
+from sae_transcoder.process.progress import progress
 
 
 @dataclass(frozen=True)

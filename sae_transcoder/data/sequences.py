@@ -1,7 +1,7 @@
 """Token sequences in their reading order, which mixes them within windows."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -21,15 +21,33 @@ class Sequences:
     row_numbers: Callable[[np.ndarray], np.ndarray]  # positions in the reading order -> rows
     length: int
     begin: tuple[int, ...] = ()  # ids before each row
+    document_ends: np.ndarray = field(
+        default_factory=lambda: np.zeros(0, np.int64)
+    )  # where documents end among the ids of all rows
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, positions: slice) -> np.ndarray:
-        rows = self.rows[self.row_numbers(np.arange(*positions.indices(self.length)))].astype(np.int64)
+        return self.at(np.arange(*positions.indices(self.length)))
+
+    def at(self, positions: np.ndarray) -> np.ndarray:
+        """The sequences [sequence, position] at these positions of the reading order."""
+        rows = self.rows[self.row_numbers(positions)].astype(np.int64)
         if not self.begin:
             return rows
         return np.concatenate([np.tile(np.array(self.begin, np.int64), (len(rows), 1)), rows], axis=1)
+
+    def documents(self, positions: np.ndarray) -> np.ndarray:
+        """The number of the document that each id of these sequences is of [sequence, position]; ids before a row count to its first document.
+
+        Where documents are not known, as in a file of ids, each row is one.
+        """
+        numbers, length = self.row_numbers(positions)[:, None], self.rows.shape[1]
+        if not len(self.document_ends):
+            return np.repeat(numbers, length + len(self.begin), axis=1)
+        places = numbers * length + np.maximum(np.arange(-len(self.begin), length), 0)
+        return np.searchsorted(self.document_ends, places, side="right")
 
 
 def in_order(positions: np.ndarray) -> np.ndarray:

@@ -3,23 +3,19 @@
 import hashlib
 import json
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from filelock import FileLock
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from sae_transcoder.data.token_ids import Document
 from sae_transcoder.process.atomic_files import replace_text
+from sae_transcoder.process.progress import progress
 
 WRITE_EVERY = 256  # sequences held in memory before they are written
-PLAIN_EVERY = 5.0  # seconds between two lines where there is no terminal
 RECORD = np.dtype([("identity", "<u8"), ("tokens", "<u4"), ("part", "<u2")])  # what is kept of a document, see Document
 
 
@@ -155,24 +151,3 @@ def folder_of(cache: Path, made_from: Mapping[str, Any]) -> Path:
 def id_format(vocabulary: int, *, marked: bool) -> np.dtype:
     """The number format in which ids below `vocabulary` are kept; marked: whether some are marked as left out."""
     return np.dtype(np.int32 if marked else np.uint16 if vocabulary <= 2**16 else np.uint32)
-
-
-@contextmanager
-def progress(label: str, needed: int | None, unit: str = "sequences") -> Iterator[Callable[[int], None]]:
-    """Shows how many sequences, or other units, there are: a progress bar on a terminal, a line every few seconds elsewhere."""
-    console = Console(stderr=True)
-    if console.is_terminal:
-        columns = (SpinnerColumn(), TextColumn(label), MofNCompleteColumn(), TextColumn(unit), TimeElapsedColumn())
-        with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task("", total=needed)
-            yield lambda count: bar.update(task, completed=count)
-        return
-    last = time.monotonic()
-
-    def show(count: int) -> None:
-        nonlocal last
-        if time.monotonic() - last > PLAIN_EVERY:
-            last = time.monotonic()
-            console.print(f"{label} {count:,}{f' of {needed:,}' if needed else ''} {unit}", markup=False, highlight=False)
-
-    yield show

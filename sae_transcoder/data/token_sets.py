@@ -16,7 +16,7 @@ from sae_transcoder.data.heldout_cache import StoredHeldOut, cached_heldout
 from sae_transcoder.data.memmap import open_ids
 from sae_transcoder.data.mixture import part_names, parts, shares
 from sae_transcoder.data.sequences import WINDOW, Sequences, in_order, mixed_order
-from sae_transcoder.data.token_cache import cached_sequences
+from sae_transcoder.data.token_cache import RECORD, cached_sequences
 from sae_transcoder.run_store.data_origin import DataOrigin
 
 MEMMAP_BLOCK = 64  # consecutive sequences of a memmap that stay together when the file is shuffled
@@ -52,7 +52,7 @@ def prepare(cfg: Config, tokenizer: Callable[[], Any], vocabulary: int, ranks: i
     if available < 1:
         raise ConfigError(nothing_left(cfg, len(rows)))
     order = mixed_order(num_first, available, cfg.shuffle_seed)
-    train = Sequences(rows, order, available if needed is None else min(available, needed), how.begin)
+    train = Sequences(rows, order, available if needed is None else min(available, needed), how.begin, ends(records))
     read = before(records, (num_first + available) * how.length)[left_out:]
     origin = replace(
         origin_of(cfg, how, heldout, before(records, num_first * how.length)),
@@ -60,7 +60,7 @@ def prepare(cfg: Config, tokenizer: Callable[[], Any], vocabulary: int, ranks: i
         shares=shares(cfg, np.bincount(read["part"], read["tokens"], len(part_names(cfg))).tolist()),
         copies=int(np.isin(read["identity"], heldout.identities[heldout.sizes > 0]).sum()),
     )
-    sets = TokenSets(train, heldout_of(cfg, how, heldout, rows), origin)
+    sets = TokenSets(train, heldout_of(cfg, how, heldout, rows, records), origin)
     for sequences, kind in ((sets.train, "to train on"), (sets.heldout, "held out")):
         refuse_no_assistant(cfg, sequences, kind)
     return sets
@@ -108,7 +108,7 @@ def label(cfg: Config, split: str, how: Encoding) -> str:
 
 def before(records: np.ndarray, num_ids: int) -> np.ndarray:
     """The records of the documents that begin before so many ids."""
-    return records[np.cumsum(records["tokens"], dtype=np.int64) - records["tokens"] < num_ids]
+    return records[ends(records) - records["tokens"] < num_ids]
 
 
 def nothing_left(cfg: Config, num_rows: int) -> str:
@@ -134,10 +134,15 @@ def stored_heldout(cfg: Config, how: Encoding) -> StoredHeldOut:
     return stored
 
 
-def heldout_of(cfg: Config, how: Encoding, stored: StoredHeldOut, training: np.ndarray) -> Sequences:
-    """The held-out sequences; where documents are divided, the first of those to train on."""
-    rows = training if stored.divided else stored.rows
-    return Sequences(rows, in_order, min(cfg.eval_samples, len(rows)), how.begin)
+def heldout_of(cfg: Config, how: Encoding, stored: StoredHeldOut, training: np.ndarray, records: np.ndarray) -> Sequences:
+    """The held-out sequences; where documents are divided, the first of those to train on, of whose documents these are the records."""
+    rows, document_ends = (training, ends(records)) if stored.divided else (stored.rows, np.cumsum(stored.tokens))
+    return Sequences(rows, in_order, min(cfg.eval_samples, len(rows)), how.begin, document_ends)
+
+
+def ends(records: np.ndarray) -> np.ndarray:
+    """Where each of these documents ends among the ids of all."""
+    return np.cumsum(records["tokens"], dtype=np.int64)
 
 
 def origin_of(cfg: Config, how: Encoding, stored: StoredHeldOut, first: np.ndarray) -> DataOrigin:
@@ -168,9 +173,9 @@ def heldout_sequences(cfg: Config, tokenizer: Callable[[], Any], vocabulary: int
     refuse_eval_split(cfg)
     how = encoding(cfg, tokenizer, vocabulary)
     stored = stored_heldout(cfg, how)
-    rows, records = training_rows(cfg, how, cfg.eval_samples) if stored.divided else (stored.rows, np.zeros(0))
+    rows, records = training_rows(cfg, how, cfg.eval_samples) if stored.divided else (stored.rows, np.zeros(0, RECORD))
     first = before(records, cfg.eval_samples * how.length) if stored.divided else records
-    sequences = heldout_of(cfg, how, stored, rows)
+    sequences = heldout_of(cfg, how, stored, rows, records)
     refuse_no_assistant(cfg, sequences, "held out")
     origin = origin_of(cfg, how, stored, first)
     return sequences, replace(origin, begin=common_begin(sequences)) if how.tokenizer is None else origin

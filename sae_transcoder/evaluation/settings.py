@@ -47,7 +47,7 @@ def refuse_unread(overrides: Sequence[str]) -> None:
         if name in READ_FIELDS or name in GROUPS:
             continue
         if name in FIELDS:
-            faults.append(f"{override}: an evaluation does not read {name}, the coders are as they were trained; leave it out")
+            faults.append(f"{override}: {name} is not read, the coders are as they were trained; leave it out")
         else:
             near = get_close_matches(name, sorted(READ_FIELDS) + list(GROUPS), n=3, cutoff=0.5)
             faults.append(f"{override}: there is no field {name} here" + (f"; did you mean {' or '.join(near)}?" if near else ""))

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -25,6 +25,7 @@ from sae_transcoder.run_store.checked_files import damaged, read_object
 NAME = "latents"
 PASS, VOCABULARY, LATENTS_FILE, CONTEXTS_FILE = "pass.json", "vocabulary.parquet", "latents.parquet", "contexts.parquet"
 VERSION = 1  # of these files
+ROW_GROUP = 16_384
 TOP = -1  # the `range` of a latent's strongest contexts
 FIX = "remove the folder, and sae-latents makes it again"
 
@@ -93,7 +94,7 @@ class LatentsPass:
     """One pass over text. `text`: "held out" or "training"; `sequences`, `positions`: what was read; `tokens`: {coder: how many positions count
     for it}; `together_tokens`: {coder: on how many of these `together` is counted}; `latents`: the numbers of the latents that were asked for,
     None for all; `top`: strongest contexts kept of each; `ranges`: equal ranges of activations; `histogram_edges`: in log2 of the
-    activation, smaller and larger ones count in the outermost bins."""
+    activation, smaller and larger ones count in the outermost bins; `fingerprint`: equal for passes that give the same."""
 
     model_name: str
     dataset_name: str
@@ -110,8 +111,8 @@ class LatentsPass:
     begin: list[int]
     settings: dict[str, Any]
     coders: list[CoderInPass]
+    fingerprint: str = ""
     version: int = VERSION
-    code_version: str | None = field(default=None)
 
     def coder(self, name: str) -> CoderInPass:
         """The coder of that name. Raises ConfigError where there is none."""
@@ -142,8 +143,19 @@ def read_pass(folder: Path) -> LatentsPass | None:
 
 def write_table(path: Path, table: pa.Table) -> None:
     """Replaces a Parquet file atomically."""
+    write_tables(path, table.schema, [table])
+
+
+def write_tables(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
+    """The same for tables one below the other, of which only one is in memory."""
+
+    def write(file: BinaryIO) -> None:
+        with parquet.ParquetWriter(file, schema, compression="zstd") as writer:
+            for table in tables:
+                writer.write_table(table, row_group_size=ROW_GROUP)
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, lambda file: parquet.write_table(table, file, compression="zstd", row_group_size=16_384))
+    replace_file(path, write)
 
 
 def read_table(path: Path, latents: Sequence[int] | None = None) -> pa.Table:

@@ -1,0 +1,146 @@
+"""What `sae-latents PATH ... [NAME=VALUE ...]` asks for. Nothing here imports torch."""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sae_transcoder.coder.stored_coders import THRESHOLDS, WEIGHTS, coder_settings
+from sae_transcoder.config import Config, ConfigError, evaluation_settings, save_dir
+from sae_transcoder.config.paths import local_path
+from sae_transcoder.evaluation.request import StoredCoders, stored_coders
+from sae_transcoder.preflight.run_directory import refuse_unwritable
+from sae_transcoder.run_store import latent_files, run_records
+
+OWN = ("tokens", "latents", "top")
+MOST_TOP = 100
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The command's own settings. `tokens`: of the training text, None: what is held out; `latents`: numbers, None: all; `top`: strongest
+    contexts of each latent."""
+
+    tokens: int | None = None
+    latents: tuple[int, ...] | None = None
+    top: int = 20
+
+
+@dataclass(frozen=True)
+class LatentsRequest:
+    """Coders whose latents are to be shown. `folder`: where the result goes, see latent_files."""
+
+    stored: StoredCoders
+    wanted: Wanted
+    folder: Path
+
+    @property
+    def cfg(self) -> Config:
+        """The settings by which text is read."""
+        return self.stored.cfg
+
+    def fingerprint(self) -> str:
+        """A text that differs where the result would: by settings, coders, what is wanted, or the version of the files."""
+        files = {
+            name: [
+                (path.stat().st_size, path.stat().st_mtime_ns) for file in (WEIGHTS, THRESHOLDS) if (path := folder / file).exists()
+            ]
+            for name, folder in self.stored.coder_dirs.items()
+        }
+        wanted = [self.wanted.tokens, self.wanted.latents, self.wanted.top]
+        made_of: list[Any] = [latent_files.VERSION, evaluation_settings(self.cfg), wanted, files]
+        return hashlib.sha256(json.dumps(made_of, default=str).encode()).hexdigest()[:16]
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], Wanted, list[str]]:
+    """The paths, the command's own settings, and the overrides. Raises ConfigError for values that are none."""
+    paths: list[str] = []
+    overrides: list[str] = []
+    own: dict[str, str] = {}
+    for argument in arguments:
+        name, sign, value = argument.partition("=")
+        if not sign:
+            paths.append(argument)
+        elif name not in OWN:
+            overrides.append(argument)
+        elif name in own:
+            raise ConfigError(f"{name}={own[name]} {argument}: {name} stands there twice; leave one out")
+        else:
+            own[name] = value
+    wanted = Wanted(
+        number("tokens", own["tokens"], 2**63) if "tokens" in own else None,
+        latent_numbers(own["latents"]) if "latents" in own else None,
+        number("top", own["top"], MOST_TOP) if "top" in own else Wanted.top,
+    )
+    return paths, wanted, overrides
+
+
+def number(name: str, text: str, most: int) -> int:
+    """A number from 1 to `most`. Raises ConfigError for another text."""
+    digits = text.replace("_", "")
+    if not digits.isdecimal() or not 1 <= int(digits) <= most:
+        raise ConfigError(f"{name}={text}: a number from 1 to {most:,}" if most < 2**63 else f"{name}={text}: a number from 1 on")
+    return int(digits)
+
+
+def latent_numbers(text: str) -> tuple[int, ...]:
+    """The numbers that `0-99,200` names, ascending. Raises ConfigError for another text."""
+    numbers: set[int] = set()
+    for part in text.strip("[]").split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if not match or int(match[2] or match[1]) < int(match[1]):
+            raise ConfigError(f"latents={text}: numbers and ranges, such as 0-99,200")
+        numbers.update(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return tuple(sorted(numbers))
+
+
+def latents_requests(paths: Sequence[str], wanted: Wanted, overrides: Sequence[str], output: Path | None) -> list[LatentsRequest]:
+    """What is asked for, for each run in the paths; a folder of runs stands for all of them.
+
+    Raises ConfigError where there are no coders, and for settings that are wrong or not read.
+    """
+    found = [run for path in paths for run in runs_in(path)]
+    if output is not None and len(found) > 1:
+        raise ConfigError(f"--output {output}: for one run only, and there are {len(found)}; leave it out")
+    requests = []
+    for path in dict.fromkeys(found):
+        stored = stored_coders(path, overrides)
+        faults = []
+        for name, folder in stored.coder_dirs.items():
+            settings = coder_settings(folder)
+            count = settings["num_latents"] or settings["d_in"] * settings["expansion_factor"]
+            if wanted.latents is not None and wanted.latents[-1] >= count:
+                faults.append(f"latents={wanted.latents[-1]}: {name} of {path} has {count:,}, 0 to {count - 1}")
+        if faults:
+            raise ConfigError(*faults)
+        folder = local_path(output, "--output") if output else folder_of(stored)
+        refuse_unwritable("--output", folder)
+        requests.append(LatentsRequest(stored, wanted, folder))
+    return requests
+
+
+def runs_in(path: str) -> list[str]:
+    """The path; or, for a folder without coders that holds runs, those that have coders. Raises ConfigError where none has."""
+    folder = local_path(path)
+    if (
+        not folder.is_dir()
+        or (folder / "coders").is_dir()
+        or any(folder.glob("*/cfg.json"))
+        or any(folder.glob("seed*/*/cfg.json"))
+    ):
+        return [path]
+    runs = [run for run in run_records.find(folder, lambda fault: None) if run != folder]
+    if runs and not (with_coders := [str(run) for run in runs if (run / "coders").is_dir()]):
+        raise ConfigError(f"{path}: none of its {len(runs)} runs has coders yet; finish one, or give one of its snapshots/")
+    return with_coders if runs else [path]
+
+
+def folder_of(stored: StoredCoders) -> Path:
+    """Where the latents of these coders are kept: in latents/ of their run, else below save_dir/latents."""
+    if stored.run_dir is not None and stored.root != stored.run_dir:
+        return stored.run_dir / latent_files.NAME / stored.root.relative_to(stored.run_dir)
+    key = hashlib.sha256(str(stored.root.absolute()).encode()).hexdigest()[:8]
+    return save_dir(stored.cfg) / latent_files.NAME / f"{stored.root.name}-{key}"

@@ -1,0 +1,37 @@
+"""How far something is that takes a while: a bar on a terminal, a line every few seconds elsewhere."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+PLAIN_EVERY = 5.0  # seconds between two lines where there is no terminal
+
+
+@contextmanager
+def progress(label: str, needed: int | None, unit: str = "sequences") -> Iterator[Callable[[int], None]]:
+    """Yields a function that is called with how many sequences, or other units, are done; needed: of how many, None where it is not known."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        ends = (BarColumn(), TimeRemainingColumn()) if needed else (TimeElapsedColumn(),)
+        columns = (SpinnerColumn(), TextColumn(label), MofNCompleteColumn(), TextColumn(unit), *ends)
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task("", total=needed)
+            yield lambda count: bar.update(task, completed=count)
+        return
+    begin = last = time.monotonic()
+    first: int | None = None  # a pass that goes on does not begin at 0
+
+    def show(count: int) -> None:
+        nonlocal last, first
+        now = time.monotonic()
+        first = count if first is None else first
+        if now - last > PLAIN_EVERY:
+            last = now
+            of_all = f" of {needed:,}" if needed else ""
+            left = f", {(needed - count) * (now - begin) / (count - first):,.0f} s left" if needed and count > first else ""
+            console.print(f"{label} {count:,}{of_all} {unit}{left}", markup=False, highlight=False)
+
+    yield show

@@ -1,0 +1,71 @@
+"""The command `sae-latents PATH ... [NAME=VALUE ...]`: what the latents of trained coders stand for."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sae_transcoder.config import ConfigError
+from sae_transcoder.distributed import refuse
+from sae_transcoder.latents.request import LatentsRequest, latents_requests, split_arguments
+from sae_transcoder.process.broken_device import DeviceBroken
+from sae_transcoder.process.stop_signal import Stopped
+from sae_transcoder.run_store import latent_files
+
+DESCRIPTION = """\
+Describes each latent of trained coders: where it fires, with what, what it reads and writes. The result lies in latents/ of the run.
+
+  sae-latents outputs/my_run                           over what the run held out
+  sae-latents outputs/my_run tokens=1_000_000          over so many tokens of the text for training
+  sae-latents outputs/my_run latents=0-99,512 top=50   some of the latents, more contexts of each
+  sae-latents outputs/my_sweep                         all runs of a sweep, those on the same text in one pass
+"""
+
+
+def main() -> None:
+    """Runs the command. Exit code 1 with a message where the coders or the settings are wrong."""
+    parser = argparse.ArgumentParser("sae-latents", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("arguments", nargs="+", metavar="PATH or NAME=VALUE",
+                        help="a run, its best/, a snapshot, a folder of runs; tokens=N, latents=0-99, top=20, or FIELD=VALUE and "
+                        "GROUP=CHOICE as for sae-eval")  # fmt: skip
+    parser.add_argument("--output", type=Path, help="folder for the result, in place of latents/ of the run")
+    arguments = parser.parse_args()
+    try:
+        show_latents(arguments.arguments, arguments.output)
+    except ConfigError as error:
+        refuse(error.faults)
+    except DeviceBroken as error:
+        refuse([f"{error}; start the command again, and the pass goes on, on a GPU that works"])
+    except Stopped as stop:
+        print(f"{stop}; the same command goes on from here", file=sys.stderr)
+        sys.exit(128 + stop.number)
+
+
+def show_latents(arguments: Sequence[str], output: Path | None = None) -> list[LatentsRequest]:
+    """Describes the latents of the runs that the arguments name, as far as that is not done. Returns what was asked for, by run.
+
+    Raises ConfigError where there are no coders, where they do not fit the model, and for settings that are wrong.
+    """
+    paths, wanted, overrides = split_arguments(arguments)
+    if not paths:
+        raise ConfigError("no run: give the directory of a run, its best/, a snapshot, or a folder of runs")
+    requests = latents_requests(paths, wanted, overrides, output)
+    missing = []
+    for request in requests:
+        done = latent_files.read_pass(request.folder)
+        if done is not None and done.fingerprint == request.fingerprint():
+            print(f"done: {request.folder}")
+        else:
+            missing.append(request)
+    if missing:
+        from sae_transcoder.latents.one_pass import describe_latents, groups  # imports torch, once the request is known to be valid
+
+        for group in groups(missing):
+            describe_latents(group)
+            for request in group:
+                print(f"written: {request.folder}")
+    return requests
+
+
+if __name__ == "__main__":
+    main()
