@@ -1,6 +1,6 @@
 """Runs from Python, by the same code as the commands:
 
-from sae_transcoder.api import load_coders, load_config, sweep, train
+from sae_transcoder.api import load_coders, load_config, load_latents, sweep, train
 
 cfg = load_config("experiment=demo", "k=16")
 run = train(cfg)
@@ -9,6 +9,7 @@ run.saes["layers.2"]
 runs = sweep("experiment=demo", "k=16,32,64")
 
 load_coders("outputs/my_run")["layers.2"]
+load_latents("outputs/my_run")["layers.2"].table()
 """
 
 import sys
@@ -17,7 +18,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sae_transcoder.coder.stored_coders import coder_faults, coders_dir, find_coders
+from sae_transcoder.coder.stored_coders import coder_faults, coders_dir, find_coders, run_dir_of
 from sae_transcoder.coder.trained_coder import TrainedCoder, load_coder
 from sae_transcoder.config import Config, ConfigError, Hardware, composition, old_json, run_dir
 from sae_transcoder.config.command_line import quoted
@@ -26,7 +27,8 @@ from sae_transcoder.launch.sweep import train_jobs
 from sae_transcoder.launch.sweep_from_overrides import combinations, load_sweep_config
 from sae_transcoder.launch.sweep_jobs import is_grid
 from sae_transcoder.preflight.plan import check_settings, make_plan
-from sae_transcoder.run_store import eval_file, observed_status, run_files
+from sae_transcoder.run_store import eval_file, latent_files, observed_status, run_files
+from sae_transcoder.run_store.latent_files import DescribedLatents
 from sae_transcoder.run_store.observed_status import NextAction
 from sae_transcoder.training import engine
 from sae_transcoder.training.outcome import TrainedRun
@@ -97,6 +99,17 @@ def load_coders(path: str | Path) -> dict[str, TrainedCoder]:
     if faults := [fault for folder in folders.values() for fault in coder_faults(folder)]:
         raise ConfigError(*(f"{fault}; load another copy" for fault in faults))
     return {name: load_coder(folder).float() for name, folder in folders.items()}
+
+
+def load_latents(path: str | Path) -> dict[str, DescribedLatents]:
+    """What `sae-latents PATH` has found of the latents of a run, its best/ or a snapshot: {coder: its latents}, coders named as in load_coders.
+
+    Raises ConfigError where the command was not run, or where its files cannot be read.
+    """
+    root = coders_dir(str(path))
+    run_dir = run_dir_of(root)
+    folder = root if run_dir is None or root == run_dir else latent_files.folder_of(root, run_dir)
+    return latent_files.described(folder, str(path))
 
 
 def _refuse_unless_here(cfg: Config | DictConfig, message: str) -> None:

@@ -4,7 +4,7 @@
     python benchmarks/ourselves/latents_exact.py outputs/latents [--latents 100]
 
 It reads the same text once more, keeps every activation of the latents [place, latent], and finds by sorting what the pass found in one reading
-with bounded memory. Latents fire as sparsify says: by torch's top-k, or above the coder's thresholds.
+with bounded memory. Latents fire as sparsify says, by torch's top-k or the maxima of groups, or above the coder's thresholds.
 """
 
 import argparse
@@ -57,11 +57,14 @@ def all_activations(cfg: Config, hookpoint: str, coder: torch.nn.Module, ids: np
         model(input_ids=torch.from_numpy(ids[start : start + 32]))
         x = seen["x"] if coder.cfg.transcode else seen["x"] - coder.b_dec
         preacts = (x @ coder.encoder.weight.T + coder.encoder.bias).relu()
-        if coder.threshold is None:
+        if coder.threshold is not None:
+            acts = preacts.where(preacts > coder.threshold, 0)
+        elif coder.cfg.activation == "groupmax":
+            groups = preacts.unflatten(1, (coder.cfg.k, -1))
+            acts = torch.zeros_like(groups).scatter_(2, groups.argmax(2, keepdim=True), groups.amax(2, keepdim=True)).flatten(1)
+        else:
             best = preacts.topk(coder.cfg.k)
             acts = torch.zeros_like(preacts).scatter_(1, best.indices, best.values)
-        else:
-            acts = preacts.where(preacts > coder.threshold, 0)
         rows.append(acts[:, latents].numpy())
     return np.concatenate(rows) * counted(cfg, ids).reshape(-1, 1)
 

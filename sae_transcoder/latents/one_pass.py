@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,11 +11,11 @@ from transformers import PreTrainedModel
 from sae_transcoder.coder.names import hookpoint_of
 from sae_transcoder.coder.positions import PositionFilter
 from sae_transcoder.coder.trained_coder import TrainedCoder
-from sae_transcoder.config import Config, ConfigError, evaluation_settings
+from sae_transcoder.config import Config, ConfigError
 from sae_transcoder.data import token_sets
 from sae_transcoder.data.sequences import Sequences
 from sae_transcoder.evaluation.measure_stored import load_fitting, refuse_other_documents
-from sae_transcoder.evaluation.settings import SELECTION
+from sae_transcoder.evaluation.settings import READ_FIELDS, SELECTION
 from sae_transcoder.language_model import layers, loading, model_checks
 from sae_transcoder.language_model.forward import capture
 from sae_transcoder.language_model.loading import text_config
@@ -30,6 +31,7 @@ from sae_transcoder.process.stop_signal import StopSignal
 
 SAVE_EVERY = 60.0  # seconds
 POSITIONS = 8192  # read at a time, at least
+OF_TEXT = READ_FIELDS - {*SELECTION, "save_dir", "eval_end_to_end"}  # the fields that decide what is read, and how
 TOGETHER = 2**17  # tokens on which it is counted which latents fire together, about
 
 
@@ -50,8 +52,7 @@ def groups(requests: Sequence[LatentsRequest]) -> list[list[LatentsRequest]]:
     """The requests by the text and the model that they read, which one pass serves."""
     by_text: dict[str, list[LatentsRequest]] = {}
     for request in requests:
-        settings = {name: value for name, value in evaluation_settings(request.cfg).items() if name not in SELECTION}
-        by_text.setdefault(repr(settings), []).append(request)
+        by_text.setdefault(repr([getattr(request.cfg, name) for name in sorted(OF_TEXT)]), []).append(request)
     return list(by_text.values())
 
 
@@ -64,13 +65,18 @@ def describe_latents(requests: Sequence[LatentsRequest]) -> None:
     cfg = requests[0].cfg
     device = find_device(cfg)
     outline = loading.outline(cfg, dtype=loading.resolve_dtype(cfg, device))
-    with diagnosing(), device_settings.configured(cfg, device), torch.no_grad():
+    with ExitStack() as stack:
+        stack.enter_context(diagnosing())
+        stack.enter_context(device_settings.configured(cfg, device))
+        stack.enter_context(torch.no_grad())
         coders = [load_fitting(request.stored, outline, device) for request in requests]
         points = list(dict.fromkeys(hookpoint_of(name) for own in coders for name in own))
         num_layers = layers.num_layers_needed(replace_logits(cfg, False), outline, points)
         if faults := model_checks.faults(cfg, outline, layers.compile_obstacle(cfg, outline, points, num_layers, device)):
             raise ConfigError(*faults)
         sequences = text_to_read(requests, text_config(outline).vocab_size)
+        for request in requests:
+            stack.enter_context(partial.locked(request.folder))
         model = layers.load_for_hookpoints(replace_logits(cfg, True), device, num_layers, points)
         share = min(1.0, TOGETHER / (len(sequences) * cfg.max_seq_length))
         runs = [begin(request, own, share) for request, own in zip(requests, coders, strict=True)]

@@ -7,15 +7,18 @@ each. What those hold beyond the sizes in the state was written after it, and is
 import contextlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from sae_transcoder.coder.names import coder_dir
+from sae_transcoder.config import ConfigError
 from sae_transcoder.latents.coder_pass import CoderPass
 from sae_transcoder.process.atomic_files import replace_file
 
@@ -28,6 +31,17 @@ class Saved(NamedTuple):
     sequences: int
     sizes: dict[str, dict[str, int]]
     tensors: dict[str, dict[str, Tensor]]
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps other processes from the folder of a result while it is open. Raises ConfigError where one is at work there."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder.parent / f".{folder.name}.lock", timeout=0):
+            yield
+    except Timeout:
+        raise ConfigError(f"{folder}: another process describes these latents now; wait for it, or stop it") from None
 
 
 def log_folder(folder: Path, coder: str) -> Path:

@@ -141,6 +141,6 @@ def runs_in(path: str) -> list[str]:
 def folder_of(stored: StoredCoders) -> Path:
     """Where the latents of these coders are kept: in latents/ of their run, else below save_dir/latents."""
     if stored.run_dir is not None and stored.root != stored.run_dir:
-        return stored.run_dir / latent_files.NAME / stored.root.relative_to(stored.run_dir)
+        return latent_files.folder_of(stored.root, stored.run_dir)
     key = hashlib.sha256(str(stored.root.absolute()).encode()).hexdigest()[:8]
     return save_dir(stored.cfg) / latent_files.NAME / f"{stored.root.name}-{key}"

@@ -34,6 +34,7 @@ ROWS = 1024  # latents whose contexts are written at a time
 def write(model: PreTrainedModel, request: LatentsRequest, coders: Mapping[str, CoderPass], sequences: Sequences) -> None:
     """Writes all files of a request, pass.json last."""
     cfg, folder = request.cfg, request.folder
+    (folder / latent_files.PASS).unlink(missing_ok=True)  # of another pass, whose tables are replaced one by one
     texts = token_texts(partial(loading.tokenizer, cfg), text_config(model).vocab_size)
     latent_files.write_table(folder / latent_files.VOCABULARY, latent_files.vocabulary_table(texts))
     together_tokens, about = {}, []

@@ -122,6 +122,47 @@ class LatentsPass:
         raise ConfigError(f"coder={name}: not among {', '.join(coder.name for coder in self.coders)}")
 
 
+def folder_of(root: Path, run_dir: Path) -> Path:
+    """Where the latents of the coders in the folder `root` of a run are kept."""
+    return run_dir / NAME / root.relative_to(run_dir)
+
+
+@dataclass(frozen=True)
+class DescribedLatents:
+    """The latents of one coder. `texts`: of each token, by its id."""
+
+    folder: Path
+    about: LatentsPass
+    coder: CoderInPass
+    texts: list[str]
+
+    def table(self) -> pa.Table:
+        """A row for each latent, with the columns of LATENTS. Raises DamagedFile."""
+        return read_table(self.folder / LATENTS_FILE)
+
+    def contexts(self, latents: Sequence[int] | None = None) -> pa.Table:
+        """The contexts of some latents, None for all, with the columns of CONTEXTS: strongest first, then the ranges from the highest. Raises
+        DamagedFile."""
+        return read_table(self.folder / CONTEXTS_FILE, latents)
+
+
+def described(folder: Path, path: str) -> dict[str, DescribedLatents]:
+    """The latents of each coder of the pass in a folder. path: of the run, for messages.
+
+    Raises ConfigError where there is no pass, and DamagedFile.
+    """
+    if (about := read_pass(folder)) is None:
+        begun = "is not complete" if folder.is_dir() else "is not there"
+        raise ConfigError(f"{path}: what its latents stand for {begun} ({folder}); run sae-latents {path} first")
+    texts = read_vocabulary(folder)
+    return {
+        coder.name: DescribedLatents(
+            folder / Path(f"seed{coder.seed}" if coder.seed is not None else "") / coder.hookpoint, about, coder, texts
+        )
+        for coder in about.coders
+    }
+
+
 def write_pass(folder: Path, latents_pass: LatentsPass) -> None:
     """Replaces pass.json, which is written last: a folder without one is not complete."""
     folder.mkdir(parents=True, exist_ok=True)
