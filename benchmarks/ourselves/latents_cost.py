@@ -40,7 +40,7 @@ def bare(request: LatentsRequest) -> float:
     with device_settings.configured(cfg, device):
         sequences = one_pass.text_to_read([request], 2**20)
         model = layers.load_for_hookpoints(one_pass.replace_logits(cfg, False), device, 3, ["layers.2"])
-        step = max(cfg.batch_size, one_pass.POSITIONS // cfg.max_seq_length)
+        step = one_pass.POSITIONS["cpu"] // cfg.max_seq_length
         began = time.perf_counter()
         for start in range(0, len(sequences), step):
             batch = read_batch(sequences, start, min(len(sequences), start + step), device)

@@ -27,4 +27,4 @@ class Activity:
         bins = torch.bucketize(firings.activations, self.inner_edges, right=True, out_int32=True)
         places = firings.rows * self.counts.shape[1] + bins
         self.counts.view(-1).add_(torch.bincount(places, minlength=self.counts.numel()))
-        self.sums.add_(torch.bincount(firings.rows, firings.activations.double(), minlength=len(self.sums)))
+        self.sums.index_add_(0, firings.rows, firings.activations.double())

@@ -30,7 +30,7 @@ from sae_transcoder.process.progress import progress
 from sae_transcoder.process.stop_signal import StopSignal
 
 SAVE_EVERY = 60.0  # seconds
-POSITIONS = 8192  # read at a time, at least
+POSITIONS = {"cpu": 2**13, "cuda": 2**16}  # read at a time, about
 OF_TEXT = READ_FIELDS - {*SELECTION, "save_dir", "eval_end_to_end"}  # the fields that decide what is read, and how
 TOGETHER = 2**17  # tokens on which it is counted which latents fire together, about
 
@@ -123,17 +123,18 @@ def begin(request: LatentsRequest, coders: dict[str, TrainedCoder], share: float
 def read_text(model: PreTrainedModel, runs: Sequence[RunPass], sequences: Sequences, points: Sequence[str]) -> None:
     """Adds all text to the runs' coders; saves what is done from time to time, and before a signal is obeyed."""
     cfg = runs[0].request.cfg
-    step = max(cfg.batch_size, POSITIONS // cfg.max_seq_length)
+    step = max(1, POSITIONS[model.device.type] // cfg.max_seq_length)
     done, saved = min(run.done for run in runs), time.monotonic()
     label = f"latents of {sum(len(run.coders) for run in runs)} coders"
     with StopSignal() as signal, progress(label, len(sequences)) as show:
         while done < len(sequences):
             show(done)
-            stop = min(len(sequences), done + step)
+            later = [run.done for run in runs if run.done > done]  # a killed process may have saved some runs later than others
+            stop = min([len(sequences), done + step, *later])
             batch = read_batch(sequences, done, stop, model.device)
             activations = capture(model, points, batch.tokens, cfg.forward_batch_size)
             for run in runs:
-                if run.done != done:  # it was saved later than another
+                if run.done > done:
                     continue
                 for name, coder in run.coders.items():
                     coder.add(batch, activations[hookpoint_of(name)])

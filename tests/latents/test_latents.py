@@ -50,7 +50,7 @@ def runs(trained: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def in_small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """The text is read in batches of four sequences."""
-    monkeypatch.setattr(one_pass, "POSITIONS", 1)
+    monkeypatch.setattr(one_pass, "POSITIONS", dict.fromkeys(one_pass.POSITIONS, 4 * 32))
 
 
 def folder_of(run: Path) -> Path:
@@ -141,6 +141,32 @@ def test_what_a_killed_pass_wrote_after_it_was_saved_is_dropped(
         log.write_bytes(log.read_bytes() + b"torn")
     show_latents([str(run)])
     assert files(folder_of(run)) == undisturbed
+
+
+def test_runs_that_were_saved_at_different_places_each_go_on_from_their_own(
+    runs: Path, in_small_batches: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("topk", "jumprelu")
+    show_latents([str(runs / name) for name in names])
+    undisturbed = [files(folder_of(runs / name)) for name in names]
+    monkeypatch.setattr(one_pass, "SAVE_EVERY", -1.0)
+    read = one_pass.read_batch
+    for name, until in zip(names, (4, 8), strict=True):
+        shutil.rmtree(folder_of(runs / name))
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                one_pass,
+                "read_batch",
+                lambda s, start, stop, d, until=until: read(s, start, stop, d) if start < until else interrupt(),
+            )
+            with pytest.raises(Stopped):
+                show_latents([str(runs / name)])
+    monkeypatch.setattr(one_pass, "POSITIONS", dict.fromkeys(one_pass.POSITIONS, 16 * 32))
+    show_latents([str(runs / name) for name in names])
+    for name, before in zip(names, undisturbed, strict=True):
+        now = files(folder_of(runs / name))
+        assert now.keys() == before.keys()
+        assert differences(folder_of(runs / name), str(runs / name), 512) == []
 
 
 def test_the_same_command_again_does_nothing_and_other_settings_replace_it(runs: Path, capsys: pytest.CaptureFixture) -> None:
