@@ -11,17 +11,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console, Group
-from rich.text import Text
 
 from sae_transcoder.config import ConfigError
 from sae_transcoder.config.paths import expanded, local_path
 from sae_transcoder.reports import table, watch
-from sae_transcoder.reports.data_files import WRITERS, coder_rows, write_file
+from sae_transcoder.reports.data_files import WRITERS, write_file
 from sae_transcoder.reports.errors import ReportError
+from sae_transcoder.reports.matching import NOT_MATCHED, Matching, match_runs
 from sae_transcoder.reports.query import read_selected
+from sae_transcoder.reports.seed_rows import table_rows
 from sae_transcoder.run_store.run_records import Record
 
 WATCH_EVERY = 5.0  # seconds
+MATCHED = ("seeds", "all")  # values of --matching
 EPILOG = """KEY is a field of sae-train (k, layers, lr, ...) or one of run, state, step, tokens_per_s, eta, train_fvu,
 dead_fraction, fvu, ce_loss_score, l0 and the other metrics of eval.json, or kind: the activation of coders, or
 matryoshka (with batchtopk), matryoshka_topk.
@@ -30,6 +32,7 @@ matryoshka (with batchtopk), matryoshka_topk.
   sae-report outputs --where model_type=sae --where 'k<=32'       some of the runs
   sae-report outputs --where 'layers=[6]' --csv layer6.csv        their numbers, a row per coder
   sae-report outputs/my_sweep --out pictures                      Pareto plots, curves, and a page that opens offline
+  sae-report outputs/my_seeds --matching                          which share of latents other seeds have too
 """
 
 
@@ -48,15 +51,22 @@ def parser() -> argparse.ArgumentParser:
     add("--where", metavar="KEY=VALUE", action="append", default=[], help="show such runs only; also != < <= > >=; may be repeated")
     add("--watch", metavar="SECONDS", nargs="?", type=float, const=WATCH_EVERY, help="redraw every so often (5) while runs go on")
     add("--failed", action="store_true", help="say why runs ended before their time, and where their logs are")
+    add("--matching", metavar="seeds|all", nargs="?", const="seeds", choices=MATCHED,
+        help="which latents coders have in common that differ in their seed alone (seeds), or all of equal shape (all)")  # fmt: skip
     for kind in WRITERS:
         name = kind.capitalize() if kind == "parquet" else kind.upper()
         add(f"--{kind}", metavar="FILE", type=Path, help=f"write all numbers as {name}")
+    add(
+        "--over-seeds",
+        action="store_true",
+        help="write into these files means and deviations over seeds, in place of a row for each coder",
+    )
     add("--out", metavar="FOLDER", type=Path, help="write pictures, png and svg, and report.html")
     return parser
 
 
 def arranged(arguments: Sequence[str]) -> list[str]:
-    """The arguments, with those joined that argparse would misread: a KEY that begins with `-`, and --watch without SECONDS."""
+    """The arguments, with those joined that argparse would misread: a KEY that begins with `-`, --watch and --matching without a value."""
     result: list[str] = []
     for argument in arguments:
         previous = result[-1] if result else ""
@@ -64,6 +74,8 @@ def arranged(arguments: Sequence[str]) -> list[str]:
             result[-1] = f"--sort={argument}"
         elif previous == "--watch" and not re.fullmatch(r"[-+.\w]*\d[\w.]*", argument):
             result[-1:] = [f"--watch={WATCH_EVERY}", argument]
+        elif previous == "--matching" and argument not in MATCHED:
+            result[-1:] = ["--matching=seeds", argument]
         else:
             result.append(argument)
     return result
@@ -85,28 +97,37 @@ def run(arguments: Sequence[str], console: Console) -> None:
 
     read = functools.partial(read_selected, folders, options.where, options.sort, warn)
 
-    def draw(records: Sequence[Record]) -> Group:
-        reasons = [Text(""), *(table.reasons(records) or [Text("no run ended before its time")])] if options.failed else []
-        return Group(table.runs_table(records, console, counts_first=options.watch is not None and console.is_terminal), *reasons)
+    def draw(records: Sequence[Record], matching: Matching = NOT_MATCHED) -> Group:
+        counts_first = options.watch is not None and console.is_terminal
+        return table.overview(records, matching, console, counts_first=counts_first, failed=options.failed)
 
     data_paths = {kind: path for kind in WRITERS if (path := getattr(options, kind))}
+    if options.over_seeds and not data_paths:
+        raise ReportError(f"--over-seeds: is about files; name one by {', '.join(f'--{kind}' for kind in WRITERS)}")
     if options.watch is not None:
-        if file_options := [f"--{name}" for name in (*data_paths, *["out"] * bool(options.out))]:
-            raise ReportError(f"--watch with {', '.join(file_options)}: files are written once; leave out --watch")
+        once = [*data_paths, *["out"] * bool(options.out), *["matching"] * bool(options.matching)]
+        if once:
+            raise ReportError(f"--watch with {', '.join(f'--{name}' for name in once)}: these are done once; leave out --watch")
         if not 0.1 <= options.watch < float("inf"):
             raise ReportError(f"--watch {options.watch:g}: seconds, at least 0.1")
         with contextlib.suppress(KeyboardInterrupt):
             watch.watch(read, draw, console, options.watch)
         return
     records = read()
-    console.print(draw(records), soft_wrap=not console.is_terminal)
-    rows = list(coder_rows(records)) if data_paths else []
+    matching = match_runs(records, options.matching, warn, announce) if options.matching else NOT_MATCHED
+    console.print(draw(records, matching), soft_wrap=not console.is_terminal)
+    rows = table_rows(records, matching, options.over_seeds) if data_paths else []
     for kind, path in data_paths.items():
         print(write_file(path, WRITERS[kind](rows)))
     if options.out:
         from sae_transcoder.reports.plot_files import write_plots  # imports matplotlib and plotly
 
-        write_plots(records, options.out, warn)
+        write_plots(records, matching, options.out, warn)
+
+
+def announce(text: str) -> None:
+    """Says what goes on while a result is awaited, beside the results."""
+    print(text, file=sys.stderr)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

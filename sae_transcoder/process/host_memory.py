@@ -1,6 +1,7 @@
-"""How the C library allocates the memory of tensors on a CPU."""
+"""The memory of this machine: how the C library allocates that of tensors, how much is free."""
 
 import os
+from pathlib import Path
 
 # glibc's mallopt: its parameters (malloc.h), and the largest values that it accepts.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -19,3 +20,12 @@ def keep_freed() -> bool:
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and all((mallopt(M_TRIM_THRESHOLD, MOST_KEPT), mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)))
+
+
+def available_bytes() -> int:
+    """Bytes of memory that are free, or that the kernel frees when asked (MemAvailable); where it does not say, all of the machine's."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -12,6 +12,7 @@ from typing import Any
 from sae_transcoder.config import FIELDS
 from sae_transcoder.metric_names import END_TO_END, LEVEL_METRICS, NAMES, THRESHOLD, THRESHOLD_QUANTILES, level_metric
 from sae_transcoder.reports.errors import ReportError
+from sae_transcoder.reports.seed_groups import CoderPlace
 from sae_transcoder.run_store.eval_file import CoderMetrics
 from sae_transcoder.run_store.run_files import TYPES
 from sae_transcoder.run_store.run_records import Record, coder_kind, mean_of
@@ -23,7 +24,7 @@ COLUMN_TYPES: dict[str, type] = (
     | {name: TYPES[name] for name in FIELDS}
     | {"kind": str}
     | {"coder": str, "hookpoint": str, "seed": int, "d": int, "latents": int}
-    | dict.fromkeys([*NAMES, *TOGETHER, "train_fvu", "dead_fraction", *THRESHOLDS], float)
+    | dict.fromkeys([*NAMES, *TOGETHER, "train_fvu", "dead_fraction", *THRESHOLDS, "shared_latents"], float)
 )
 """{column: its type}, without those of `level_columns`; `num_latents` is the setting, `latents` the number that the coder has."""
 LAST_METRICS = {"train_fvu": "fvu", "dead_fraction": "dead_fraction"}
@@ -37,12 +38,13 @@ def level_columns(records: Iterable[Record]) -> dict[str, type]:
     return {level_metric(name, width): float for width in widths for name in LEVEL_METRICS}
 
 
-def coder_rows(records: Sequence[Record]) -> Iterator[dict[str, Any]]:
+def coder_rows(records: Sequence[Record], shared: Mapping[CoderPlace, float] | None = None) -> Iterator[dict[str, Any]]:
     """A row for each coder of each run; for a run without an evaluation, one row without a coder. Missing numbers are None.
 
     All rows have the same columns, those of COLUMN_TYPES and `level_columns`.
 
-    `train_fvu` and `dead_fraction` are the coder's last values in training; without a coder, the means over the run's coders.
+    `train_fvu` and `dead_fraction` are the coder's last values in training; without a coder, the means over the run's coders. shared: {coder: the
+    share of its latents that other seeds' coders have too}, for `shared_latents`.
     """
     columns = COLUMN_TYPES | level_columns(records)
     for record in records:
@@ -52,7 +54,8 @@ def coder_rows(records: Sequence[Record]) -> Iterator[dict[str, Any]]:
         run |= {**record.config, "kind": coder_kind(record.config)}
         coders = record.evaluation.coders if record.evaluation else ()
         for coder in coders:
-            yield without_nan(run | coder_values(record, coder))
+            found = {"shared_latents": (shared or {}).get((record.directory, coder.coder))}
+            yield without_nan(run | coder_values(record, coder) | found)
         if not coders:
             yield without_nan(run | {name: mean_of(record.last, key) for name, key in LAST_METRICS.items()})
 
@@ -104,7 +107,9 @@ def as_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
         str: pyarrow.string(),
         list: pyarrow.string(),
     }
-    schema = pyarrow.schema([(name, arrow_types[COLUMN_TYPES.get(name, float)]) for name in rows[0]])
+    schema = pyarrow.schema(
+        [(name, arrow_types[COLUMN_TYPES.get(name, list if isinstance(value, list) else float)]) for name, value in rows[0].items()]
+    )
     sink = io.BytesIO()
     parquet.write_table(pyarrow.Table.from_pylist(list(map(without_lists, rows)), schema), sink)
     return sink.getvalue()

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from sae_transcoder.reports.seed_groups import Spread
 from sae_transcoder.run_store import observed_status
 
 
@@ -27,6 +28,16 @@ def fvu(value: float | None) -> str:
 
 def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def spread(show: Callable[[Any], str]) -> Callable[[Spread | None], str]:
+    """Returns a function that formats a mean and its deviation, by the format of one value."""
+
+    def text(value: Spread | None) -> str:
+        mean = show(None if value is None else value.mean)
+        return mean if value is None or value.std is None else f"{mean} ± {show(value.std)}"
+
+    return text
 
 
 def time_left(seconds: float | None) -> str:

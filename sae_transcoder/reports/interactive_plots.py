@@ -14,7 +14,7 @@ from plotly.subplots import make_subplots
 
 from sae_transcoder.metric_names import THRESHOLD_QUANTILES
 from sae_transcoder.reports import plot_style
-from sae_transcoder.reports.pareto import TRADEOFFS, Tradeoff, best_of_each_k, pareto_optimal
+from sae_transcoder.reports.pareto import TRADEOFFS, Tradeoff, best_of_each_k, pareto_optimal, points_and_seeds
 from sae_transcoder.reports.plot_data import PlottedCoder, Series, outline, thin_out
 
 COLUMNS = 3
@@ -114,28 +114,48 @@ def draw_pareto(coders: Numbered) -> tuple[go.Figure, str] | None:
             values = [tradeoff.metric(coder) for _, coder in in_panel]
             scale = log_axis(values) if plot_style.is_logarithmic(values) else {}
             drawing.figure.update_yaxes(**scale, title_text=tradeoff.label, **position)
+    means = " With whiskers: the mean of several seeds ± one standard deviation; small and pale: each seed."
     return drawing.figure, drawing.note(
         "Every coder is a point; a line joins the best of each k. Rings: Pareto-optimal within the panel."
+        + (means if any(coder.seeds for _, coder in shown) else "")
     )
 
 
 def draw_points(drawing: Panels, position: dict[str, int], coders: Numbered, tradeoff: Tradeoff) -> None:
-    """Adds the traces of one Pareto panel: for each series its points and a line through the best, and rings."""
+    """Adds the traces of one Pareto panel: for each series its points and a line through the best, and rings; means over seeds with whiskers,
+    and small and pale what they are the means of."""
 
     def xy(plotted: Iterable[PlottedCoder]) -> dict[str, list[float]]:
         points = [(coder.l0, tradeoff.metric(coder)) for coder in plotted]
         return {"x": [x for x, _ in points], "y": [y for _, y in points]}
 
+    counted, seeds = points_and_seeds([coder for _, coder in coders])
+    averaged = {coder.place for coder in seeds}
     for series, members, colour in drawing.by_series(coders):
+        points, pale = ([each for each in members if (each[1].place in averaged) is small] for small in (False, True))
         line = {"color": colour, "dash": plot_style.dash(series)[1], "width": 1.5}
-        best = best_of_each_k([coder for _, coder in members], tradeoff.cost)
+        best = best_of_each_k([coder for _, coder in points], tradeoff.cost)
         drawing.add(position, series, **xy(best), mode="lines", line=line, listed=False)
-        marker = {"color": colour, "symbol": plot_style.marker(series)[1], "size": 8}
-        points = {**xy(coder for _, coder in members), "customdata": [i for i, _ in members]}
-        drawing.add(position, series, **points, mode="markers", marker=marker)
-    optimal = pareto_optimal([coder for _, coder in coders], tradeoff)
+        for drawn, size, opacity in ((points, 8, 1.0), (pale, 5, plot_style.SEED_OPACITY)):
+            if drawn:
+                marker = {"color": colour, "symbol": plot_style.marker(series)[1], "size": size, "opacity": opacity}
+                drawing.add(
+                    position, series, **xy(coder for _, coder in drawn), mode="markers", marker=marker, customdata=[i for i, _ in drawn],
+                    **whiskers([coder for _, coder in drawn], tradeoff),
+                )  # fmt: skip
     ring = {"symbol": "circle-open", "size": 14, "color": "black", "line": {"width": 1}}
-    drawing.add(position, RING, **xy(optimal), mode="markers", marker=ring)
+    drawing.add(position, RING, **xy(pareto_optimal(counted, tradeoff)), mode="markers", marker=ring)
+
+
+def whiskers(coders: Sequence[PlottedCoder], tradeoff: Tradeoff) -> dict[str, Any]:
+    """The error bars of a trace, if any of its points is a mean over seeds."""
+    if not any(coder.seeds for coder in coders):
+        return {}
+    by_axis = zip(*map(tradeoff.deviations, coders), strict=True)
+    return {
+        name: {"array": list(values), "thickness": 1, "width": 3}
+        for name, values in zip(("error_x", "error_y"), by_axis, strict=True)
+    }
 
 
 def log_axis(values: Sequence[float]) -> dict[str, Any]:

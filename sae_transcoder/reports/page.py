@@ -5,13 +5,17 @@ The facts that tooltips show are in the page once, as FACTS.
 
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from sae_transcoder.reports.columns import columns, count_states
+from sae_transcoder.reports.columns import Column, columns, count_states
 from sae_transcoder.reports.interactive_plots import PLOTS
+from sae_transcoder.reports.matching import NOT_MATCHED, Matching
 from sae_transcoder.reports.plot_data import PlottedCoder
+from sae_transcoder.reports.seed_columns import IN_COMMON, OVER_SEEDS, PAIR_COLUMNS, group_columns, group_values, pair_values
+from sae_transcoder.reports.seed_groups import seed_groups
 from sae_transcoder.run_store import run_records
 from sae_transcoder.run_store.run_records import Record
 
@@ -76,8 +80,8 @@ for (const [id, figure] of Object.entries(FIGURES)) {
 """
 
 
-def report_page(records: Sequence[Record], coders: Sequence[PlottedCoder]) -> str:
-    """The page of the runs and their coders."""
+def report_page(records: Sequence[Record], coders: Sequence[PlottedCoder], matching: Matching = NOT_MATCHED) -> str:
+    """The page of the runs and their coders, among these the means over seeds, and of the latents that were matched."""
     numbered = list(enumerate(coders))
     drawn = {name: figure_and_note for name, draw in PLOTS.items() if (figure_and_note := draw(numbered))}
     sections = [
@@ -87,8 +91,9 @@ def report_page(records: Sequence[Record], coders: Sequence[PlottedCoder]) -> st
     states = ", ".join(f"{count} {state}" for state, count in count_states(records).items()) or "no runs"
     facts = inert(json.dumps([coder.facts for coder in coders], separators=(",", ":")))
     return (
-        f"{HEAD}<h1>{len(records):,} runs, {len(coders):,} coders</h1>\n<p>{states}</p>\n"
-        f'<div class="runs">{html_table(records)}</div>\n{"".join(sections)}<div id="tip" role="tooltip"></div>\n'
+        f"{HEAD}<h1>{len(records):,} runs, {sum(not coder.seeds for coder in coders):,} coders</h1>\n<p>{states}</p>\n"
+        f'<div class="runs">{html_table(columns(records), list(map(run_records.values, records)))}</div>\n'
+        f'{comparisons(records, matching)}{"".join(sections)}<div id="tip" role="tooltip"></div>\n'
         f"<script>{get_plotlyjs()}</script>\n<script>\nconst FACTS = {facts};\nconst FIGURES = {{{figures}}};\n{SCRIPT}</script>\n"
     )
 
@@ -98,13 +103,24 @@ def inert(text: str) -> str:
     return text.replace("<", "\\u003c")
 
 
-def html_table(records: Sequence[Record]) -> str:
-    """The runs, in the columns of the terminal's table."""
-    shown = columns(records)
+def comparisons(records: Sequence[Record], matching: Matching) -> str:
+    """The tables of metrics over seeds and of latents in common, where there are any."""
+    groups = seed_groups(records)
+    tables = []
+    if groups:
+        rows = [group_values(group, matching) for group in groups]
+        tables.append((OVER_SEEDS, html_table(group_columns(groups, matching), rows)))
+    if matching.shows_pairs:
+        tables.append((IN_COMMON, html_table(PAIR_COLUMNS, list(map(pair_values, matching.pairs)))))
+    return "".join(f'<h2>{title}</h2>\n<div class="runs">{table}</div>\n' for title, table in tables)
+
+
+def html_table(shown: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows, in the columns of the terminal's tables."""
     sides = ["" if column.right else ' class="left"' for column in shown]
     head = "".join(f"<th{side}>{html.escape(column.header)}</th>" for column, side in zip(shown, sides, strict=True))
     body = []
-    for values in map(run_records.values, records):
+    for values in rows:
         cells = [
             f'<td class="left {values["state"]}">{values["state"]}</td>' if column.key == "state"
             else f"<td{side}>{html.escape(column.show(values))}</td>"

@@ -10,8 +10,9 @@ from sae_transcoder.reports.plot_data import PlottedCoder
 
 @dataclass(frozen=True)
 class Tradeoff:
-    """One row of the Pareto plot, L0 against a metric. `cost`: the metric, or its negative where a high one is good."""
+    """One row of the Pareto plot, L0 against a metric. `name`: the metric's; `cost`: its value, or the negative where a high one is good."""
 
+    name: str
     label: str
     metric: Callable[[PlottedCoder], float]
     cost: Callable[[PlottedCoder], float]
@@ -20,11 +21,21 @@ class Tradeoff:
         """The coders that have a point: the metric exists, and L0 has a logarithm."""
         return [coder for coder in coders if math.isfinite(self.metric(coder)) and coder.l0 > 0]
 
+    def deviations(self, coder: PlottedCoder) -> tuple[float, float]:
+        """The standard deviations of L0 and of the metric of a mean over seeds; 0 for a coder."""
+        return coder.deviations.get("l0", 0.0), coder.deviations.get(self.name, 0.0)
+
 
 TRADEOFFS = (
-    Tradeoff("FVU, held out", lambda coder: coder.fvu, lambda coder: coder.fvu),
-    Tradeoff("CE loss score", lambda coder: coder.ce_loss_score, lambda coder: -coder.ce_loss_score),
+    Tradeoff("fvu", "FVU, held out", lambda coder: coder.fvu, lambda coder: coder.fvu),
+    Tradeoff("ce_loss_score", "CE loss score", lambda coder: coder.ce_loss_score, lambda coder: -coder.ce_loss_score),
 )
+
+
+def points_and_seeds(coders: Sequence[PlottedCoder]) -> tuple[list[PlottedCoder], list[PlottedCoder]]:
+    """Of a panel's coders those that count, means over seeds and coders that no mean stands for; and the others, whose mean does."""
+    averaged = {place for coder in coders for place in coder.seeds}
+    return [coder for coder in coders if coder.place not in averaged], [coder for coder in coders if coder.place in averaged]
 
 
 def pareto_mask(costs: Sequence[tuple[float, float]]) -> list[bool]:

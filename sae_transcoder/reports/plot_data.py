@@ -9,6 +9,7 @@ import numpy as np
 
 from sae_transcoder.reports import formats
 from sae_transcoder.reports.columns import COLUMNS, differing_settings
+from sae_transcoder.reports.seed_groups import CoderPlace
 from sae_transcoder.run_store import eval_file, run_files, run_records
 from sae_transcoder.run_store.eval_file import CoderMetrics, LevelMetrics
 from sae_transcoder.run_store.run_records import Complain, Record
@@ -54,7 +55,8 @@ class Histogram:
 @dataclass(frozen=True)
 class PlottedCoder:
     """One coder of one run. `facts`: labels and texts of its tooltip; `curve`: [2, n], tokens and training FVU; `aims_at_k`:
-    whether k sets the sparsity, else `l0_coefficient` does; `levels`, `thresholds`: as in eval.json."""
+    whether k sets the sparsity, else `l0_coefficient` does; `levels`, `thresholds`: as in eval.json; `place`: its run and name. Or the mean of
+    several coders that differ in their seed alone (seed_means.py): `deviations` of its numbers, and the `seeds`' coders."""
 
     panel: str
     model_type: str
@@ -71,6 +73,9 @@ class PlottedCoder:
     l0_coefficient: float | None = None
     levels: Sequence[LevelMetrics] = ()
     thresholds: Mapping[str, float] = field(default_factory=dict)
+    place: CoderPlace | None = None
+    deviations: Mapping[str, float] = field(default_factory=dict)
+    seeds: Sequence[CoderPlace] = ()
 
     @property
     def series(self) -> Series:
@@ -105,10 +110,13 @@ def plotted_coders(records: Sequence[Record], complain: Complain) -> list[Plotte
             histogram = density_histogram(densities[name]) if densities and name in densities else None
             kind = run_records.coder_kind(record.config) or ""
             of_kind = (kind, aims_at_k(record.config), record.config.get("l0_coefficient"))
-            found = (coder.levels, coder.thresholds) if coder else ()
+            found = (coder.levels, coder.thresholds) if coder else ((), {})
             plotted.append(
-                PlottedCoder(coder_panel, model_type, size, k, l0, fvu, score, facts, curve, histogram, *of_kind, *found)
-            )
+                PlottedCoder(
+                    coder_panel, model_type, size, k, l0, fvu, score, facts, curve, histogram, *of_kind, *found,
+                    place=(record.directory, name),
+                )
+            )  # fmt: skip
     return plotted
 
 

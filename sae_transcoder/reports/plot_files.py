@@ -6,13 +6,16 @@ from pathlib import Path
 from sae_transcoder.reports import page, static_plots
 from sae_transcoder.reports.data_files import write_file
 from sae_transcoder.reports.errors import ReportError
+from sae_transcoder.reports.matching import Matching
 from sae_transcoder.reports.pareto import TRADEOFFS
 from sae_transcoder.reports.plot_data import plotted_coders
+from sae_transcoder.reports.seed_groups import seed_groups
+from sae_transcoder.reports.seed_means import means_over_seeds
 from sae_transcoder.run_store.run_records import Record
 
 
-def write_plots(records: Sequence[Record], out_dir: Path, warn: Callable[[str], None]) -> None:
-    """Writes the plots, and prints which coders are not in them and where the files are.
+def write_plots(records: Sequence[Record], matching: Matching, out_dir: Path, warn: Callable[[str], None]) -> None:
+    """Writes the plots, and prints which coders are not in them and where the files are. matching: the latents that were matched, for the page.
 
     warn is called with the faults of the runs' files. Raises ReportError where there is nothing to draw, or a file cannot be written.
     """
@@ -26,6 +29,7 @@ def write_plots(records: Sequence[Record], out_dir: Path, warn: Callable[[str], 
         print(
             f"{num_without} of {num_evaluated} evaluated coders have an L0 of zero or no FVU: they have no place in the Pareto picture"
         )
-    for path in [write_file(out_dir / name, content) for name, content in static_plots.draw_files(coders)]:
+    shown = [*coders, *means_over_seeds(coders, seed_groups(records), matching)]
+    for path in [write_file(out_dir / name, content) for name, content in static_plots.draw_files(shown)]:
         print(path)
-    print(write_file(out_dir / "report.html", page.report_page(records, coders).encode()))
+    print(write_file(out_dir / "report.html", page.report_page(records, shown, matching).encode()))

@@ -3,12 +3,15 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from matplotlib.collections import LineCollection
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from sae_transcoder.reports import plot_style
 from sae_transcoder.reports.plot_data import PlottedCoder, Series
 
+MEAN_LABEL = "with whiskers: the mean of several seeds,\n± one standard deviation; small: each seed"
 LINE_WIDTHS = {"sae": 0.9, "transcoder": 1.7}  # lines of densities, which have no markers
 DASHES = [style for style, _ in plot_style.DASHES]
 RING_LABEL = "Pareto-optimal: no other point of the panel has both\na lower L0 and a lower FVU (a higher CE score)"
@@ -23,6 +26,13 @@ def line_styles(coders: Iterable[PlottedCoder]) -> dict[int, Any]:
 def ring_handle() -> Line2D:
     """The legend entry of the rings around Pareto-optimal points."""
     return Line2D([], [], linestyle="", marker="o", markersize=9, markerfacecolor="none", markeredgecolor="black", label=RING_LABEL)
+
+
+def mean_handle() -> Any:
+    """The legend entry of means over seeds."""
+    marker = Line2D([], [], linestyle="", marker="o", markersize=4.5, color="#444444")
+    whisker = LineCollection([], colors="#444444", linewidths=0.8)
+    return ErrorbarContainer((marker, (), (whisker, whisker)), has_xerr=True, has_yerr=True, label=MEAN_LABEL)
 
 
 def series_handles(
@@ -50,7 +60,7 @@ def k_handles(coders: Sequence[PlottedCoder]) -> list[Line2D]:
     return [Line2D([], [], color="#444444", linestyle=style, label=f"k = {k}") for k, style in styles.items()]
 
 
-def add_legend(figure: Figure, handles: Sequence[Line2D]) -> None:
+def add_legend(figure: Figure, handles: Sequence[Any]) -> None:
     """Puts the legend below the panels, in as many columns as fit."""
     longest = max(max(len(line) for line in str(handle.get_label()).splitlines()) for handle in handles)
     columns = max(1, min(len(handles), int(figure.get_figwidth() / (0.4 + 0.068 * longest))))

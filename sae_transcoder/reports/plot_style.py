@@ -15,6 +15,7 @@ L0_LABEL = "L0 (latents per token)"
 TRAINING_FVU_LABEL = "FVU, training"
 DENSITY_LABEL = "log10 of density (share of tokens)"
 LATENTS_LABEL = "latents (% per bin)"
+SEED_OPACITY = 0.4  # of the points whose mean is drawn
 
 
 # {kind: colour}, distinct for the colour-blind (Okabe and Ito 2008; its two lightest are darkened).

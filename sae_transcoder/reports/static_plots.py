@@ -14,9 +14,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from sae_transcoder.reports import plot_style
-from sae_transcoder.reports.pareto import TRADEOFFS, Tradeoff, best_of_each_k, pareto_optimal
+from sae_transcoder.reports.pareto import TRADEOFFS, Tradeoff, best_of_each_k, pareto_optimal, points_and_seeds
 from sae_transcoder.reports.plot_data import PlottedCoder, Series, outline, thin_out
-from sae_transcoder.reports.plot_legend import LINE_WIDTHS, add_legend, k_handles, line_styles, ring_handle, series_handles
+from sae_transcoder.reports.plot_legend import (
+    LINE_WIDTHS,
+    add_legend,
+    k_handles,
+    line_styles,
+    mean_handle,
+    ring_handle,
+    series_handles,
+)
 
 RC_PARAMS: Any = {
     "svg.hashsalt": "sae-report",  # else element ids are random
@@ -104,7 +112,10 @@ def draw_pareto(coders: Sequence[PlottedCoder]) -> Figure | None:
             draw_points(axis, plottable, tradeoffs[row], colours)
         else:
             axis.text(0.5, 0.5, "none was measured", transform=axis.transAxes, ha="center", color="#777777")
-    add_legend(figure, [*series_handles(shown, dashes=True), ring_handle()])
+    add_legend(
+        figure,
+        [*series_handles(shown, dashes=True), ring_handle(), *([mean_handle()] if any(coder.seeds for coder in shown) else [])],
+    )
     return figure
 
 
@@ -120,17 +131,33 @@ def set_l0_axis(axis: Axes, coders: Sequence[PlottedCoder]) -> None:
 
 
 def draw_points(axis: Axes, coders: Sequence[PlottedCoder], tradeoff: Tradeoff, colours: dict[Series, str]) -> None:
-    """Draws all points, a line through the best coders of each series, a ring around each Pareto-optimal point."""
+    """Draws all points, a line through the best of each series, a ring around each Pareto-optimal point; means over seeds with whiskers, and
+    small and pale what they are the means of."""
 
     def xy(plotted: Sequence[PlottedCoder]) -> tuple[list[float], list[float]]:
         return [coder.l0 for coder in plotted], [tradeoff.metric(coder) for coder in plotted]
 
+    points, seeds = points_and_seeds(coders)
     for series in sorted({coder.series for coder in coders}):
-        in_series = [coder for coder in coders if coder.series == series]
+        in_series = [coder for coder in points if coder.series == series]
         line = {"color": colours[series], "linestyle": plot_style.dash(series)[0], "linewidth": 1.2}
         axis.plot(*xy(best_of_each_k(in_series, tradeoff.cost)), zorder=2, **line)
-        axis.plot(*xy(in_series), plot_style.marker(series)[0], ms=4.5, mew=0, color=colours[series], zorder=3)
-    axis.plot(*xy(pareto_optimal(coders, tradeoff)), "o", markersize=9, mfc="none", mec="black", mew=0.8, zorder=4)
+        look: dict[str, Any] = {
+            "marker": plot_style.marker(series)[0],
+            "linestyle": "",
+            "mew": 0,
+            "color": colours[series],
+            "zorder": 3,
+        }
+        axis.plot(*xy(in_series), ms=4.5, **look)
+        if pale := [coder for coder in seeds if coder.series == series]:
+            axis.plot(*xy(pale), ms=2.5, alpha=plot_style.SEED_OPACITY, **look)
+        if means := [coder for coder in in_series if coder.seeds]:
+            l0_deviations, deviations = zip(*map(tradeoff.deviations, means), strict=True)
+            axis.errorbar(
+                *xy(means), deviations, l0_deviations, fmt="none", ecolor=colours[series], elinewidth=0.8, capsize=2, zorder=2
+            )
+    axis.plot(*xy(pareto_optimal(points, tradeoff)), "o", markersize=9, mfc="none", mec="black", mew=0.8, zorder=4)
     values = [tradeoff.metric(coder) for coder in coders]
     axis.margins(y=0.12)
     if plot_style.is_logarithmic(values):

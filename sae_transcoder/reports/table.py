@@ -10,6 +10,17 @@ from rich.table import Table
 from rich.text import Text
 
 from sae_transcoder.reports.columns import COLUMNS, Column, columns, count_states
+from sae_transcoder.reports.matching import Matching
+from sae_transcoder.reports.seed_columns import (
+    IN_COMMON,
+    OVER_SEEDS,
+    PAIR_COLUMNS,
+    SPREADS,
+    group_columns,
+    group_values,
+    pair_values,
+)
+from sae_transcoder.reports.seed_groups import SeedGroup, seed_groups
 from sae_transcoder.run_store import job_record, run_records
 from sae_transcoder.run_store.run_records import Record
 from sae_transcoder.run_store.status import State
@@ -25,32 +36,64 @@ COLOURS = {
 }
 ENDED_EARLY = (State.failed, State.cancelled, State.interrupted, State.preempted)
 NAME_WIDTH = 30  # of run names on a terminal that is too narrow
+FOLDED = ("run", "one", "other")  # columns of names
 LEAST_IMPORTANT = ("eta", "tokens_per_s", "dead_fraction", "train_fvu", "step", "l0")  # left out in this order
+
+
+def overview(records: Sequence[Record], matching: Matching, console: Console, *, counts_first: bool, failed: bool) -> Group:
+    """The table of runs; where coders differ in their seed alone, that of metrics over seeds; that of latents in common, if each pair is to be
+    shown; failed: why runs ended early."""
+    why = [Text(""), *(reasons(records) or [Text("no run ended before its time")])] if failed else []
+    pairs = pairs_table(matching, console) if matching.shows_pairs else []
+    return Group(runs_table(records, console, counts_first), *seeds_table(seed_groups(records), matching, console), *pairs, *why)
 
 
 def runs_table(records: Sequence[Record], console: Console, counts_first: bool = False) -> RenderableType:
     """The runs and a count of their states, as wide as they need.
 
     On a narrower terminal names are folded and columns left out: those without any value, then settings from the right, then
-    LEAST_IMPORTANT. A last line says which.
+    LEAST_IMPORTANT.
     """
     rows = [run_records.values(record) for record in records]
     chosen = columns(records)
-    table = grid(chosen, rows, console.is_terminal)
-    empty = [column for column in chosen if all(column.show(values) == "-" for values in rows)]
     settings = [column for column in chosen if column.key not in COLUMNS]
-    left_out: list[str] = []
-    for column in [None, *empty, *reversed(settings), *(COLUMNS[key] for key in LEAST_IMPORTANT)]:
+    shown = fitted(chosen, rows, console, [*reversed(settings), *(COLUMNS[key] for key in LEAST_IMPORTANT)])
+    return Group(state_counts(records), *shown) if counts_first else Group(shown[0], state_counts(records), *shown[1:])
+
+
+def fitted(
+    columns: Sequence[Column], rows: Sequence[Mapping[str, Any]], console: Console, optional: Sequence[Column]
+) -> list[RenderableType]:
+    """The table of the rows and, where a terminal has no room for all columns, a line that says which are left out: those without any value,
+    then the optional ones in their order."""
+    chosen, left_out = list(columns), []
+    empty = [column for column in chosen if all(column.show(values) == "-" for values in rows)]
+    table = grid(chosen, rows, console.is_terminal)
+    for column in [None, *empty, *optional]:
         if not console.is_terminal or fits(table, console):
             break
         if column in chosen:
             chosen.remove(column)
             left_out += [] if column in empty else [column.header]
         table = grid(chosen, rows, lined=True, name_width=NAME_WIDTH)
-    lines: list[RenderableType] = [state_counts(records), table] if counts_first else [table, state_counts(records)]
-    if left_out:
-        lines.append(Text(f"This terminal has no room for {', '.join(left_out)}", style="dim"))
-    return Group(*lines)
+    return [table, Text(f"This terminal has no room for {', '.join(left_out)}", style="dim")] if left_out else [table]
+
+
+def seeds_table(groups: Sequence[SeedGroup], matching: Matching, console: Console) -> list[RenderableType]:
+    """The metrics over seeds, as wide as the console; nothing where no coders differ in their seed alone."""
+    if not groups:
+        return []
+    chosen = group_columns(groups, matching)
+    rows = [group_values(group, matching) for group in groups]
+    settings = [column for column in chosen[1:] if column not in SPREADS and column.key not in ("k", "seeds", "shared")]
+    l0, _, score, dead = SPREADS
+    return [Text(f"\n{OVER_SEEDS}"), *fitted(chosen, rows, console, [dead, l0, score, *reversed(settings)])]
+
+
+def pairs_table(matching: Matching, console: Console) -> list[RenderableType]:
+    """The latents in common, pair by pair."""
+    rows = list(map(pair_values, matching.pairs))
+    return [Text(f"\n{IN_COMMON}"), *fitted(PAIR_COLUMNS, rows, console, [*reversed(PAIR_COLUMNS[4:]), PAIR_COLUMNS[2]])]
 
 
 def fits(table: Table, console: Console) -> bool:
@@ -62,11 +105,13 @@ def grid(chosen: Sequence[Column], rows: Sequence[Mapping[str, Any]], lined: boo
     """The columns of the rows. lined: draws a line under the headers, which plain output has no use for."""
     table = Table(box=box.SIMPLE_HEAD if lined else None, show_edge=False, pad_edge=False, padding=(0, 1 if lined else 2, 0, 0))
     for column in chosen:
-        width = {"max_width": name_width, "min_width": 8} if column.key == "run" else {"no_wrap": True}
+        width = {"max_width": name_width, "min_width": 8} if column.key in FOLDED else {"no_wrap": True}
         table.add_column(column.header, justify="right" if column.right else "left", overflow="fold", **width)  # type: ignore[arg-type]
     for values in rows:
         cells = [Text(column.show(values)) for column in chosen]
-        cells[1].stylize(COLOURS[State(values["state"])])
+        for column, cell in zip(chosen, cells, strict=True):
+            if column.key == "state":
+                cell.stylize(COLOURS[State(values["state"])])
         table.add_row(*cells)
     return table
 

@@ -190,7 +190,7 @@ print(*sorted({m.partition(".")[0] for m in sys.modules}))
         return set(out.splitlines()[-1].split())
 
     always = {"torch", "transformers", "sparsify", "datasets", "wandb", "pandas"}
-    assert not imported() & (always | {"matplotlib", "plotly", "pyarrow"})
+    assert not imported() & (always | {"matplotlib", "plotly", "pyarrow", "scipy"})
     assert not imported("--out", str(tmp_path / "out"), "--csv", str(tmp_path / "a.csv")) & (always | {"pyarrow"})
 
 
