@@ -210,7 +210,7 @@ def read_table(path: Path, latents: Sequence[int] | None = None) -> pa.Table:
 def read_batches(path: Path, rows: int) -> Iterator[pa.RecordBatch]:
     """A Parquet file piece by piece, at most so many rows at once. Raises DamagedFile."""
     try:
-        with parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(path, pre_buffer=False) as file:  # with it, all that was read stays in memory
             yield from file.iter_batches(rows)
     except (OSError, pa.ArrowInvalid) as error:
         raise damaged(path, str(error).splitlines()[0], FIX) from error

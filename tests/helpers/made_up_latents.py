@@ -1,5 +1,6 @@
 """Files of latents as `sae-latents` leaves them, made up: each latent fires most on one token of a text, a little elsewhere."""
 
+import inspect
 import keyword
 import re
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from sae_transcoder.run_store import latent_files
 from sae_transcoder.run_store.latent_files import CONTEXTS, LATENTS, TOP, CoderInPass, LatentsPass
 
 EDGES = np.arange(-12, 8.5, 0.5)  # of the histograms
+SEQUENCE = 256  # tokens of a sequence
 LISTED = 10  # raised and lowered tokens, neighbours of a latent
 
 
@@ -38,7 +40,7 @@ class MadeUp:
 
 def python_text(modules: Sequence[Any]) -> tuple[np.ndarray, list[str]]:
     """The sources of modules as ids of tokens, and the texts of these: words with the space before them, indents, single signs."""
-    source = "".join(Path(module.__file__).read_text() for module in modules)
+    source = "".join(inspect.getsource(module) for module in modules)
     tokens = re.findall(r"\n|(?:    )+(?=\S)| ?\w+| ?[^\w\s]|\s", source)
     vocabulary = list(dict.fromkeys([*tokens, *keyword.kwlist]))
     ids = {text: i for i, text in enumerate(vocabulary)}
@@ -64,7 +66,7 @@ def write_latents(folder: Path, made: MadeUp, seed: int = 0) -> Path:
         )
     tokens = dict.fromkeys(made.coders, len(made.corpus))
     latents_pass = LatentsPass(
-        "demo", "python", "held out", -(-len(made.corpus) // 256), 256, len(made.corpus), tokens, tokens, None, made.top, made.ranges,
+        "demo", "python", "held out", -(-len(made.corpus) // SEQUENCE), SEQUENCE, len(made.corpus), tokens, tokens, None, made.top, made.ranges,
         EDGES.tolist(), [], {}, described,
     )  # fmt: skip
     latent_files.write_pass(folder, latents_pass)
@@ -82,12 +84,13 @@ def contexts_table(made: MadeUp, rng: np.random.Generator) -> tuple[pa.Table, np
     share = np.where(which == TOP, 1 - 0.01 * rank, (which + rng.uniform(0.1, 0.9, len(which))) / made.ranges)
     activation = (largest[latents] * share).astype(np.float32)
     position = occurrences(made.corpus, latents, rng)
-    start = np.clip(position - made.length * 2 // 3, 0, len(made.corpus) - made.length)
+    start = np.maximum(position - made.length * 2 // 3, position // SEQUENCE * SEQUENCE)
+    start = np.minimum(start, len(made.corpus) - made.length)
     window = start[:, None] + np.arange(made.length)
     activations = activation[:, None] * np.where(rng.random(window.shape) < 0.05, 0.4 * rng.random(window.shape), 0)
     activations[np.arange(len(position)), position - start] = activation
     columns = [
-        latents, which, rank, activation, position // 1000, position // 256, position % 256, position % 256 - (position - start),
+        latents, which, rank, activation, position // 1000, position // SEQUENCE, position % SEQUENCE, start % SEQUENCE,
         lists(made.corpus[window], pa.int32()), lists(activations, pa.float32()),
     ]  # fmt: skip
     return table(columns, CONTEXTS), largest

@@ -17,6 +17,7 @@ from urllib.parse import quote
 from sae_transcoder.coder.names import coder_dir
 from sae_transcoder.reports.errors import ReportError
 from sae_transcoder.reports.latents_page.shards import LATENTS, ROWS, put, write_coder
+from sae_transcoder.run_store.checked_files import printable
 from sae_transcoder.run_store.latent_files import LatentsPass, read_pass, read_vocabulary
 
 INDEX = "index.html"
@@ -25,7 +26,7 @@ SHOWN = ("model_name", "dataset_name", "text", "sequences", "positions", "ranges
 
 def coder_link(title: str, coder: str) -> str:
     """The part of the page's address, from # on, that leads to the latents of a coder; with /<latent> behind it to one of them."""
-    return f"#/{quote(title, safe='')}/{quote(coder, safe='')}"
+    return f"#/{quote(printable(title), safe='')}/{quote(coder, safe='')}"
 
 
 def write_page(folders: Sequence[tuple[str, Path]], out: Path) -> Path:
@@ -89,6 +90,6 @@ def write_data(passes: Sequence[tuple[str, Path, LatentsPass]], data: Path) -> N
             shards = write_coder(folder / coder_dir(coder.name), data, f"coder{coders}", bins)
             described.append(asdict(coder) | shards | {"tokens": latents_pass.tokens[coder.name]})
             coders += 1
-        run = {"title": title, "vocabulary": f"vocabulary{vocabularies.index(vocabulary)}", "coders": described}
+        run = {"title": printable(title), "vocabulary": f"vocabulary{vocabularies.index(vocabulary)}", "coders": described}
         runs.append(run | {name: getattr(latents_pass, name) for name in SHOWN})
     put(data, "index", {"rows": ROWS, "latents": LATENTS, "runs": runs})

@@ -64,9 +64,11 @@ function showFault(error) {
 
 function fillChooser() {
   const chooser = document.getElementById("chooser");
+  const several = index.runs.length > 1;
   for (const run of index.runs) {
-    const options = run.coders.map(facts => element("option", {value: coderLink(run, facts)}, facts.name));
-    chooser.append(element("optgroup", {label: run.title}, ...options));
+    for (const facts of run.coders) {
+      chooser.append(element("option", {value: coderLink(run, facts)}, several ? `${run.title} · ${facts.name}` : facts.name));
+    }
   }
   chooser.addEventListener("change", () => { location.hash = chooser.value; });
 }

@@ -81,7 +81,7 @@ class Rows {
     const raised = Array.from(data.raised(i).subarray(0, 8), id => loneToken(this.coder.text(id)));
     line.querySelector(".raised")?.append(...raised.flatMap(token => [token, " "]));
     const where = this.order.found ? whereFound(this.order.found[row]) : "";
-    if (where) line.querySelector(".peak").append(element("span", {class: "where"}, where));
+    if (where) line.querySelector(".peak").append(element("span", {class: "where", title: "where the search found it"}, where));
   }
 
   // The peak of the strongest context in the middle, some tokens on either side.

@@ -69,6 +69,6 @@ class Search {
 }
 
 function whereFound(bits) {
-  const names = {context: "strongest context", raised: "raised", lowered: "lowered", further: "further context"};
+  const names = {context: "strongest", raised: "raised", lowered: "lowered", further: "further context"};
   return Object.keys(names).filter(name => bits & FOUND[name]).map(name => names[name]).join(", ");
 }

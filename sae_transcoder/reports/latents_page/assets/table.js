@@ -22,7 +22,7 @@ class Table {
     this.head = element("div", {role: "row", class: "head"}, ...this.columns());
     const hidden = [...(coder.facts.levels ? [] : ["no-level"]), ...(coder.facts.raised ? [] : ["no-raised"])];
     this.element = element("section", {class: "latents"},
-      element("h1", {}, coder.facts.name), element("p", {class: "about"}, about(coder)), this.controls(),
+      element("h1", {tabindex: "-1"}, coder.facts.name), element("p", {class: "about"}, about(coder)), this.controls(),
       element("div", {class: "found"}, this.status, this.progress),
       element("div", {role: "table", class: ["table", ...hidden].join(" "), "aria-label": "latents"},
         element("div", {role: "rowgroup", class: "heads"}, this.head), this.rows.body));
@@ -131,5 +131,5 @@ class Table {
 function about({run, facts}) {
   const kind = facts.transcoder ? "transcoder" : "SAE";
   const text = `${counted(facts.tokens, "token")} of ${run.text === "training" ? "the training text" : "held-out text"}, ${run.dataset_name}`;
-  return `${run.title} · ${kind} of ${run.model_name}, ${facts.activation}, k ${whole(facts.k)} · ${text}`;
+  return `${run.title} · ${kind} of ${run.model_name}, ${facts.activation}${facts.k ? `, k ${whole(facts.k)}` : ""} · ${text}`;
 }
