@@ -1,27 +1,16 @@
 """report.html in a browser: it opens without a network, every panel is there, and the pointer tells what a point is."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from helpers.made_up_runs import config, grid, write_run
-from helpers.programs import CHROMIUM
 from sae_transcoder.reports import interactive_plots, page, plot_data
 from sae_transcoder.run_store import run_records
 from sae_transcoder.run_store.status import State
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
 pytestmark = pytest.mark.needs("chromium")
-
-QUIET = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 class Opened:
@@ -60,14 +49,6 @@ class Opened:
         self.page.wait_for_selector("#tip", state="hidden")
         self.page.mouse.move(*place)
         return self.facts()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator["sync_api.Browser"]:
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="module")

@@ -18,11 +18,22 @@ class Rows {
     return parseFloat(getComputedStyle(this.body).getPropertyValue("--row"));
   }
 
-  // Draws all rows anew, after their order has changed.
+  // After the order has changed: removes what is no longer at its place, and draws. The focus stays at its latent.
   redraw() {
-    this.shown.clear();
-    this.body.replaceChildren();
+    const focused = this.body.contains(document.activeElement) ? document.activeElement.closest(".row") : null;
+    const focusedRow = focused ? Number(focused.dataset.row) : null;
+    for (const [place, line] of this.shown) {
+      const row = this.order.rows[place];
+      if (Number(line.dataset.row) === row && line.dataset.where === this.where(row)) continue;
+      line.remove();
+      this.shown.delete(place);
+    }
     this.draw();
+    if (focused && !focused.isConnected) this.focus(this.order.rows.indexOf(focusedRow));
+  }
+
+  where(row) {
+    return this.order.found ? whereFound(this.order.found[row]) : "";
   }
 
   // Draws the rows that have come into sight, removes those that have left it.
@@ -65,7 +76,7 @@ class Rows {
       cell("centre"),
       cell("peak"),
       facts.raised ? cell("raised") : null);
-    line.dataset.place = place;
+    Object.assign(line.dataset, {place, row, where: this.where(row)});
     this.fill(line, row).catch(showFault);
     return line;
   }
@@ -80,7 +91,7 @@ class Rows {
     line.querySelector(".peak").append(this.excerpt(data, i, row));
     const raised = Array.from(data.raised(i).subarray(0, 8), id => loneToken(this.coder.text(id)));
     line.querySelector(".raised")?.append(...raised.flatMap(token => [token, " "]));
-    const where = this.order.found ? whereFound(this.order.found[row]) : "";
+    const {where} = line.dataset;
     if (where) line.querySelector(".peak").append(element("span", {class: "where", title: "where the search found it"}, where));
   }
 

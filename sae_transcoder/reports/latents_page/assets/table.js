@@ -15,7 +15,7 @@ const REDRAW = 250; // ms between two looks at what a search has found
 
 class Table {
   constructor(coder) {
-    Object.assign(this, {coder, order: new Order(coder), search: null, scroll: 0, lastPlace: 0, drawnAt: 0});
+    Object.assign(this, {coder, order: new Order(coder), search: null, scroll: 0, drawnAt: 0});
     this.rows = new Rows(coder, this.order);
     this.status = element("p", {role: "status"});
     this.progress = element("progress", {"aria-label": "contexts read", hidden: ""});
@@ -81,7 +81,7 @@ class Table {
     this.search?.run(() => this.onFound()).catch(showFault);
   }
 
-  // Shows what has been found so far, not too often; a row that is there already stays as it is.
+  // Shows what has been found so far, not too often.
   onFound() {
     if (!this.search.ended && performance.now() - this.drawnAt < REDRAW) return;
     this.order.filter();
