@@ -1,11 +1,12 @@
 """report.html: the table of runs and interactive plots with a tooltip for each coder; one file that opens offline.
 
-The facts that tooltips show are in the page once, as FACTS.
+The facts that tooltips show are in the page once, as FACTS, and in the same order the addresses of the coders' latents, as LATENTS.
 """
 
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from plotly.offline import get_plotlyjs
 
@@ -50,12 +51,13 @@ th { position: sticky; top: 0; background: #fff; border-bottom: 1px solid #999; 
 
 SCRIPT = """
 const tip = document.getElementById("tip");
+const pointed = event => event.points.find(point => point.customdata !== undefined)?.customdata;
 function show(event) {
-  const point = event.points.find(p => p.customdata !== undefined);
-  if (!point) return;
+  const coder = pointed(event);
+  if (coder === undefined) return;
   tip.replaceChildren();
   const table = tip.appendChild(document.createElement("table"));
-  for (const fact of FACTS[point.customdata]) {
+  for (const fact of [...FACTS[coder], ...(LATENTS[coder] ? [["click", "shows its latents"]] : [])]) {
     const row = table.insertRow();
     for (const text of fact) row.insertCell().textContent = text;
   }
@@ -70,14 +72,17 @@ for (const [id, figure] of Object.entries(FIGURES)) {
     modeBarButtonsToRemove: ["select2d", "lasso2d"], toImageButtonOptions: {format: "svg", filename: id}};
   Plotly.newPlot(id, figure.data, figure.layout, options).then(plot => {
     plot.on("plotly_hover", show);
+    plot.on("plotly_click", event => { if (LATENTS[pointed(event)]) location.href = LATENTS[pointed(event)]; });
     plot.on("plotly_unhover", () => { tip.style.display = "none"; });
   });
 }
 """
 
 
-def report_page(records: Sequence[Record], coders: Sequence[PlottedCoder]) -> str:
-    """The page of the runs and their coders."""
+def report_page(
+    records: Sequence[Record], coders: Sequence[PlottedCoder], latents: Mapping[tuple[str, str], str] = MappingProxyType({})
+) -> str:
+    """The page of the runs and their coders. latents: {(run, coder): the address, seen from the page, to which a click on the coder leads}."""
     numbered = list(enumerate(coders))
     drawn = {name: figure_and_note for name, draw in PLOTS.items() if (figure_and_note := draw(numbered))}
     sections = [
@@ -86,10 +91,12 @@ def report_page(records: Sequence[Record], coders: Sequence[PlottedCoder]) -> st
     figures = ", ".join(f"{json.dumps(name)}: {inert(figure.to_json())}" for name, (figure, _) in drawn.items())
     states = ", ".join(f"{count} {state}" for state, count in count_states(records).items()) or "no runs"
     facts = inert(json.dumps([coder.facts for coder in coders], separators=(",", ":")))
+    links = inert(json.dumps([latents.get((coder.run, coder.coder)) for coder in coders], separators=(",", ":")))
     return (
         f"{HEAD}<h1>{len(records):,} runs, {len(coders):,} coders</h1>\n<p>{states}</p>\n"
         f'<div class="runs">{html_table(records)}</div>\n{"".join(sections)}<div id="tip" role="tooltip"></div>\n'
-        f"<script>{get_plotlyjs()}</script>\n<script>\nconst FACTS = {facts};\nconst FIGURES = {{{figures}}};\n{SCRIPT}</script>\n"
+        f"<script>{get_plotlyjs()}</script>\n<script>\nconst FACTS = {facts};\nconst LATENTS = {links};\n"
+        f"const FIGURES = {{{figures}}};\n{SCRIPT}</script>\n"
     )
 
 

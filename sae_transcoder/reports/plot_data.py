@@ -53,8 +53,8 @@ class Histogram:
 
 @dataclass(frozen=True)
 class PlottedCoder:
-    """One coder of one run. `facts`: labels and texts of its tooltip; `curve`: [2, n], tokens and training FVU; `aims_at_k`:
-    whether k sets the sparsity, else `l0_coefficient` does; `levels`, `thresholds`: as in eval.json."""
+    """One coder of one run, `coder` and `run` by name. `facts`: labels and texts of its tooltip; `curve`: [2, n], tokens and training FVU;
+    `aims_at_k`: whether k sets the sparsity, else `l0_coefficient` does; `levels`, `thresholds`: as in eval.json."""
 
     panel: str
     model_type: str
@@ -71,6 +71,8 @@ class PlottedCoder:
     l0_coefficient: float | None = None
     levels: Sequence[LevelMetrics] = ()
     thresholds: Mapping[str, float] = field(default_factory=dict)
+    run: str = ""
+    coder: str = ""
 
     @property
     def series(self) -> Series:
@@ -105,10 +107,9 @@ def plotted_coders(records: Sequence[Record], complain: Complain) -> list[Plotte
             histogram = density_histogram(densities[name]) if densities and name in densities else None
             kind = run_records.coder_kind(record.config) or ""
             of_kind = (kind, aims_at_k(record.config), record.config.get("l0_coefficient"))
-            found = (coder.levels, coder.thresholds) if coder else ()
-            plotted.append(
-                PlottedCoder(coder_panel, model_type, size, k, l0, fvu, score, facts, curve, histogram, *of_kind, *found)
-            )
+            found = (coder.levels, coder.thresholds) if coder else ((), {})
+            numbers = (size, k, l0, fvu, score, facts, curve, histogram)
+            plotted.append(PlottedCoder(coder_panel, model_type, *numbers, *of_kind, *found, run=record.name, coder=name))
     return plotted
 
 

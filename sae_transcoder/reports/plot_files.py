@@ -1,7 +1,8 @@
 """Writes all plots of runs into a folder: png and svg for a paper, and report.html."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from sae_transcoder.reports import page, static_plots
 from sae_transcoder.reports.data_files import write_file
@@ -11,10 +12,16 @@ from sae_transcoder.reports.plot_data import plotted_coders
 from sae_transcoder.run_store.run_records import Record
 
 
-def write_plots(records: Sequence[Record], out_dir: Path, warn: Callable[[str], None]) -> None:
+def write_plots(
+    records: Sequence[Record],
+    out_dir: Path,
+    warn: Callable[[str], None],
+    latents: Mapping[tuple[str, str], str] = MappingProxyType({}),
+) -> None:
     """Writes the plots, and prints which coders are not in them and where the files are.
 
-    warn is called with the faults of the runs' files. Raises ReportError where there is nothing to draw, or a file cannot be written.
+    warn is called with the faults of the runs' files. latents: {(run, coder): the address, seen from report.html, of its latents}.
+    Raises ReportError where there is nothing to draw, or a file cannot be written.
     """
     coders = plotted_coders(records, warn)
     if num_waiting := sum(record.evaluation is None for record in records):
@@ -28,4 +35,4 @@ def write_plots(records: Sequence[Record], out_dir: Path, warn: Callable[[str], 
         )
     for path in [write_file(out_dir / name, content) for name, content in static_plots.draw_files(coders)]:
         print(path)
-    print(write_file(out_dir / "report.html", page.report_page(records, coders).encode()))
+    print(write_file(out_dir / "report.html", page.report_page(records, coders, latents).encode()))

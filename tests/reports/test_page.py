@@ -109,6 +109,26 @@ def test_the_pointer_at_a_point_tells_its_run(opened: Opened, coders: tuple[Path
     opened.page.wait_for_selector("#tip", state="hidden")
 
 
+def test_a_click_at_a_coder_leads_to_its_latents(browser: "sync_api.Browser", tmp_path: Path) -> None:
+    grid(tmp_path / "runs", lines=3, model_type=["sae"], k=[16, 64])
+    records = run_records.read_all([tmp_path / "runs"], print)
+    plotted = plot_data.plotted_coders(records, print)
+    one, other = plotted
+    (tmp_path / "latents.html").write_text("<title>latents</title>")
+    address = "latents.html#/</script>/" + one.coder
+    (tmp_path / "report.html").write_text(page.report_page(records, plotted, {(one.run, one.coder): address}))
+    opened = Opened(browser, tmp_path / "report.html")
+    assert "click" not in opened.hover("pareto", other.l0, other.fvu)
+    opened.page.mouse.down()
+    opened.page.mouse.up()
+    assert opened.hover("pareto", one.l0, one.fvu)["click"] == "shows its latents"
+    opened.page.mouse.down()
+    opened.page.mouse.up()
+    opened.page.wait_for_url((tmp_path / "latents.html").as_uri() + "**")
+    assert opened.page.evaluate("decodeURIComponent(location.hash)") == "#/</script>/" + one.coder
+    assert opened.complaints == []
+
+
 def test_the_pointer_at_a_line_tells_its_run(opened: Opened, coders: tuple[Path, list[plot_data.PlottedCoder]]) -> None:
     coder = min((c for c in coders[1] if c.model_type == "transcoder"), key=lambda c: c.curve[1, -1])  # nothing lies near its end
     assert opened.hover("curves", *coder.curve[:, -3].tolist(), "2") == dict(coder.facts)
