@@ -249,8 +249,14 @@ class TestInABrowser:
             (coder_link(RUN, "layers.9"), f"{RUN}, layers.9: not in this page; choose a coder above"),
             ("#/%", "the address is cut off or misspelt"),
         ):
-            reader.open(link)
+            reader.open(coder_link(RUN, CODER))
+            reader.page.evaluate("link => { location.hash = link; }", link)
+            reader.page.wait_for_selector("#fault:not([hidden])")
             assert reader.page.get_by_role("alert").inner_text().startswith(said)
+            assert reader.page.locator(".row, article").count() == 0
+        reader.page.select_option("#chooser", index=0)
+        reader.wait_for_title(CODER)
+        assert reader.page.get_by_role("alert").count() == 0
         reader.open(f"{coder_link(RUN, CODER)}/6")
         assert "It fires on none of these tokens." in reader.page.locator("article").inner_text()
         reader.open(f"{coder_link(OTHER, 'layers.1.mlp')}/1")

@@ -22,7 +22,11 @@ async function showAddress() {
     const table = await tableOf(run, facts);
     if (own === turn) await (latent ? showLatent(table, latent, own) : showTable(table));
   } catch (error) {
-    if (own === turn) showFault(error);
+    if (own !== turn) return;
+    leaveView({});
+    document.getElementById("main").replaceChildren();
+    document.getElementById("chooser").selectedIndex = -1; // so that each coder is a change
+    showFault(error);
   }
 }
 
@@ -48,9 +52,13 @@ async function showLatent(table, text, own) {
   content.querySelector("h1").focus({preventScroll: true});
 }
 
-function replaceView(next, content, title) {
+function leaveView(next) {
   if (view.table && view.row === undefined) view.table.scroll = scrollY;
   view = next;
+}
+
+function replaceView(next, content, title) {
+  leaveView(next);
   document.getElementById("fault").hidden = true;
   document.getElementById("main").replaceChildren(content);
   document.title = `${title} · ${next.table.coder.run.title}`;

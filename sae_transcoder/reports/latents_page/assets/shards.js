@@ -4,7 +4,7 @@
 const ARRAYS = {
   u1: Uint8Array, u2: Uint16Array, u4: Uint32Array, i1: Int8Array, i2: Int16Array, i4: Int32Array, f4: Float32Array, f8: Float64Array,
 };
-const MOST_KEPT = 200; // shards; those used least recently are forgotten
+const MOST_KEPT = 40; // shards; those used least recently are forgotten
 
 const arrived = new Map(); // key: value, between register() and the end of its script
 const kept = new Map(); // key: promise of the value

@@ -56,7 +56,7 @@ class Table {
       waiting = setTimeout(() => this.startSearch(this.query.value), TYPED);
     });
     for (const input of [this.from, this.to, this.dead]) input.addEventListener("input", () => this.filter());
-    return element("form", {class: "controls"},
+    return element("div", {class: "controls", role: "search"},
       element("label", {}, "search ", this.query),
       element("span", {class: "densities"}, "density from ", this.from, " to ", this.to, " %"),
       element("label", {}, this.dead, ` show ${whole(dead)} that never fire`));
