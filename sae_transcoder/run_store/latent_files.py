@@ -49,7 +49,7 @@ LATENTS = pa.schema(
         "lowered_logits": pa.list_(pa.float32()),
         "read": pa.list_(pa.int32()),  # tokens whose embeddings give its encoder row the largest products; null as for raised
         "read_products": pa.list_(pa.float32()),
-        "other_seed": pa.string(),  # the seed whose latent is most like it, null where there is one seed
+        "other_seed": pa.string(),  # `seed7`, the one whose latent is most like it, null where there is one seed
         "other_latent": pa.int32(),
         "other_cosine": pa.float32(),  # the smaller one of the cosines of encoder and decoder rows
     }

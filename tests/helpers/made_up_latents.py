@@ -128,7 +128,7 @@ def latents_table(made: MadeUp, largest: np.ndarray, name: str, rng: np.random.G
         return lists(-np.sort(-rng.random((n, LISTED))), pa.float32(), made.writes)
 
     twin = next((other for other in made.coders if other != name and hookpoint_of(other) == hookpoint_of(name)), None)
-    seed = seed_of(twin).removeprefix("seed") if twin else None
+    seed = seed_of(twin) if twin else None
     level = np.where(np.arange(n) < n // 4, 0, 1) if made.matryoshka else [None] * n
     columns = [
         np.arange(n), count, density, largest, largest / 3, lists(histogram, pa.int64()), [None] * n, level,

@@ -201,7 +201,7 @@ class TestInABrowser:
         assert reader.page.evaluate("document.activeElement.textContent") == f"{latent:,}"
         reader.page.go_forward()
         reader.wait_for_title(f"latent {latent},")
-        reader.page.get_by_role("link", name="of seed 1").click()
+        reader.page.get_by_role("link", name="of seed1").click()
         reader.wait_for_title(f"latent {row['other_latent']}, {TWIN}")
 
     def test_keys(self, reader: Reader) -> None:

@@ -55,9 +55,9 @@ class Coder {
     return {first: part * this.sizes.latents, packed: await shard(`${this.facts.key}/latents/${part}`)};
   }
 
-  // The coder of another seed at the same hookpoint, as the index has it; null where it is not in this page.
+  // The coder of another seed, `seed7`, at the same hookpoint, as the index has it; null where it is not in this page.
   ofSeed(seed) {
-    return this.run.coders.find(facts => facts.hookpoint === this.facts.hookpoint && String(facts.seed) === seed) ?? null;
+    return this.run.coders.find(facts => facts.name === `${this.facts.hookpoint}/${seed}`) ?? null;
   }
 }
 

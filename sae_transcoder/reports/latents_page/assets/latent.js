@@ -85,8 +85,8 @@ function valueList(title, hint, keys, values, shown, format) {
 
 function otherSeed(coder, seed, one) {
   const latent = one("other_latent");
-  if (seed === null || latent < 0) return null;
-  const there = coder.ofSeed(seed), text = `latent ${whole(latent)} of seed ${seed}`;
+  if (!seed || latent < 0) return null;
+  const there = coder.ofSeed(seed), text = `latent ${whole(latent)} of ${seed}`;
   const match = there ? element("a", {href: `${coderLink(coder.run, there)}/${latent}`}, text) : text;
   return element("section", {}, element("h2", {title: "the smaller one of the cosines of encoder and decoder rows"}, "In another seed"),
     element("ul", {class: "values"}, element("li", {}, element("span", {}, match), element("span", {class: "value"}, number(one("other_cosine"))))));
