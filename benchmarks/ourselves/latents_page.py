@@ -1,8 +1,9 @@
 """How quick is the page of latents? Makes the files of a pass over 65,536 latents, writes their page, opens it in chromium.
 
-python benchmarks/ourselves/latents_page.py [latents]       takes 3 minutes and 1 GB of disk
+python benchmarks/ourselves/latents_page.py [latents] [strongest] [of each range] [tokens]      a minute, 1 GB of memory
 
-Made up: 8 strongest contexts and one of each of 10 ranges, 32 tokens each, of Python's own sources; 49,152 tokens in the vocabulary.
+Made up: of each of 65,536 latents 8 strongest contexts and one of each of 10 ranges, 32 tokens each, from Python's own sources; 49,152 tokens
+in the vocabulary. sae-latents keeps 20, 2, 49 by default: `8192 20 2 49` has shards of that size.
 The files have just been written: they come from memory, not from the disk. Times in the browser are medians of five.
 """
 
@@ -28,6 +29,7 @@ from helpers.programs import CHROMIUM
 from sae_transcoder.reports.latents_page.page import coder_link
 
 TITLE, CODER, TIMES, VOCABULARY = "made-up", "layers.2", 5, 49_152
+SIZES = [65_536, 8, 1, 32]  # latents, strongest contexts, contexts of each range, tokens of a context
 MODULES = [argparse, concurrent.futures, inspect, statistics, subprocess, tarfile, tempfile, typing]
 LATENT = """latent => new Promise(resolve => {
     const begin = performance.now();
@@ -38,11 +40,11 @@ LATENT = """latent => new Promise(resolve => {
 })"""  # milliseconds until the latent is painted
 
 
-def make(folder: Path, latents: int) -> None:
+def make(folder: Path, latents: int, top: int, each: int, length: int) -> None:
     """Writes the files of the pass."""
     corpus, vocabulary = python_text(MODULES)
     vocabulary += [f" word{i}" for i in range(VOCABULARY - len(vocabulary))]
-    write_latents(folder, MadeUp(corpus, vocabulary, latents, top=8, coders=[CODER]))
+    write_latents(folder, MadeUp(corpus, vocabulary, latents, top, each=each, length=length, coders=[CODER]))
 
 
 def written(folder: Path, out: Path) -> tuple[float, float]:
@@ -113,10 +115,11 @@ def measure(browser: Browser, url: str, latents: int) -> None:
 
 
 def main() -> None:
-    latents = int(sys.argv[1]) if len(sys.argv) > 1 else 65_536
+    given = list(map(int, sys.argv[1:]))
+    latents, *contexts = given + SIZES[len(given) :]
     with tempfile.TemporaryDirectory() as place:
         folder, out = Path(place) / "latents", Path(place) / "page"
-        make(folder, latents)
+        make(folder, latents, *contexts)
         took, memory = written(folder, out)
         files = [path for path in out.rglob("*") if path.is_file()]
         size = sum(path.stat().st_size for path in files) / 1e6

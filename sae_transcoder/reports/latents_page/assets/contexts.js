@@ -49,7 +49,7 @@ function contextLine(coder, row, data, i) {
     const text = coder.text(id), activation = activations[place], token = contextToken(text, activation / most);
     token.tabIndex = place === at ? 0 : -1;
     token.classList.toggle("peak", place === at);
-    told.set(token, [
+    told.set(token, () => [
       ["token", loneToken(text)], ["id", String(id)],
       ["activation", activation ? `${number(activation)} (${Math.round((100 * activation) / most)} % of the largest)` : "0"],
       ["position", whole(data.start[i] + place)],

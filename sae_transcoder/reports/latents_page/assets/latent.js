@@ -73,7 +73,8 @@ function latentLink(coder, latent) {
   const row = coder.rowOf(latent);
   if (row < 0) return whole(latent);
   const peak = coder.numbers.peak[row];
-  return element("a", {href: coder.linkTo(latent)}, whole(latent), ...(peak < 0 ? [] : [" ", loneToken(coder.text(peak))]));
+  const about = coder.fires(row) ? (peak < 0 ? null : loneToken(coder.text(peak))) : element("span", {class: "none"}, "never fires");
+  return element("a", {href: coder.linkTo(latent)}, `${whole(latent)} `, about);
 }
 
 // keys with their values, or null where there are none.

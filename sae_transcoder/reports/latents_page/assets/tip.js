@@ -1,13 +1,13 @@
 "use strict";
 // The tooltip of a context's token, under the pointer or at the keyboard's focus.
 
-const told = new WeakMap(); // token's element: rows of its tooltip, [label, text or node]
+const told = new WeakMap(); // token's element: function that gives the rows of its tooltip, [label, text or node]
 
 let tipped = null; // the token whose tooltip is shown
 
 function showTip(token) {
   const tip = document.getElementById("tip");
-  const rows = told.get(token).map(([label, value]) => element("tr", {}, element("th", {scope: "row"}, label), element("td", {}, value)));
+  const rows = told.get(token)().map(([label, value]) => element("tr", {}, element("th", {scope: "row"}, label), element("td", {}, value)));
   tip.replaceChildren(element("table", {}, ...rows));
   tip.hidden = false;
   tipped = token;
