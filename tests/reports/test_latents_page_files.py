@@ -23,7 +23,11 @@ def test_it_replaces_a_page_and_nothing_else(tmp_path: Path) -> None:
     (out / "stray").touch()
     write_page([("a", folder)], out)
     assert not (out / "stray").exists()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "page"]
+    link = tmp_path / "link"
+    link.symlink_to(out)
+    assert write_page([("a", folder)], link).is_file()
+    assert link.is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "link", "page"]
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.tex").touch()

@@ -41,7 +41,8 @@ def write_page(folders: Sequence[tuple[str, Path]], out: Path) -> Path:
         raise ReportError(f"{', '.join(twice)}: the title of several folders of latents; give each its own")
     if not replaceable(out):
         raise ReportError(f"{out}: not a page of latents, and it would be replaced; choose another place")
-    staged, old = out.with_name(f".{out.name}.new"), out.with_name(f".{out.name}.old")
+    place = out.resolve()  # of a link, what it leads to
+    staged, old = place.with_name(f".{place.name}.new"), place.with_name(f".{place.name}.old")
     try:
         for left in (staged, old):  # by a process that was killed
             shutil.rmtree(left, ignore_errors=True)
@@ -49,9 +50,9 @@ def write_page(folders: Sequence[tuple[str, Path]], out: Path) -> Path:
         with as_file(files(__package__) / "assets") as assets:
             shutil.copytree(assets, staged)
         write_data(passes, staged / "data")
-        if out.exists():
-            out.rename(old)
-        staged.rename(out)
+        if place.exists():
+            place.rename(old)
+        staged.rename(place)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise ReportError(f"{out}: cannot be written ({error.strerror}); choose another place") from error
