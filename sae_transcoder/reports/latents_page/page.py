@@ -72,7 +72,9 @@ def replaceable(out: Path) -> bool:
     """Whether nothing is lost when the folder is replaced: it is not there, is empty, or is such a page."""
     if not out.exists():
         return True
-    return out.is_dir() and ((out / "data" / "index.js").is_file() or not any(out.iterdir()))
+    index = out / "data" / "index.js"
+    is_page = index.is_file() and index.read_bytes().startswith(b'register("index"')
+    return is_page or (out.is_dir() and not any(out.iterdir()))
 
 
 def write_data(passes: Sequence[tuple[str, Path, LatentsPass]], data: Path) -> None:
