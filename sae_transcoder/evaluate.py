@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument(
         "--output", type=Path, help="folder for eval.json; by default PATH, with overrides one below save_dir/evals"
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     try:
         evaluate(arguments.path, arguments.overrides, arguments.output)
     except ConfigError as error:

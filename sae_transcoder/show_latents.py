@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sae_transcoder.config import ConfigError
+from sae_transcoder.config.paths import local_path
 from sae_transcoder.distributed import refuse
 from sae_transcoder.latents.request import LatentsRequest, latents_requests, split_arguments
 from sae_transcoder.process.broken_device import DeviceBroken
 from sae_transcoder.process.stop_signal import Stopped
+from sae_transcoder.reports.errors import ReportError
+from sae_transcoder.reports.latents_page.page import write_page
 from sae_transcoder.run_store import latent_files
 
 DESCRIPTION = """\
@@ -19,7 +22,9 @@ Describes each latent of trained coders: where it fires, with what, what it read
   sae-latents outputs/my_run tokens=1_000_000          over so many tokens of the text for training
   sae-latents outputs/my_run latents=0-99,512 top=50   some of the latents, more contexts of each
   sae-latents outputs/my_sweep                         all runs of a sweep, those on the same text in one pass
+  sae-latents outputs/my_run --page                    and a page that opens in a browser without a server or a network
 """
+PAGE = "page"  # the page's folder beside the tables
 
 
 def main() -> None:
@@ -29,11 +34,15 @@ def main() -> None:
                         help="a run, its best/, a snapshot, a folder of runs; tokens=N, latents=0-99, top=20, or FIELD=VALUE and "
                         "GROUP=CHOICE as for sae-eval")  # fmt: skip
     parser.add_argument("--output", type=Path, help="folder for the result, in place of latents/ of the run")
-    arguments = parser.parse_args()
+    parser.add_argument("--page", action="store_true", help="write the page of the latents, beside the result of a single run, else into "
+                        "latents/ of the folder of runs")  # fmt: skip
+    arguments = parser.parse_intermixed_args()
     try:
-        show_latents(arguments.arguments, arguments.output)
+        show_latents(arguments.arguments, arguments.output, page=arguments.page)
     except ConfigError as error:
         refuse(error.faults)
+    except ReportError as error:
+        refuse([str(error)])
     except DeviceBroken as error:
         refuse([f"{error}; start the command again, and the pass goes on, on a GPU that works"])
     except Stopped as stop:
@@ -41,15 +50,18 @@ def main() -> None:
         sys.exit(128 + stop.number)
 
 
-def show_latents(arguments: Sequence[str], output: Path | None = None) -> list[LatentsRequest]:
-    """Describes the latents of the runs that the arguments name, as far as that is not done. Returns what was asked for, by run.
+def show_latents(arguments: Sequence[str], output: Path | None = None, *, page: bool = False) -> list[LatentsRequest]:
+    """Describes the latents of the runs that the arguments name, as far as that is not done, and with `page` writes their page.
+    Returns what was asked for, by run.
 
-    Raises ConfigError where there are no coders, where they do not fit the model, and for settings that are wrong.
+    Raises ConfigError where there are no coders, where they do not fit the model, and for settings that are wrong; ReportError where the page
+    cannot be written.
     """
     paths, wanted, overrides = split_arguments(arguments)
     if not paths:
         raise ConfigError("no run: give the directory of a run, its best/, a snapshot, or a folder of runs")
     requests = latents_requests(paths, wanted, overrides, output)
+    page_folder = folder_of_page(paths, requests) if page else None
     missing = []
     for request in requests:
         done = latent_files.read_pass(request.folder)
@@ -64,7 +76,29 @@ def show_latents(arguments: Sequence[str], output: Path | None = None) -> list[L
             describe_latents(group)
             for request in group:
                 print(f"written: {request.folder}")
+    if page_folder is not None:
+        titles = titles_of(requests)
+        print(
+            f"page: {write_page([(title, request.folder) for title, request in zip(titles, requests, strict=True)], page_folder)}"
+        )
     return requests
+
+
+def folder_of_page(paths: Sequence[str], requests: Sequence[LatentsRequest]) -> Path:
+    """The folder of the page. Raises ConfigError for several runs that no path holds together."""
+    if len(requests) == 1:
+        return requests[0].folder / PAGE
+    if len(paths) > 1:
+        raise ConfigError(
+            f"--page: of {len(requests)} runs; give the folder that holds them, or use sae-report {' '.join(paths)} --out FOLDER"
+        )
+    return local_path(paths[0]) / latent_files.NAME
+
+
+def titles_of(requests: Sequence[LatentsRequest]) -> list[str]:
+    """What the page calls each run: the name of its directory, or where several have the same, its path."""
+    names = [Path(request.stored.path).resolve().name for request in requests]
+    return [name if names.count(name) == 1 else request.stored.path for name, request in zip(names, requests, strict=True)]
 
 
 if __name__ == "__main__":

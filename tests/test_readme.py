@@ -136,4 +136,6 @@ train.main()
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "2 done" in done.stdout
+    assets = ROOT / "sae_transcoder" / "reports" / "latents_page" / "assets"
+    assert {path.name for path in assets.iterdir()} == {path.name for path in (site / assets.relative_to(ROOT)).iterdir()}
     assert (site / "hydra_plugins" / "sae_transcoder_local" / "__init__.py").is_file()

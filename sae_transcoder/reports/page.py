@@ -1,11 +1,12 @@
 """report.html: the table of runs and interactive plots with a tooltip for each coder; one file that opens offline.
 
-The facts that tooltips show are in the page once, as FACTS.
+The facts that tooltips show are in the page once, as FACTS, and in the same order the addresses of the coders' latents, as LATENTS.
 """
 
 import html
 import json
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from plotly.offline import get_plotlyjs
@@ -15,7 +16,7 @@ from sae_transcoder.reports.interactive_plots import PLOTS
 from sae_transcoder.reports.matching import NOT_MATCHED, Matching
 from sae_transcoder.reports.plot_data import PlottedCoder
 from sae_transcoder.reports.seed_columns import IN_COMMON, OVER_SEEDS, PAIR_COLUMNS, group_columns, group_values, pair_values
-from sae_transcoder.reports.seed_groups import seed_groups
+from sae_transcoder.reports.seed_groups import CoderPlace, seed_groups
 from sae_transcoder.run_store import run_records
 from sae_transcoder.run_store.run_records import Record
 
@@ -54,12 +55,13 @@ th { position: sticky; top: 0; background: #fff; border-bottom: 1px solid #999; 
 
 SCRIPT = """
 const tip = document.getElementById("tip");
+const pointed = event => event.points.find(point => point.customdata !== undefined)?.customdata;
 function show(event) {
-  const point = event.points.find(p => p.customdata !== undefined);
-  if (!point) return;
+  const coder = pointed(event);
+  if (coder === undefined) return;
   tip.replaceChildren();
   const table = tip.appendChild(document.createElement("table"));
-  for (const fact of FACTS[point.customdata]) {
+  for (const fact of [...FACTS[coder], ...(LATENTS[coder] ? [["click", "shows its latents"]] : [])]) {
     const row = table.insertRow();
     for (const text of fact) row.insertCell().textContent = text;
   }
@@ -74,14 +76,23 @@ for (const [id, figure] of Object.entries(FIGURES)) {
     modeBarButtonsToRemove: ["select2d", "lasso2d"], toImageButtonOptions: {format: "svg", filename: id}};
   Plotly.newPlot(id, figure.data, figure.layout, options).then(plot => {
     plot.on("plotly_hover", show);
+    plot.on("plotly_click", event => { if (LATENTS[pointed(event)]) location.href = LATENTS[pointed(event)]; });
     plot.on("plotly_unhover", () => { tip.style.display = "none"; });
   });
 }
 """
 
 
-def report_page(records: Sequence[Record], coders: Sequence[PlottedCoder], matching: Matching = NOT_MATCHED) -> str:
-    """The page of the runs and their coders, among these the means over seeds, and of the latents that were matched."""
+def report_page(
+    records: Sequence[Record],
+    coders: Sequence[PlottedCoder],
+    matching: Matching = NOT_MATCHED,
+    latents: Mapping[CoderPlace, str] = MappingProxyType({}),
+) -> str:
+    """The page of the runs and their coders, among these the means over seeds, and of the latents that were matched.
+
+    latents: {coder: the address, seen from the page, to which a click on it leads}.
+    """
     numbered = list(enumerate(coders))
     drawn = {name: figure_and_note for name, draw in PLOTS.items() if (figure_and_note := draw(numbered))}
     sections = [
@@ -90,11 +101,13 @@ def report_page(records: Sequence[Record], coders: Sequence[PlottedCoder], match
     figures = ", ".join(f"{json.dumps(name)}: {inert(figure.to_json())}" for name, (figure, _) in drawn.items())
     states = ", ".join(f"{count} {state}" for state, count in count_states(records).items()) or "no runs"
     facts = inert(json.dumps([coder.facts for coder in coders], separators=(",", ":")))
+    links = inert(json.dumps([latents.get(coder.place) if coder.place else None for coder in coders], separators=(",", ":")))
     return (
         f"{HEAD}<h1>{len(records):,} runs, {sum(not coder.seeds for coder in coders):,} coders</h1>\n<p>{states}</p>\n"
         f'<div class="runs">{html_table(columns(records), list(map(run_records.values, records)))}</div>\n'
         f'{comparisons(records, matching)}{"".join(sections)}<div id="tip" role="tooltip"></div>\n'
-        f"<script>{get_plotlyjs()}</script>\n<script>\nconst FACTS = {facts};\nconst FIGURES = {{{figures}}};\n{SCRIPT}</script>\n"
+        f"<script>{get_plotlyjs()}</script>\n<script>\nconst FACTS = {facts};\nconst LATENTS = {links};\n"
+        f"const FIGURES = {{{figures}}};\n{SCRIPT}</script>\n"
     )
 
 

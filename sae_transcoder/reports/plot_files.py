@@ -6,18 +6,28 @@ from pathlib import Path
 from sae_transcoder.reports import page, static_plots
 from sae_transcoder.reports.data_files import write_file
 from sae_transcoder.reports.errors import ReportError
+from sae_transcoder.reports.latents_page.page import coder_link, write_page
 from sae_transcoder.reports.matching import Matching
 from sae_transcoder.reports.pareto import TRADEOFFS
 from sae_transcoder.reports.plot_data import plotted_coders
-from sae_transcoder.reports.seed_groups import seed_groups
+from sae_transcoder.reports.seed_groups import CoderPlace, seed_groups
 from sae_transcoder.reports.seed_means import means_over_seeds
+from sae_transcoder.run_store import latent_files
+from sae_transcoder.run_store.checked_files import DamagedFile
 from sae_transcoder.run_store.run_records import Record
 
 
-def write_plots(records: Sequence[Record], matching: Matching, out_dir: Path, warn: Callable[[str], None]) -> None:
+def write_plots(
+    records: Sequence[Record],
+    matching: Matching,
+    out_dir: Path,
+    warn: Callable[[str], None],
+) -> None:
     """Writes the plots, and prints which coders are not in them and where the files are. matching: the latents that were matched, for the page.
 
-    warn is called with the faults of the runs' files. Raises ReportError where there is nothing to draw, or a file cannot be written.
+    Where sae-latents has described latents of the runs, their page is written too, and a click on a coder of report.html leads there.
+    warn is called with the faults of the runs' files.
+    Raises ReportError where there is nothing to draw, or a file cannot be written.
     """
     coders = plotted_coders(records, warn)
     if num_waiting := sum(record.evaluation is None for record in records):
@@ -32,4 +42,28 @@ def write_plots(records: Sequence[Record], matching: Matching, out_dir: Path, wa
     shown = [*coders, *means_over_seeds(coders, seed_groups(records), matching)]
     for path in [write_file(out_dir / name, content) for name, content in static_plots.draw_files(shown)]:
         print(path)
-    print(write_file(out_dir / "report.html", page.report_page(records, shown, matching).encode()))
+    latents = write_latents(records, out_dir, warn)
+    print(write_file(out_dir / "report.html", page.report_page(records, shown, matching, latents).encode()))
+
+
+def write_latents(records: Sequence[Record], out_dir: Path, warn: Callable[[str], None]) -> dict[CoderPlace, str]:
+    """Writes the page of the runs' latents into latents/ of the folder: {coder: its address there, seen from the folder}; nothing where none
+    are described."""
+    passes = {}
+    for record in records:
+        folder = record.directory / latent_files.NAME / "coders"
+        try:
+            if (found := latent_files.read_pass(folder)) is not None:
+                passes[record.directory] = (record.name, folder, found)
+        except DamagedFile as fault:
+            warn(str(fault))
+    if not passes:
+        return {}
+    index = write_page([(name, folder) for name, folder, _ in passes.values()], out_dir / latent_files.NAME)
+    print(index)
+    address = index.relative_to(out_dir).as_posix()
+    return {
+        (directory, coder.name): address + coder_link(name, coder.name)
+        for directory, (name, _, found) in passes.items()
+        for coder in found.coders
+    }

@@ -3,14 +3,14 @@
 latents/coders/                     those of coders/; latents/best/ those of best/, latents/snapshots/step... those of a snapshot
   pass.json                         LatentsPass: which text was read, which coders, what the columns below count
   vocabulary.parquet                id, text: the model's tokens
-  <hookpoint>/latents.parquet       LATENTS, a row for each latent; of several seeds seed<N>/<hookpoint>/
-  <hookpoint>/contexts.parquet      CONTEXTS, a row for each place where a latent fires that is shown
+  <hookpoint>/latents.parquet       LATENTS, a row for each latent, in their order; of several seeds seed<N>/<hookpoint>/
+  <hookpoint>/contexts.parquet      CONTEXTS, a row for each place where a latent fires that is shown, in order of latents
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -49,7 +49,7 @@ LATENTS = pa.schema(
         "lowered_logits": pa.list_(pa.float32()),
         "read": pa.list_(pa.int32()),  # tokens whose embeddings give its encoder row the largest products; null as for raised
         "read_products": pa.list_(pa.float32()),
-        "other_seed": pa.string(),  # the seed whose latent is most like it, null where there is one seed
+        "other_seed": pa.string(),  # `seed7`, the one whose latent is most like it, null where there is one seed
         "other_latent": pa.int32(),
         "other_cosine": pa.float32(),  # the smaller one of the cosines of encoder and decoder rows
     }
@@ -203,6 +203,15 @@ def read_table(path: Path, latents: Sequence[int] | None = None) -> pa.Table:
     """A Parquet file, or its rows of some latents. Raises DamagedFile."""
     try:
         return parquet.read_table(path, filters=None if latents is None else [("latent", "in", list(latents))])
+    except (OSError, pa.ArrowInvalid) as error:
+        raise damaged(path, str(error).splitlines()[0], FIX) from error
+
+
+def read_batches(path: Path, rows: int) -> Iterator[pa.RecordBatch]:
+    """A Parquet file piece by piece, at most so many rows at once. Raises DamagedFile."""
+    try:
+        with parquet.ParquetFile(path, pre_buffer=False) as file:  # with it, all that was read stays in memory
+            yield from file.iter_batches(rows)
     except (OSError, pa.ArrowInvalid) as error:
         raise damaged(path, str(error).splitlines()[0], FIX) from error
 

@@ -1,27 +1,16 @@
 """report.html in a browser: it opens without a network, every panel is there, and the pointer tells what a point is."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from helpers.made_up_runs import config, grid, write_run
-from helpers.programs import CHROMIUM
 from sae_transcoder.reports import interactive_plots, page, plot_data
 from sae_transcoder.run_store import run_records
 from sae_transcoder.run_store.status import State
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
 pytestmark = pytest.mark.needs("chromium")
-
-QUIET = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 class Opened:
@@ -60,14 +49,6 @@ class Opened:
         self.page.wait_for_selector("#tip", state="hidden")
         self.page.mouse.move(*place)
         return self.facts()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator["sync_api.Browser"]:
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +107,26 @@ def test_the_pointer_at_a_point_tells_its_run(opened: Opened, coders: tuple[Path
             assert told["held-out FVU"] == f"{coder.fvu:.4f}"
     opened.page.mouse.move(2, 2)
     opened.page.wait_for_selector("#tip", state="hidden")
+
+
+def test_a_click_at_a_coder_leads_to_its_latents(browser: "sync_api.Browser", tmp_path: Path) -> None:
+    grid(tmp_path / "runs", lines=3, model_type=["sae"], k=[16, 64])
+    records = run_records.read_all([tmp_path / "runs"], print)
+    plotted = plot_data.plotted_coders(records, print)
+    one, other = plotted
+    (tmp_path / "latents.html").write_text("<title>latents</title>")
+    address = "latents.html#/</script>/" + one.place[1]
+    (tmp_path / "report.html").write_text(page.report_page(records, plotted, latents={one.place: address}))
+    opened = Opened(browser, tmp_path / "report.html")
+    assert "click" not in opened.hover("pareto", other.l0, other.fvu)
+    opened.page.mouse.down()
+    opened.page.mouse.up()
+    assert opened.hover("pareto", one.l0, one.fvu)["click"] == "shows its latents"
+    opened.page.mouse.down()
+    opened.page.mouse.up()
+    opened.page.wait_for_url((tmp_path / "latents.html").as_uri() + "**")
+    assert opened.page.evaluate("decodeURIComponent(location.hash)") == "#/</script>/" + one.place[1]
+    assert opened.complaints == []
 
 
 def test_the_pointer_at_a_line_tells_its_run(opened: Opened, coders: tuple[Path, list[plot_data.PlottedCoder]]) -> None:
