@@ -27,7 +27,7 @@ from sae_transcoder.launch.sweep import train_jobs
 from sae_transcoder.launch.sweep_from_overrides import combinations, load_sweep_config
 from sae_transcoder.launch.sweep_jobs import is_grid
 from sae_transcoder.preflight.plan import check_settings, make_plan
-from sae_transcoder.run_store import eval_file, latent_files, observed_status, run_files
+from sae_transcoder.run_store import eval_file, latent_files, latents_pass, observed_status, run_files
 from sae_transcoder.run_store.latent_files import DescribedLatents
 from sae_transcoder.run_store.observed_status import NextAction
 from sae_transcoder.training import engine
@@ -108,7 +108,7 @@ def load_latents(path: str | Path) -> dict[str, DescribedLatents]:
     """
     root = coders_dir(str(path))
     run_dir = run_dir_of(root)
-    folder = root if run_dir is None or root == run_dir else latent_files.folder_of(root, run_dir)
+    folder = root if run_dir is None or root == run_dir else latents_pass.folder_of(root, run_dir)
     return latent_files.described(folder, str(path))
 
 

@@ -12,8 +12,7 @@ from sae_transcoder.latents.request import LatentsRequest, latents_requests, spl
 from sae_transcoder.process.broken_device import DeviceBroken
 from sae_transcoder.process.stop_signal import Stopped
 from sae_transcoder.reports.errors import ReportError
-from sae_transcoder.reports.latents_page.page import write_page
-from sae_transcoder.run_store import latent_files
+from sae_transcoder.run_store import latents_pass
 
 DESCRIPTION = """\
 Describes each latent of trained coders: where it fires, with what, what it reads and writes. The result lies in latents/ of the run.
@@ -64,7 +63,7 @@ def show_latents(arguments: Sequence[str], output: Path | None = None, *, page: 
     page_folder = folder_of_page(paths, requests) if page else None
     missing = []
     for request in requests:
-        done = latent_files.read_pass(request.folder)
+        done = latents_pass.read_pass(request.folder)
         if done is not None and done.fingerprint == request.fingerprint():
             print(f"done: {request.folder}")
         else:
@@ -77,6 +76,8 @@ def show_latents(arguments: Sequence[str], output: Path | None = None, *, page: 
             for request in group:
                 print(f"written: {request.folder}")
     if page_folder is not None:
+        from sae_transcoder.reports.latents_page.page import write_page  # imports pyarrow
+
         titles = titles_of(requests)
         print(
             f"page: {write_page([(title, request.folder) for title, request in zip(titles, requests, strict=True)], page_folder)}"
@@ -92,7 +93,7 @@ def folder_of_page(paths: Sequence[str], requests: Sequence[LatentsRequest]) -> 
         raise ConfigError(
             f"--page: of {len(requests)} runs; give the folder that holds them, or use sae-report {' '.join(paths)} --out FOLDER"
         )
-    return local_path(paths[0]) / latent_files.NAME
+    return local_path(paths[0]) / latents_pass.FOLDER
 
 
 def titles_of(requests: Sequence[LatentsRequest]) -> list[str]:

@@ -10,7 +10,7 @@ import sae_transcoder
 
 # Packages all of whose modules are read by --help, completion, sae-report or a refusal before a model is needed.
 LIGHT = ["config", "run_store", "reports"]
-COMMANDS = ["train", "evaluate", "report", "export", "slurm_client", "metric_names", "distributed"]
+COMMANDS = ["train", "evaluate", "show_latents", "report", "export", "slurm_client", "metric_names", "distributed"]
 HEAVY = {"torch", "transformers", "sparsify", "datasets", "wandb", "trackio", "submitit"}
 
 

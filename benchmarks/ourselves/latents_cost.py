@@ -31,7 +31,7 @@ from sae_transcoder.latents import one_pass
 from sae_transcoder.latents.batch import read_batch
 from sae_transcoder.latents.request import LatentsRequest, latents_requests, split_arguments
 from sae_transcoder.process import device_settings
-from sae_transcoder.run_store import latent_files
+from sae_transcoder.run_store import latents_pass
 
 
 def bare(request: LatentsRequest) -> float:
@@ -87,7 +87,7 @@ def main() -> None:
             found: dict[str, list[dict[str, float]]] = {"bare": [], "pass": []}
             for number in range(asked.rounds):
                 for kind, own in found.items():
-                    shutil.rmtree(run / latent_files.NAME, ignore_errors=True)
+                    shutil.rmtree(run / latents_pass.FOLDER, ignore_errors=True)
                     command = [sys.executable, __file__, "--measure", kind, str(run), str(tokens)]
                     own.append(
                         json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])

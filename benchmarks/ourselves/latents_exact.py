@@ -22,8 +22,9 @@ from sae_transcoder.data import token_sets
 from sae_transcoder.evaluation.request import stored_coders
 from sae_transcoder.language_model import loading
 from sae_transcoder.latents.batch import priorities
-from sae_transcoder.run_store import latent_files
-from sae_transcoder.run_store.latent_files import TOP, LatentsPass
+from sae_transcoder.run_store import latent_files, latents_pass
+from sae_transcoder.run_store.latent_files import TOP
+from sae_transcoder.run_store.latents_pass import LatentsPass
 
 BINS, RANGES, OF_RANGE = 64, 10, 2
 
@@ -103,7 +104,7 @@ def drawn(acts: np.ndarray, maximum_at: int) -> dict[tuple[int, int], int]:
 
 def differences(folder: Path, path: str, count: int) -> list[str]:
     """What differs, of `count` latents of each coder, between the files in `folder` and a reading by brute force."""
-    about = latent_files.read_pass(folder)
+    about = latents_pass.read_pass(folder)
     assert about is not None
     stored = stored_coders(path, [])
     ids, documents = all_text(stored.cfg, about)
@@ -165,7 +166,7 @@ def main() -> None:
     parser.add_argument("run", help="the directory of a run with latents/")
     parser.add_argument("--latents", type=int, default=100, help="of each coder (100)")
     asked = parser.parse_args()
-    faults = differences(Path(asked.run) / latent_files.NAME / "coders", asked.run, asked.latents)
+    faults = differences(Path(asked.run) / latents_pass.FOLDER / "coders", asked.run, asked.latents)
     print("\n".join(faults) or f"{asked.latents} latents of each coder: contexts, activations and densities equal")
     sys.exit(bool(faults))
 

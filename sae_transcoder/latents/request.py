@@ -13,7 +13,7 @@ from sae_transcoder.config import Config, ConfigError, evaluation_settings, save
 from sae_transcoder.config.paths import local_path
 from sae_transcoder.evaluation.request import StoredCoders, stored_coders
 from sae_transcoder.preflight.run_directory import refuse_unwritable
-from sae_transcoder.run_store import latent_files, run_records
+from sae_transcoder.run_store import latents_pass, run_records
 
 OWN = ("tokens", "latents", "top")
 MOST_TOP = 100
@@ -51,7 +51,7 @@ class LatentsRequest:
             for name, folder in self.stored.coder_dirs.items()
         }
         wanted = [self.wanted.tokens, self.wanted.latents, self.wanted.top]
-        made_of: list[Any] = [latent_files.VERSION, evaluation_settings(self.cfg), wanted, files]
+        made_of: list[Any] = [latents_pass.VERSION, evaluation_settings(self.cfg), wanted, files]
         return hashlib.sha256(json.dumps(made_of, default=str).encode()).hexdigest()[:16]
 
 
@@ -141,6 +141,6 @@ def runs_in(path: str) -> list[str]:
 def folder_of(stored: StoredCoders) -> Path:
     """Where the latents of these coders are kept: in latents/ of their run, else below save_dir/latents."""
     if stored.run_dir is not None and stored.root != stored.run_dir:
-        return latent_files.folder_of(stored.root, stored.run_dir)
+        return latents_pass.folder_of(stored.root, stored.run_dir)
     key = hashlib.sha256(str(stored.root.absolute()).encode()).hexdigest()[:8]
-    return save_dir(stored.cfg) / latent_files.NAME / f"{stored.root.name}-{key}"
+    return save_dir(stored.cfg) / latents_pass.FOLDER / f"{stored.root.name}-{key}"

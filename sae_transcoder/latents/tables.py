@@ -23,8 +23,9 @@ from sae_transcoder.latents.coder_pass import CoderPass
 from sae_transcoder.latents.logs import AFTER, BEFORE, Together
 from sae_transcoder.latents.request import LatentsRequest
 from sae_transcoder.latents.samples import EMPTY
-from sae_transcoder.run_store import data_origin, latent_files
-from sae_transcoder.run_store.latent_files import CONTEXTS, LATENTS, TOP, CoderInPass, LatentsPass
+from sae_transcoder.run_store import data_origin, latent_files, latents_pass
+from sae_transcoder.run_store.latent_files import CONTEXTS, LATENTS, TOP
+from sae_transcoder.run_store.latents_pass import CoderInPass, LatentsPass
 
 RANGES, OF_RANGE = 10, 2  # equal ranges of a latent's activations, contexts shown of each
 TOKENS, LATENTS_SHOWN = 10, 10  # tokens raised, lowered or read; latents that fire together or are near
@@ -34,7 +35,7 @@ ROWS = 1024  # latents whose contexts are written at a time
 def write(model: PreTrainedModel, request: LatentsRequest, coders: Mapping[str, CoderPass], sequences: Sequences) -> None:
     """Writes all files of a request, pass.json last."""
     cfg, folder = request.cfg, request.folder
-    (folder / latent_files.PASS).unlink(missing_ok=True)  # of another pass, whose tables are replaced one by one
+    (folder / latents_pass.PASS).unlink(missing_ok=True)  # of another pass, whose tables are replaced one by one
     texts = token_texts(partial(loading.tokenizer, cfg), text_config(model).vocab_size)
     latent_files.write_table(folder / latent_files.VOCABULARY, latent_files.vocabulary_table(texts))
     together_tokens, about = {}, []
@@ -55,7 +56,7 @@ def write(model: PreTrainedModel, request: LatentsRequest, coders: Mapping[str, 
         about.append(about_coder(name, coder.coder, writes=places.after is not None))
     length = sequences.at(np.zeros(1, np.int64)).shape[1]
     origin = data_origin.read(request.stored.run_dir) if request.stored.run_dir else None
-    latents_pass = LatentsPass(
+    done = LatentsPass(
         model_name=cfg.model_name,
         dataset_name=str(cfg.dataset_name),
         text="held out" if request.wanted.tokens is None else "training",
@@ -73,7 +74,7 @@ def write(model: PreTrainedModel, request: LatentsRequest, coders: Mapping[str, 
         coders=about,
         fingerprint=request.fingerprint(),
     )
-    latent_files.write_pass(folder, latents_pass)
+    latents_pass.write_pass(folder, done)
 
 
 def about_coder(name: str, coder: TrainedCoder, *, writes: bool) -> CoderInPass:

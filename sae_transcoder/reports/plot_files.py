@@ -6,13 +6,12 @@ from pathlib import Path
 from sae_transcoder.reports import page, static_plots
 from sae_transcoder.reports.data_files import write_file
 from sae_transcoder.reports.errors import ReportError
-from sae_transcoder.reports.latents_page.page import coder_link, write_page
 from sae_transcoder.reports.matching import Matching
 from sae_transcoder.reports.pareto import TRADEOFFS
 from sae_transcoder.reports.plot_data import plotted_coders
 from sae_transcoder.reports.seed_groups import CoderPlace, seed_groups
 from sae_transcoder.reports.seed_means import means_over_seeds
-from sae_transcoder.run_store import latent_files
+from sae_transcoder.run_store import latents_pass
 from sae_transcoder.run_store.checked_files import DamagedFile
 from sae_transcoder.run_store.run_records import Record
 
@@ -51,15 +50,17 @@ def write_latents(records: Sequence[Record], out_dir: Path, warn: Callable[[str]
     are described."""
     passes = {}
     for record in records:
-        folder = record.directory / latent_files.NAME / "coders"
+        folder = record.directory / latents_pass.FOLDER / "coders"
         try:
-            if (found := latent_files.read_pass(folder)) is not None:
+            if (found := latents_pass.read_pass(folder)) is not None:
                 passes[record.directory] = (record.name, folder, found)
         except DamagedFile as fault:
             warn(str(fault))
     if not passes:
         return {}
-    index = write_page([(name, folder) for name, folder, _ in passes.values()], out_dir / latent_files.NAME)
+    from sae_transcoder.reports.latents_page.page import coder_link, write_page  # imports pyarrow
+
+    index = write_page([(name, folder) for name, folder, _ in passes.values()], out_dir / latents_pass.FOLDER)
     print(index)
     address = index.relative_to(out_dir).as_posix()
     return {

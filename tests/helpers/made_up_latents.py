@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from sae_transcoder.coder.names import coder_dir, hookpoint_of, seed_of
 from sae_transcoder.run_store import latent_files
-from sae_transcoder.run_store.latent_files import CONTEXTS, LATENTS, TOP, CoderInPass, LatentsPass
+from sae_transcoder.run_store.latent_files import CONTEXTS, LATENTS, TOP
+from sae_transcoder.run_store.latents_pass import CoderInPass, LatentsPass, write_pass
 
 EDGES = np.arange(-12, 8.5, 0.5)  # of the histograms
 SEQUENCE = 256  # tokens of a sequence
@@ -69,7 +70,7 @@ def write_latents(folder: Path, made: MadeUp, seed: int = 0) -> Path:
         "demo", "python", "held out", -(-len(made.corpus) // SEQUENCE), SEQUENCE, len(made.corpus), tokens, tokens, None, made.top, made.ranges,
         EDGES.tolist(), [], {}, described,
     )  # fmt: skip
-    latent_files.write_pass(folder, latents_pass)
+    write_pass(folder, latents_pass)
     return folder
 
 

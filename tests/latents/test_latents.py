@@ -18,7 +18,7 @@ from sae_transcoder.config import ConfigError, run_dir
 from sae_transcoder.language_model import forward
 from sae_transcoder.latents import one_pass, partial
 from sae_transcoder.process.stop_signal import Stopped
-from sae_transcoder.run_store import latent_files, run_files
+from sae_transcoder.run_store import latent_files, latents_pass, run_files
 from sae_transcoder.show_latents import show_latents
 from sae_transcoder.training import engine
 
@@ -54,7 +54,7 @@ def in_small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def folder_of(run: Path) -> Path:
-    return run / latent_files.NAME / "coders"
+    return run / latents_pass.FOLDER / "coders"
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -81,7 +81,7 @@ def test_text_for_training_and_some_of_the_latents_equal_brute_force(
 ) -> None:
     show_latents([str(runs / "topk"), *settings])
     assert differences(folder_of(runs / "topk"), str(runs / "topk"), 512) == []
-    about = latent_files.read_pass(folder_of(runs / "topk"))
+    about = latents_pass.read_pass(folder_of(runs / "topk"))
     table = latent_files.read_table(folder_of(runs / "topk") / "layers.1.mlp" / "latents.parquet")
     if settings[0] == "tokens=1900":
         assert (about.text, about.sequences) == ("training", 60)
@@ -111,7 +111,7 @@ def test_a_pass_that_is_stopped_goes_on_to_the_same_files(
         patch.setattr(one_pass, "read_batch", lambda s, start, stop, d: read(s, start, stop, d) if start < 8 else interrupt())
         with pytest.raises(Stopped):
             show_latents([str(run)])
-    assert not (folder_of(run) / latent_files.PASS).exists()
+    assert not (folder_of(run) / latents_pass.PASS).exists()
     forwards = []
     monkeypatch.setattr(one_pass, "capture", lambda *arguments: forwards.append(1) or capture(*arguments))
     show_latents([str(run)])
@@ -177,7 +177,7 @@ def test_the_same_command_again_does_nothing_and_other_settings_replace_it(runs:
     assert "done" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in folder_of(run).rglob("*.parquet")}
     show_latents([str(run), "top=3"])
-    assert latent_files.read_pass(folder_of(run)).top == 3
+    assert latents_pass.read_pass(folder_of(run)).top == 3
 
 
 def test_directions_equal_what_the_model_computes(runs: Path) -> None:

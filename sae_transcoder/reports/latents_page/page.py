@@ -18,7 +18,8 @@ from sae_transcoder.coder.names import coder_dir
 from sae_transcoder.reports.errors import ReportError
 from sae_transcoder.reports.latents_page.shards import LATENTS, ROWS, put, write_coder
 from sae_transcoder.run_store.checked_files import printable
-from sae_transcoder.run_store.latent_files import LatentsPass, read_pass, read_vocabulary
+from sae_transcoder.run_store.latent_files import read_vocabulary
+from sae_transcoder.run_store.latents_pass import LatentsPass, read_pass
 
 INDEX = "index.html"
 SHOWN = ("model_name", "dataset_name", "text", "sequences", "positions", "ranges", "histogram_edges")

@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 from sae_transcoder.reports.latents_page.packed import lists, numbers, pack, pack_column, pack_lists, script
 from sae_transcoder.reports.latents_page.streams import pieces
 from sae_transcoder.run_store.checked_files import damaged
-from sae_transcoder.run_store.latent_files import FIX, LATENTS_FILE, TOP
+from sae_transcoder.run_store.latent_files import LATENTS_FILE, TOP
+from sae_transcoder.run_store.latents_pass import FIX
 
 ROWS = 1024
 LATENTS = 128  # divides ROWS

@@ -8,7 +8,8 @@ import pyarrow as pa
 
 from sae_transcoder.reports.latents_page.packed import numbers
 from sae_transcoder.run_store.checked_files import damaged
-from sae_transcoder.run_store.latent_files import CONTEXTS, CONTEXTS_FILE, FIX, LATENTS, LATENTS_FILE, TOP, read_batches
+from sae_transcoder.run_store.latent_files import CONTEXTS, CONTEXTS_FILE, LATENTS, LATENTS_FILE, TOP, read_batches
+from sae_transcoder.run_store.latents_pass import FIX
 
 BATCH = 4096  # rows read at once
 
