@@ -6,7 +6,7 @@ import yaml
 from safetensors.torch import save_file
 
 from sae_transcoder.coder.names import seed_of
-from sae_transcoder.config import FIELDS, Config, ConfigError, Site
+from sae_transcoder.config import ConfigError, Site
 from sae_transcoder.config.paths import expanded
 from sae_transcoder.exports.source import Source
 from sae_transcoder.exports.targets import WriteFiles
@@ -68,8 +68,7 @@ def coders_by_layer(source: Source) -> dict[int, str]:
 
     Raises ConfigError where a layer has no coder, and for coders on other modules than MLPs.
     """
-    cfg = Config(**{name: source.settings[name] for name in FIELDS})
-    stack, modules = layers.layer_stack(loading.outline(cfg))
+    stack, modules = layers.layer_stack(loading.outline(source.config))
     by_layer: dict[int, str] = {}
     misplaced = []
     for name in source.coders:

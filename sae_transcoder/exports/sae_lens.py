@@ -1,6 +1,7 @@
 """Exports coders for SAELens: `sae_lens.SAE.load_from_disk(FOLDER)`, one folder per coder (tried with 6.54.12)."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,13 @@ from torch import Tensor
 
 from sae_transcoder.coder.names import coder_dir, hookpoint_of
 from sae_transcoder.config import ConfigError
+from sae_transcoder.config.paths import expanded
 from sae_transcoder.exports.source import Source, StoredCoder
 from sae_transcoder.exports.targets import WriteFiles
+from sae_transcoder.exports.transformer_lens_names import MODEL_NAMES, Hooks, hooks
+from sae_transcoder.language_model import layers, loading
+
+log = logging.getLogger(__name__)
 
 
 def writer(source: Source) -> WriteFiles:
@@ -31,15 +37,57 @@ def writer(source: Source) -> WriteFiles:
     if faults:
         raise ConfigError(*faults)
 
+    hooks_of, prepend_bos = find_hooks(source), begins_with_bos(source)
+
     def write_files(out_dir: Path) -> None:
         for name, coder in source.coders.items():
             own_dir = out_dir / coder_dir(name)
             own_dir.mkdir(parents=True)
             tensors = {key: value.contiguous() for key, value in sae_lens_tensors(coder).items()}
             save_file(tensors, own_dir / "sae_weights.safetensors")
-            (own_dir / "cfg.json").write_text(json.dumps(sae_lens_config(source, name, coder), indent=2) + "\n")
+            config = sae_lens_config(source, name, coder, hooks_of.get(name), prepend_bos=prepend_bos)
+            (own_dir / "cfg.json").write_text(json.dumps(config, indent=2) + "\n")
 
     return write_files
+
+
+def find_hooks(source: Source) -> dict[str, Hooks]:
+    """{coder: TransformerLens's names of where it reads and writes}. Says which coders have none there, and why."""
+    try:
+        model = loading.outline(source.config)
+        stack, _ = layers.layer_stack(model)
+    except ConfigError as error:
+        log.warning("metadata.hook_name is left out: %s", "; ".join(error.faults))
+        return {}
+    family, found = model.config.model_type, {}
+    for name, coder in source.coders.items():
+        if place := hooks(family, stack, hookpoint_of(name), transcoder=coder.cfg["transcode"]):
+            found[name] = place
+    if missing := [name for name in source.coders if name not in found]:
+        kind = "the input or output of such modules" if source.settings["model_type"] == "transcoder" else "such modules"
+        log.warning(
+            "%s: metadata.hook_name is left out: TransformerLens has no name for %s in %s", ", ".join(missing), kind, family
+        )
+    return found
+
+
+def begins_with_bos(source: Source) -> bool:
+    """Whether SAELens's prepend_bos makes the sequences that were trained on: one begin token, the tokenizer's, before each. Says it where
+    they begin otherwise."""
+    if not source.begin:
+        return False
+    try:
+        bos = loading.tokenizer(source.config).bos_token_id
+    except ConfigError as error:
+        log.warning("metadata.prepend_bos is false: the begin token is not known: %s", "; ".join(error.faults))
+        return False
+    if source.begin != [bos]:
+        ids = ", ".join(map(str, source.begin))
+        log.warning(
+            "metadata.prepend_bos is false: each sequence began with %s, and SAELens puts the begin token %s alone", ids, bos
+        )
+        return False
+    return True
 
 
 def architecture(coder: StoredCoder) -> str:
@@ -70,20 +118,25 @@ def sae_lens_tensors(coder: StoredCoder) -> dict[str, Tensor]:
     return tensors
 
 
-def sae_lens_config(source: Source, name: str, coder: StoredCoder) -> dict[str, Any]:
-    """One coder's config in SAELens's format."""
+def sae_lens_config(source: Source, name: str, coder: StoredCoder, place: Hooks | None, *, prepend_bos: bool) -> dict[str, Any]:
+    """One coder's config in SAELens's format. place: TransformerLens's names for where it reads and writes, None where it has none."""
     settings, kind = source.settings, architecture(coder)
     num_latents, width = coder.weights["W_dec"].shape
     metadata = {
-        "model_name": settings["model_name"],
+        # HookedTransformer loads it, and expands nothing.
+        "model_name": MODEL_NAMES.get(settings["model_name"], expanded(settings["model_name"], "model_name")),
         "dataset_path": settings["dataset_name"],
         "context_size": settings["max_seq_length"],
-        "prepend_bos": bool(source.begin),
+        "prepend_bos": prepend_bos,
         "sae_transcoder_begin": source.begin,
         "sae_transcoder_train_on": settings["train_on"],
         "sae_transcoder_model_type": settings["model_type"],
         "sae_transcoder_module": hookpoint_of(name),
     }
+    if place is not None:
+        metadata["hook_name"] = place.input
+        if coder.cfg["transcode"]:
+            metadata["hook_name_out"] = place.output
     if coder.threshold is not None:
         metadata |= {"sae_transcoder_activation": coder.activation, "sae_transcoder_k": coder.cfg["k"]}
     if coder.matryoshka_widths is not None:
@@ -99,6 +152,5 @@ def sae_lens_config(source: Source, name: str, coder: StoredCoder) -> dict[str, 
         "reshape_activations": "none",
         "dtype": "float32",
         "device": "cpu",
-        # No hook_name: SAELens would read the module's output there; a transcoder's input is another.
         "metadata": metadata,
     }

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sae_transcoder.coder.stored_coders import THRESHOLDS, WEIGHTS, coder_faults, coder_settings, find_coders, run_dir_of
-from sae_transcoder.config import FIELDS, ConfigError
+from sae_transcoder.config import FIELDS, Config, ConfigError
 from sae_transcoder.config.paths import local_path
 from sae_transcoder.run_store import data_origin, eval_file, run_files, status
 from sae_transcoder.run_store.data_origin import DataOrigin
@@ -52,6 +52,11 @@ class Source:
     def begin(self) -> list[int]:
         """The ids at the start of every sequence that the coders were trained on."""
         return list(self.origin.begin) if self.origin else []
+
+    @property
+    def config(self) -> Config:
+        """The run's settings as they were typed when it began."""
+        return Config(**{name: self.settings[name] for name in FIELDS})
 
 
 def read_source(path: str) -> Source:

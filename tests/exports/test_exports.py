@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,11 @@ from helpers.sweeps import SHORT
 from sae_transcoder.api import TrainedRun, load_config, train
 from sae_transcoder.config import ConfigError
 from sae_transcoder.export import parse_settings
+from sae_transcoder.exports.sae_lens import begins_with_bos
+from sae_transcoder.exports.source import read_source
 from sae_transcoder.exports.write import export
 from sae_transcoder.run_store import status
+from sae_transcoder.run_store.data_origin import DataOrigin
 from sae_transcoder.run_store.status import State
 
 
@@ -55,6 +59,47 @@ def test_saelens_files_hold_the_same_function(
     x = torch.randn(50, 256)
     theirs = forward_of(load_file(out / coder / "sae_weights.safetensors"), x, 4, shifted=shifted)
     torch.testing.assert_close(theirs, trained[name].saes[coder](x).sae_out, atol=1e-5, rtol=1e-5)
+
+
+def test_saelens_is_told_where_in_transformerlens_a_coder_reads_and_writes(trained: dict[str, TrainedRun], tmp_path: Path) -> None:
+    hooks = {}
+    for name in ("sae", "transcoder"):
+        out = export(str(trained[name].directory), "sae_lens", tmp_path / name)
+        for path in out.glob("*/cfg.json"):
+            metadata = json.loads(path.read_text())["metadata"]
+            assert metadata["context_size"] == 32
+            hooks[path.parent.name] = metadata["hook_name"], metadata.get("hook_name_out")
+    assert hooks == {
+        "layers.1": ("blocks.1.hook_resid_post", None),
+        "layers.2": ("blocks.2.hook_resid_post", None),
+        "layers.2.mlp": ("blocks.2.mlp.hook_in", "blocks.2.hook_mlp_out"),
+    }
+
+
+def test_saelens_gets_no_hook_where_there_is_none_and_the_command_says_so(trained: dict[str, TrainedRun], tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "sae_transcoder.export",
+        trained["attention"].directory,
+        "to=sae_lens",
+        f"out={tmp_path / 'out'}",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    metadata = json.loads((tmp_path / "out" / "layers.0.self_attn" / "cfg.json").read_text())["metadata"]
+    assert "hook_name" not in metadata
+    assert "layers.5.self_attn: metadata.hook_name is left out: TransformerLens has no name" in done.stderr
+
+
+def test_saelens_is_told_of_one_begin_token_and_the_command_of_others(
+    trained: dict[str, TrainedRun], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = read_source(str(trained["transcoder"].directory))
+    assert source.begin == [4095]
+    assert begins_with_bos(source)
+    assert not caplog.records
+    assert not begins_with_bos(replace(source, origin=DataOrigin(begin=(4095, 17))))
+    assert "each sequence began with 4095, 17" in caplog.text
 
 
 def test_a_transcoder_set_has_a_file_for_every_layer(trained: dict[str, TrainedRun], tmp_path: Path) -> None:

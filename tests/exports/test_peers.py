@@ -1,9 +1,6 @@
 """Exported coders in the programs that they are exported to, in environments that benchmarks/peers/environments.py makes (pytest -m peers)."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from helpers import ROOT
+from helpers.peers import run_in
 from helpers.random_runs import LATENTS, D, write_random_run
 from helpers.sweeps import SHORT
 from sae_transcoder.api import TrainedRun, load_config, train
@@ -21,19 +19,6 @@ from sae_transcoder.language_model import forward, loading
 pytestmark = pytest.mark.peers
 
 TOKENS = [4095, *range(100, 131)]  # the token that begins a sequence, and others
-
-
-def run_in(peer: str, *command: str | Path) -> subprocess.CompletedProcess[str]:
-    """Runs Python in a peer's environment, without a network; says how to make the environment where there is none."""
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    from peers import environments
-
-    try:
-        python = environments.python(peer)
-    except SystemExit as missing:
-        pytest.fail(str(missing))
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    return subprocess.run([python, *command], capture_output=True, text=True, env=environment)
 
 
 def trained(folder: Path, *settings: str) -> TrainedRun:
