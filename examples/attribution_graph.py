@@ -3,15 +3,20 @@
 circuit-tracer (https://github.com/safety-research/circuit-tracer) does the attribution, in an environment of its own:
 
     sae-train experiment=demo_circuit run_name=circuit
-    sae-export outputs/circuit to=circuit_tracer out=outputs/circuit_set
+    sae-latents outputs/circuit
+    sae-export outputs/circuit to=circuit_tracer features=true out=outputs/circuit_set
     python benchmarks/peers/environments.py circuit_tracer && source ~/.cache/sae_transcoder_benchmarks/circuit_tracer/bin/activate
     python examples/attribution_graph.py outputs/circuit_set "import os, sys" --out outputs/graph
 
-It writes FOLDER/graph.png, and FOLDER/graph.json with its index for circuit-tracer's own page (`circuit-tracer start-server`).
+It writes FOLDER/graph.png, and for circuit-tracer's own page FOLDER/graph.json, its index and the contexts of each latent in the graph
+(without features=true and sae-latents: none):
+
+    circuit-tracer start-server --graph_file_dir outputs/graph --port 8032
 """
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 import matplotlib
@@ -44,7 +49,7 @@ def load_set(folder: Path) -> TranscoderSet:
     files = {int(path.stem.removeprefix("layer_")): str(path) for path in folder.glob("layer_*.safetensors")}
     hooks = (config["feature_input_hook"], config["feature_output_hook"])
     transcoders = load_transcoder_set(
-        files, str(folder), *hooks, device=torch.device("cpu"), lazy_encoder=False, lazy_decoder=False
+        files, config.get("scan", str(folder)), *hooks, device=torch.device("cpu"), lazy_encoder=False, lazy_decoder=False
     )
     if config["activation"] == "topk":
         for transcoder in transcoders:
@@ -110,10 +115,26 @@ def draw(graph: dict, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def write(graph: Graph, out: Path, nodes: float, edges: float) -> None:
-    """Writes graph.json for circuit-tracer's page, and graph.png. nodes, edges: the shares of the influence that those drawn carry."""
+def copy_features(graph: dict, transcoders: Path, out: Path) -> int:
+    """Copies what the page shows of the latents of circuit-tracer's JSON to where it looks for it. Returns how many have something."""
+    numbers = {node["feature"] for node in graph["nodes"] if node["feature_type"] == "cross layer transcoder"}
+    folder = Path("features") / graph["metadata"]["scan"].rpartition("/")[2]
+    files = [folder / f"{number}.json" for number in numbers if (transcoders / folder / f"{number}.json").is_file()]
+    for file in files:
+        (out / folder).mkdir(parents=True, exist_ok=True)
+        shutil.copy(transcoders / file, out / file)
+    return len(files)
+
+
+def write(graph: Graph, transcoders: Path, out: Path, nodes: float, edges: float) -> int:
+    """Writes graph.json for circuit-tracer's page, and graph.png. nodes, edges: the shares of the influence that those drawn carry.
+
+    Returns how many of the latents drawn have contexts.
+    """
     create_graph_files(graph, "graph", out, node_threshold=nodes, edge_threshold=edges)
-    draw(json.loads((out / "graph.json").read_text()), out / "graph.png")
+    drawn = json.loads((out / "graph.json").read_text())
+    draw(drawn, out / "graph.png")
+    return copy_features(drawn, transcoders, out)
 
 
 def main() -> None:
@@ -131,9 +152,9 @@ def main() -> None:
         )
     graph = attribute(arguments.prompt, load_model(arguments.transcoders, arguments.model))
     replacement, completeness = compute_graph_scores(graph)
-    write(graph, arguments.out, arguments.nodes, arguments.edges)
+    shown = write(graph, arguments.transcoders, arguments.out, arguments.nodes, arguments.edges)
     print(f"{len(graph.selected_features):,} latents; replacement score {replacement:.3f}, completeness score {completeness:.3f}")
-    print(f"written: {arguments.out / 'graph.png'}, {arguments.out / 'graph.json'}")
+    print(f"written: {arguments.out / 'graph.png'}, {arguments.out / 'graph.json'}, contexts of {shown} latents")
 
 
 if __name__ == "__main__":

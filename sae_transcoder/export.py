@@ -15,11 +15,20 @@ Writes trained coders for other programs; sparsify's own format is what a run's 
   sae-export outputs/my_run to=sae_lens out=exported          one folder per coder, for sae_lens.SAE.load_from_disk
   sae-export outputs/my_run to=hub out=card                   sparsify's files, the settings, the metrics and a model card
   sae-export outputs/my_run to=hub push=me/my-saes            the same, uploaded to the Hugging Face Hub
-  sae-export outputs/my_run to=circuit_tracer out=transcoders  a transcoder set: one for every layer
+  sae-export outputs/my_run to=circuit_tracer out=transcoders  a transcoder set: one for every layer; with features=true
+                                                              what circuit-tracer's page shows of each latent (sae-latents first)
 
 Coders trained with batchtopk or jumprelu are JumpReLUs there, with or without a skip connection; those trained with topk are top-k, in SAELens
 without a skip connection; groupmax goes to the hub only.
 """
+
+
+OWN_SETTINGS = "".join(
+    f"; with to={name} {', '.join(f'{setting}={value}' for setting, value in target.settings.items())}"
+    for name, target in TARGETS.items()
+    if target.settings
+)
+KNOWN = ("to", "out", "push", *(name for target in TARGETS.values() for name in target.settings))
 
 
 def parse_settings(arguments: Sequence[str]) -> dict[str, str]:
@@ -27,8 +36,8 @@ def parse_settings(arguments: Sequence[str]) -> dict[str, str]:
     settings: dict[str, str] = {}
     for argument in arguments:
         name, sign, value = argument.partition("=")
-        if name not in ("to", "out", "push") or not sign or not value:
-            raise ConfigError(f"{argument}: not known; write to=TARGET, out=FOLDER or push=USER/NAME")
+        if name not in KNOWN or not sign or not value:
+            raise ConfigError(f"{argument}: not known; write to=TARGET, out=FOLDER, push=USER/NAME{OWN_SETTINGS}")
         if name in settings:
             raise ConfigError(f"{name}={settings[name]} {argument}: {name} stands there twice; leave one out")
         settings[name] = value
@@ -39,7 +48,9 @@ def main() -> None:
     """Runs the command. Exit code 1 with a message where something cannot be exported."""
     parser = argparse.ArgumentParser("sae-export", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", help="a run's directory, its best/ or one of its snapshots/")
-    parser.add_argument("settings", nargs="+", help=f"to={', '.join(TARGETS)}; out=FOLDER; with to=hub push=USER/NAME")
+    parser.add_argument(
+        "settings", nargs="+", help=f"to={', '.join(TARGETS)}; out=FOLDER; with to=hub push=USER/NAME{OWN_SETTINGS}"
+    )
     arguments = parser.parse_args()
     try:
         settings = parse_settings(arguments.settings)
@@ -52,7 +63,8 @@ def main() -> None:
             raise ConfigError("out is missing: add out=FOLDER")
         from sae_transcoder.exports.write import export  # imports torch
 
-        print(f"written: {export(arguments.path, settings['to'], settings['out'])}")
+        path, target, out = arguments.path, settings.pop("to"), settings.pop("out")
+        print(f"written: {export(path, target, out, **settings)}")
     except ConfigError as error:
         refuse(error.faults)
 
@@ -66,8 +78,9 @@ def push(path: str, settings: dict[str, str]) -> None:
     from sae_transcoder.exports import hub
     from sae_transcoder.exports.write import export
 
+    own = {name: value for name, value in settings.items() if name not in ("to", "push")}
     with tempfile.TemporaryDirectory() as temporary:
-        out_dir = export(path, "hub", Path(temporary) / "card")
+        out_dir = export(path, "hub", Path(temporary) / "card", **own)
         print(f"pushed: {hub.upload(out_dir, settings['push'])}")
 
 

@@ -6,19 +6,26 @@ import yaml
 from safetensors.torch import save_file
 
 from sae_transcoder.coder.names import seed_of
+from sae_transcoder.coder.stored_coders import run_dir_of
 from sae_transcoder.config import ConfigError, Site
 from sae_transcoder.config.paths import expanded
+from sae_transcoder.exports.circuit_tracer_features import scan, scan_name, write_features
 from sae_transcoder.exports.source import Source
+from sae_transcoder.exports.stored_latents import read_latents
 from sae_transcoder.exports.targets import WriteFiles
 from sae_transcoder.language_model import hookpoints, layers, loading
 
 
-def writer(source: Source) -> WriteFiles:
+def writer(source: Source, features: str = "false") -> WriteFiles:
     """Returns the function that writes layer_<i>.safetensors for every layer of the language model, and config.yaml.
 
     A transcoder with thresholds is written as a JumpReLU, which 0.5.0 reads from the file by itself (load_relu_transcoder).
-    Raises ConfigError for SAEs, several seeds, groupmax, transcoders on other modules than MLPs, and layers without a transcoder.
+    features="true": also what circuit-tracer's page shows of each latent, from latents/ of the run.
+    Raises ConfigError for SAEs, several seeds, groupmax, transcoders on other modules than MLPs, layers without a transcoder, and for features
+    without latents/.
     """
+    if features not in ("true", "false"):
+        raise ConfigError(f"features={features}: neither true nor false; write features=true")
     if any(seed_of(name) for name in source.coders):
         raise ConfigError(f"{source.path}: several seeds; a set has one transcoder for each layer: train with one init_seed")
     faults = []
@@ -31,6 +38,8 @@ def writer(source: Source) -> WriteFiles:
     if faults:
         raise ConfigError(*faults)
     by_layer = coders_by_layer(source)
+    latents = read_latents(source) if features == "true" else None
+    shown = scan_name(run_dir_of(source.path) or source.path)
 
     def write_files(out_dir: Path) -> None:
         for layer, name in by_layer.items():
@@ -52,6 +61,7 @@ def writer(source: Source) -> WriteFiles:
             "model_name": expanded(source.settings["model_name"], "model_name"),  # circuit-tracer loads it, and expands nothing
             "revision": source.settings["revision"],
             "model_kind": "transcoder_set",
+            **({"scan": scan(shown)} if latents else {}),
             "feature_input_hook": "mlp.hook_in",
             "feature_output_hook": "mlp.hook_out",
             # Read by versions after 0.5.0, which itself takes what has no thresholds for ReLU: set each transcoder's activation_function.
@@ -59,6 +69,8 @@ def writer(source: Source) -> WriteFiles:
             "sae_transcoder_begin": source.begin,  # ids at the start of each sequence that was trained on; read by no version
         }
         (out_dir / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+        if latents:
+            write_features(out_dir / "features" / shown, by_layer, latents)
 
     return write_files
 

@@ -1,7 +1,9 @@
 """The programs that coders can be exported for. To add one: a module like the others here, and a line in TARGETS."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,19 +16,35 @@ if TYPE_CHECKING:
 WriteFiles = Callable[[Path], None]
 """Writes all files of an export into an empty folder."""
 
+
+@dataclass(frozen=True)
+class Target:
+    """A program. `module`: imported once it is asked for; its `writer(source, **settings)` raises ConfigError for coders that the target cannot
+    express, else returns what writes the files; `settings`: {name of one of its own: how its value is written}."""
+
+    module: str
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
 TARGETS = {
-    "sae_lens": "sae_transcoder.exports.sae_lens",
-    "hub": "sae_transcoder.exports.hub",
-    "circuit_tracer": "sae_transcoder.exports.circuit_tracer",
+    "sae_lens": Target("sae_transcoder.exports.sae_lens"),
+    "hub": Target("sae_transcoder.exports.hub"),
+    "circuit_tracer": Target("sae_transcoder.exports.circuit_tracer", {"features": "true"}),
 }
-"""{what `to` takes: the module, imported once it is asked for}. Its `writer(source)` raises ConfigError for coders that the target cannot
-express, else returns what writes the files."""
+"""{what `to` takes: the program}."""
 
 
-def find_writer(target: str) -> Callable[["Source"], WriteFiles]:
-    """The function `writer` of a target's module. Raises ConfigError for an unknown target."""
+def find_writer(target: str, settings: Mapping[str, str]) -> Callable[["Source"], WriteFiles]:
+    """The function `writer` of a target's module, with these settings. Raises ConfigError for an unknown target, and settings of others."""
     if target not in TARGETS:
         near = get_close_matches(target, TARGETS, n=1)
         hint = f"did you mean to={near[0]}?" if near else f"choose one of {', '.join(TARGETS)}"
         raise ConfigError(f"to={target}: there is no such target; {hint}")
-    return import_module(TARGETS[target]).writer
+    faults = []
+    for name, value in settings.items():
+        if name not in TARGETS[target].settings:
+            takers = ", ".join(f"to={other}" for other, one in TARGETS.items() if name in one.settings)
+            faults.append(f"{name}={value} with to={target}: read with {takers} only; leave {name} out")
+    if faults:
+        raise ConfigError(*faults)
+    return partial(import_module(TARGETS[target].module).writer, **settings)

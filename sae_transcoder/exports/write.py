@@ -9,12 +9,12 @@ from sae_transcoder.exports.source import read_source
 from sae_transcoder.exports.targets import find_writer
 
 
-def export(path: str, target: str, out: str | Path) -> Path:
-    """Writes the coders in `path` into the new folder `out`, and returns its path.
+def export(path: str, target: str, out: str | Path, **settings: str) -> Path:
+    """Writes the coders in `path` into the new folder `out`, and returns its path. settings: the target's own, as the command takes them.
 
     Raises ConfigError for an unknown target, a folder that exists, and coders that the target cannot express.
     """
-    writer = find_writer(target)
+    writer = find_writer(target, settings)
     out_dir = local_path(out, "out")
     if out_dir.exists():
         raise ConfigError(f"out={out}: exists; choose another folder, or remove it")

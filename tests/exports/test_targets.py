@@ -10,7 +10,7 @@ from sae_transcoder.exports.targets import TARGETS, find_writer
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_each_target_has_a_writer(target: str) -> None:
-    assert callable(find_writer(target))
+    assert callable(find_writer(target, {}))
 
 
 def test_help_names_every_target_and_imports_no_torch() -> None:
