@@ -17,6 +17,7 @@ Writes trained coders for other programs; sparsify's own format is what a run's 
   sae-export outputs/my_run to=hub push=me/my-saes            the same, uploaded to the Hugging Face Hub
   sae-export outputs/my_run to=circuit_tracer out=transcoders  a transcoder set: one for every layer; with features=true
                                                               what circuit-tracer's page shows of each latent (sae-latents first)
+  sae-export outputs/my_run to=neuronpedia out=neuronpedia    what Neuronpedia's bulk import reads of each latent (sae-latents first)
 
 Coders trained with batchtopk or jumprelu are JumpReLUs there, with or without a skip connection; those trained with topk are top-k, in SAELens
 without a skip connection; groupmax goes to the hub only.

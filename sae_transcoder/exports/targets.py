@@ -30,12 +30,20 @@ TARGETS = {
     "sae_lens": Target("sae_transcoder.exports.sae_lens"),
     "hub": Target("sae_transcoder.exports.hub"),
     "circuit_tracer": Target("sae_transcoder.exports.circuit_tracer", {"features": "true"}),
+    "neuronpedia": Target("sae_transcoder.exports.neuronpedia", {"set": "NAME", "creator": "NAME"}),
 }
 """{what `to` takes: the program}."""
+READERS = {
+    "sae_bench": "SAEBench reads what to=sae_lens writes; use that, and examples/sae_bench.py",
+    "delphi": "Delphi reads a run's coders/ as they are; nothing is to be exported",
+}
+"""{a program that needs no target of its own: what it reads}."""
 
 
 def find_writer(target: str, settings: Mapping[str, str]) -> Callable[["Source"], WriteFiles]:
     """The function `writer` of a target's module, with these settings. Raises ConfigError for an unknown target, and settings of others."""
+    if target in READERS:
+        raise ConfigError(f"to={target}: {READERS[target]}")
     if target not in TARGETS:
         near = get_close_matches(target, TARGETS, n=1)
         hint = f"did you mean to={near[0]}?" if near else f"choose one of {', '.join(TARGETS)}"
