@@ -131,7 +131,7 @@ def write(graph: Graph, transcoders: Path, out: Path, nodes: float, edges: float
 
     Returns how many of the latents drawn have contexts.
     """
-    create_graph_files(graph, "graph", out, node_threshold=nodes, edge_threshold=edges)
+    create_graph_files(graph, "graph", out.absolute(), node_threshold=nodes, edge_threshold=edges)
     drawn = json.loads((out / "graph.json").read_text())
     draw(drawn, out / "graph.png")
     return copy_features(drawn, transcoders, out)

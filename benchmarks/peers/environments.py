@@ -1,5 +1,5 @@
-"""Makes the environments of other programs: SAELens and dictionary_learning, which the benchmarks compare with, and circuit-tracer, which reads
-what is trained here; a few minutes, once, about 3 GB.
+"""Makes the environments of other programs: SAELens and dictionary_learning, which the benchmarks compare with, and circuit-tracer and SAEBench,
+which read what is trained here; a few minutes, once, about 4 GB.
 
     python benchmarks/peers/environments.py [NAME ...] [--folder FOLDER]
 
@@ -42,6 +42,12 @@ PEERS = {
     ),
     # It takes nnsight 0.8, whose modules it cannot import, and transformers before 5; matplotlib is for examples/.
     "circuit_tracer": Peer([*FIRST, "circuit-tracer==0.5.0", "nnsight>=0.6,<0.7", "matplotlib"], [], "circuit_tracer"),
+    # Its own requirements name what its other evaluations need (torchvision, sae-probes, openai); these are what the core evaluation imports.
+    "sae_bench": Peer(
+        [*SAME, "sae-lens==6.54.12", "datasets<4", "numpy<2", "pyarrow<22", "beartype", "collectibles", "pydantic", "tabulate"],
+        ["sae-bench==0.6.0"],
+        "sae_bench.evals.core.main",
+    ),
 }
 
 

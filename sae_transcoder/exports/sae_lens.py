@@ -18,6 +18,8 @@ from sae_transcoder.language_model import layers, loading
 
 log = logging.getLogger(__name__)
 
+FORMAT = "6.54.12"  # the version of SAELens whose files these are; from a file without one it reads no metadata
+
 
 def writer(source: Source) -> WriteFiles:
     """Returns the function that writes FOLDER/<coder>/cfg.json and sae_weights.safetensors.
@@ -123,6 +125,7 @@ def sae_lens_config(source: Source, name: str, coder: StoredCoder, place: Hooks 
     settings, kind = source.settings, architecture(coder)
     num_latents, width = coder.weights["W_dec"].shape
     metadata = {
+        "sae_lens_version": FORMAT,
         # HookedTransformer loads it, and expands nothing.
         "model_name": MODEL_NAMES.get(settings["model_name"], expanded(settings["model_name"], "model_name")),
         "dataset_path": settings["dataset_name"],

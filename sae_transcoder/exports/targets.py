@@ -34,7 +34,7 @@ TARGETS = {
 }
 """{what `to` takes: the program}."""
 READERS = {
-    "sae_bench": "SAEBench reads what to=sae_lens writes; use that, and examples/sae_bench.py",
+    "sae_bench": "SAEBench reads what to=sae_lens writes; use that, and examples/sae_bench_core.py",
     "delphi": "Delphi reads a run's coders/ as they are; nothing is to be exported",
 }
 """{a program that needs no target of its own: what it reads}."""

@@ -140,7 +140,7 @@ def test_the_hub_layout_is_loaded_by_sparsify_and_described(trained: dict[str, T
         ("attention", "circuit_tracer", ["layers.0.self_attn", "site=mlp"]),
         ("sae", "saelens", ["to=saelens", "did you mean to=sae_lens"]),
         ("sae", "onnx", ["to=onnx", "choose one of"]),
-        ("sae", "sae_bench", ["to=sae_bench", "to=sae_lens", "examples/sae_bench.py"]),
+        ("sae", "sae_bench", ["to=sae_bench", "to=sae_lens", "examples/sae_bench_core.py"]),
         ("sae", "delphi", ["to=delphi", "coders/ as they are"]),
         ("sae", "neuronpedia", ["no latents/coders/", "run sae-latents"]),
     ],

@@ -26,7 +26,7 @@ def trained(folder: Path, *settings: str) -> TrainedRun:
 
 
 LOAD_IN_SAELENS = """
-import sys, torch
+import json, sys, torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sae_lens import SAE
@@ -34,6 +34,7 @@ coder = SAE.load_from_disk(sys.argv[1], device="cpu")
 x = load_file(sys.argv[2])["x"]
 with torch.no_grad():
     save_file({"out": coder(x).contiguous(), "latents": coder.encode(x).contiguous()}, sys.argv[3])
+print(json.dumps(coder.cfg.metadata.to_dict()))
 """
 
 
@@ -47,6 +48,8 @@ def test_saelens_reconstructs_what_the_coder_does(tmp_path: Path, settings: list
     save_file({"x": x}, tmp_path / "x.safetensors")
     done = run_in("saelens", "-c", LOAD_IN_SAELENS, out / coder, tmp_path / "x.safetensors", tmp_path / "theirs.safetensors")
     assert done.returncode == 0, done.stderr
+    read, written = json.loads(done.stdout.splitlines()[-1]), json.loads((out / coder / "cfg.json").read_text())["metadata"]
+    assert {name: read.get(name) for name in written} == written
     theirs, ours = load_file(tmp_path / "theirs.safetensors"), run.saes[coder](x)
     torch.testing.assert_close(theirs["out"], ours.sae_out, atol=1e-5, rtol=0)
     latents = torch.zeros(200, 512).scatter(1, ours.latent_indices, ours.latent_acts)
