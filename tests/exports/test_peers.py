@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from helpers import ROOT
 from helpers.peers import run_in
 from helpers.random_runs import LATENTS, D, write_random_run
+from helpers.runs_with_latents import add_latents
 from helpers.sweeps import SHORT
 from sae_transcoder.api import TrainedRun, load_config, train
 from sae_transcoder.exports.write import export
@@ -201,7 +202,8 @@ def test_circuit_tracer_computes_what_the_transcoders_do_on_every_layer(tmp_path
 
 def test_an_attribution_graph_is_drawn_of_a_prompt(tmp_path: Path) -> None:
     run = trained(tmp_path, "model_type=transcoder", "layers=null", "lr=3e-2", "max_samples=400")
-    out = export(str(run.directory), "circuit_tracer", tmp_path / "set")
+    add_latents(run.directory, list(run.saes), 512)
+    out = export(str(run.directory), "circuit_tracer", tmp_path / "set", features="true")
     script = ROOT / "examples" / "attribution_graph.py"
     done = run_in(
         "circuit_tracer", script, out, "import os, sys", "--out", tmp_path / "graph", "--nodes", "0.95", "--edges", "0.95"
@@ -213,6 +215,9 @@ def test_an_attribution_graph_is_drawn_of_a_prompt(tmp_path: Path) -> None:
     assert drawn["metadata"]["prompt_tokens"][1:] == ["import", " os", ",", " sys"]
     assert {node["feature_type"] for node in drawn["nodes"]} >= {"cross layer transcoder", "embedding", "logit"}
     assert drawn["links"]
+    numbers = {node["feature"] for node in drawn["nodes"] if node["feature_type"] == "cross layer transcoder"}
+    files = tmp_path / "graph" / drawn["metadata"]["scan"].removeprefix("./data/")  # where circuit-tracer's server looks for them
+    assert {int(path.stem) for path in files.iterdir()} == numbers
     wrong = run_in("circuit_tracer", script, tmp_path, "import os")
     assert wrong.returncode == 1
     assert "no config.yaml in it" in wrong.stderr
