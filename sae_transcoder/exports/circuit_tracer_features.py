@@ -43,7 +43,7 @@ def write_features(folder: Path, by_layer: dict[int, str], latents: StoredLatent
 
 def feature(coder: str, latent: Latent, latents: StoredLatents) -> dict[str, Any]:
     """What circuit-tracer's Model of feature_models.py holds."""
-    row, edges = latent.row, latents.latents_pass.histogram_edges
+    row, edges = latent.row, latents.about.histogram_edges
     groups: dict[int, list[dict[str, Any]]] = {}
     for context in latent.contexts:
         groups.setdefault(context["range"], []).append(context)
@@ -52,7 +52,7 @@ def feature(coder: str, latent: Latent, latents: StoredLatents) -> dict[str, Any
         "transcoder_id": coder,
         "index": latent.number,
         "examples_quantiles": [
-            {"quantile_name": range_name(number, latents.latents_pass.ranges), "examples": [example(c, latents) for c in contexts]}
+            {"quantile_name": range_name(number, latents.about.ranges), "examples": [example(c, latents) for c in contexts]}
             for number, contexts in groups.items()
         ],
         "top_logits": latents.shown(row["raised"] or []),

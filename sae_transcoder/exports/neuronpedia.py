@@ -98,7 +98,7 @@ def source_names(coders: Iterable[str], set_name: str) -> dict[str, tuple[str, s
 
 def metadata(model_id: str, set_name: str, name: str, creator: str, latents: StoredLatents) -> dict[str, dict[str, Any]]:
     """{table: its row} of one source, without creatorId and createdAt."""
-    of = latents.latents_pass
+    of = latents.about
     switched_off = dict.fromkeys(("showDfa", "showCorrelated", "showHeadAttribution", "showUmap"), False)
     no_default = {"defaultSourceSetName": None, "defaultSourceId": None}
     return {
@@ -132,7 +132,7 @@ def metadata(model_id: str, set_name: str, name: str, creator: str, latents: Sto
 def feature(latent: Latent, latents: StoredLatents) -> dict[str, Any]:
     """A latent's row. The distribution of its activations is in BINS parts from 0 to the largest."""
     row, largest = latent.row, latent.row["max_activation"]
-    histogram = linear_histogram(row["histogram"], latents.latents_pass.histogram_edges, largest)
+    histogram = linear_histogram(row["histogram"], latents.about.histogram_edges, largest)
     others = ("neuron_alignment", "correlated_neurons", "correlated_features")
     empty = [f"{name}_{what}" for name in others for what in ("indices", "values" if "alignment" in name else "pearson", "l1")]
     return {
@@ -160,7 +160,7 @@ def feature(latent: Latent, latents: StoredLatents) -> dict[str, Any]:
 def activation(context: dict[str, Any], latent: Latent, latents: StoredLatents) -> dict[str, Any]:
     """A context's row. The strongest are in no bin, as SAEDashboard has it; the others in the range of activations that they stand for."""
     values, number = context["activations"], context["range"]
-    of, largest = latents.latents_pass, latent.row["max_activation"]
+    of, largest = latents.about, latent.row["max_activation"]
     strongest = number == TOP
     bounds = [largest * number / of.ranges, largest * (number + 1) / of.ranges]
     inside = np.diff(below(np.array(bounds), latent.row["histogram"], of.histogram_edges, largest)).item() / latent.row["fires"]

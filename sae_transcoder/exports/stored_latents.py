@@ -1,17 +1,15 @@
 """The latents of exported coders, as `sae-latents` left them in latents/ of their run."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from sae_transcoder.coder.names import coder_dir
 from sae_transcoder.coder.stored_coders import run_dir_of
 from sae_transcoder.config import ConfigError
 from sae_transcoder.exports.source import Source
-from sae_transcoder.run_store import latent_files
-from sae_transcoder.run_store.latent_files import LatentsPass
+from sae_transcoder.run_store.latent_files import DescribedLatents, described
+from sae_transcoder.run_store.latents_pass import LatentsPass, folder_of
 
 log = logging.getLogger(__name__)
 
@@ -33,20 +31,20 @@ class Latent:
 
 @dataclass(frozen=True)
 class StoredLatents:
-    """The files of one pass. `folder`: where they lie; `texts`: of the model's tokens, by id."""
+    """The latents of one pass. `coders`: {coder: its files}; `texts`: of the model's tokens, by id."""
 
-    folder: Path
-    latents_pass: LatentsPass
+    about: LatentsPass
+    coders: Mapping[str, DescribedLatents]
     texts: list[str]
 
     def of(self, coder: str) -> Iterator[list[Latent]]:
         """A coder's latents, ascending, some at a time. Raises DamagedFile."""
-        own_dir = self.folder / coder_dir(coder)
-        rows = latent_files.read_table(own_dir / latent_files.LATENTS_FILE).to_pylist()
+        files = self.coders[coder]
+        rows = files.table().to_pylist()
         for start in range(0, len(rows), AT_A_TIME):
             some = rows[start : start + AT_A_TIME]
             contexts: dict[int, list[dict[str, Any]]] = {row["latent"]: [] for row in some}
-            for context in latent_files.read_table(own_dir / latent_files.CONTEXTS_FILE, list(contexts)).to_pylist():
+            for context in files.contexts(list(contexts)).to_pylist():
                 contexts[context["latent"]].append(context)
             yield [Latent(row, contexts[row["latent"]]) for row in some]
 
@@ -63,13 +61,12 @@ def read_latents(source: Source) -> StoredLatents:
     run_dir = run_dir_of(source.path)
     if run_dir is None:
         raise ConfigError(f"{source.path}: of no run, so there are no latents; give a run's directory, its best/ or a snapshot")
-    folder = run_dir / latent_files.NAME / source.path.relative_to(run_dir)
-    path = run_dir if source.path.name == "coders" else source.path
-    latents_pass = latent_files.read_pass(folder)
-    if latents_pass is None:
-        raise ConfigError(f"{path}: there is no {folder.relative_to(run_dir)}/ in its run yet; run sae-latents {path} first")
-    if missing := [name for name in source.coders if name not in {coder.name for coder in latents_pass.coders}]:
+    path = str(run_dir if source.path.name == "coders" else source.path)
+    folder = folder_of(source.path, run_dir)
+    coders = described(folder, path)
+    if missing := [name for name in source.coders if name not in coders]:
         raise ConfigError(f"{folder}: lacks {', '.join(missing)}; remove the folder, and run sae-latents {path} again")
-    if latents_pass.latents is not None:
-        log.warning("%s: holds %d latents of each coder, and no others are written", folder, len(latents_pass.latents))
-    return StoredLatents(folder, latents_pass, latent_files.read_vocabulary(folder))
+    files = next(iter(coders.values()))
+    if files.about.latents is not None:
+        log.warning("%s: holds %d latents of each coder, and no others are written", folder, len(files.about.latents))
+    return StoredLatents(files.about, coders, files.texts)

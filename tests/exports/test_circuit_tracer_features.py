@@ -97,7 +97,7 @@ def test_features_without_latents_and_for_other_targets_are_refused(made: tuple[
         with pytest.raises(ConfigError, match=part):
             export(str(run_dir), target, tmp_path / "out", features=value)
     shutil.copytree(run_dir, tmp_path / "bare", ignore=shutil.ignore_patterns("latents"))
-    with pytest.raises(ConfigError, match=r"there is no latents/coders/ in its run yet; run sae-latents .*bare first"):
+    with pytest.raises(ConfigError, match=r"is not there .*; run sae-latents .*bare first"):
         export(str(tmp_path / "bare"), "circuit_tracer", tmp_path / "out", features="true")
     assert not (tmp_path / "out").exists()
 

@@ -142,7 +142,7 @@ def test_the_hub_layout_is_loaded_by_sparsify_and_described(trained: dict[str, T
         ("sae", "onnx", ["to=onnx", "choose one of"]),
         ("sae", "sae_bench", ["to=sae_bench", "to=sae_lens", "examples/sae_bench_core.py"]),
         ("sae", "delphi", ["to=delphi", "coders/ as they are"]),
-        ("sae", "neuronpedia", ["no latents/coders/", "run sae-latents"]),
+        ("sae", "neuronpedia", ["latents/coders", "run sae-latents"]),
     ],
 )
 def test_what_a_target_cannot_express_is_refused_and_nothing_written(

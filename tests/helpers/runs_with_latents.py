@@ -6,7 +6,7 @@ from pathlib import Path
 
 from helpers.made_up_latents import MadeUp, python_text, write_latents
 from helpers.random_runs import write_random_run
-from sae_transcoder.run_store import latent_files
+from sae_transcoder.run_store.latents_pass import FOLDER
 
 
 def write_run_with_latents(folder: Path, *settings: str, latents: int = 40) -> tuple[Path, MadeUp]:
@@ -19,5 +19,5 @@ def add_latents(run_dir: Path, coders: list[str], latents: int) -> MadeUp:
     """Writes latents/ of a run, and returns what it holds."""
     corpus, vocabulary = python_text([json, argparse])
     made = MadeUp(corpus, vocabulary, latents=latents, coders=coders)
-    write_latents(run_dir / latent_files.NAME / "coders", made)
+    write_latents(run_dir / FOLDER / "coders", made)
     return made
