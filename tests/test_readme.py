@@ -20,6 +20,7 @@ from sae_transcoder.config import FIELDS
 from sae_transcoder.config.checks import faults
 from sae_transcoder.evaluation.settings import refuse_unread
 from sae_transcoder.exports.targets import find_writer
+from sae_transcoder.latents.request import split_arguments
 
 README = (ROOT / "README.md").read_text()
 DOCS = "\n".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))
@@ -46,6 +47,13 @@ def test_every_training_command_composes_and_passes_the_checks(command: str) -> 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("sae-eval")])
 def test_every_evaluation_command_has_overrides_that_an_evaluation_reads(command: str) -> None:
     refuse_unread(shlex.split(command)[2:])
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("sae-latents")])
+def test_every_command_for_latents_has_settings_that_are_read(command: str) -> None:
+    paths, _, overrides = split_arguments([word for word in shlex.split(command)[1:] if word != "--page"])
+    assert [path.split("/")[0] for path in paths] == ["outputs"]
+    refuse_unread(overrides)
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("sae-report")])
