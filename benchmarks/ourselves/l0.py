@@ -3,7 +3,8 @@
     python benchmarks/ourselves/l0.py [--kinds batchtopk ...] [--k 8 32 64] [--steps 500] [--runs FOLDER] [--markdown]
 
 Each kind is trained by its preset, experiment=demo_<kind>, at each k; and at the middle k in the ways that could move its threshold: with
-excluded tokens, four batches a step, batches in four pieces, and two ranks. It prints the L0 over the held-out tokens beside k.
+excluded tokens, four batches a step (the threshold then averages four times as many), batches in four pieces, and two ranks. It prints the L0 over
+the held-out tokens beside k.
 """
 
 import argparse
@@ -44,7 +45,10 @@ def rows(kind: str, ks: list[int], steps: int, folder: Path) -> list[list[str]]:
     base = [f"experiment=demo_{kind}", "eval_end_to_end=false", f"max_samples={8 * steps}", f"save_dir={folder / kind}"]
     measured = [("", run.cfg.k, run.evaluation) for run in sweep(*base, f"k={','.join(map(str, ks))}")]
     middle = ks[len(ks) // 2]
+    beta = load_config(*base).threshold_beta
     for way, settings in WAYS.items():
+        if "grad_acc_steps=4" in settings and beta is not None:
+            settings = [*settings, f"threshold_beta={beta**0.25:.6f}"]
         (run,) = sweep(*base, f"k={middle}", *settings)
         measured.append((way, middle, run.evaluation))
     measured.append(("2 ranks", middle, on_two_ranks([*base, f"k={middle}"])))
