@@ -26,7 +26,7 @@ def sweep(tmp_path: Path) -> Path:
     return tmp_path / "sweep"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # a second playwright cannot begin in this process before this one ends
 def browser() -> Iterator[Any]:
     """Chromium, driven by playwright."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
