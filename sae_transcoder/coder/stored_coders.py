@@ -96,6 +96,11 @@ def coder_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
+def num_latents(settings: dict[str, Any]) -> int:
+    """How many latents the coder of these settings has."""
+    return settings["num_latents"] or settings["d_in"] * settings["expansion_factor"]
+
+
 def threshold_faults(folder: Path, cfg: dict[str, Any], num_latents: int) -> list[str]:
     """What is wrong with a stored coder's thresholds, which must be there where its cfg.json says that latents fire above them."""
     path, activation = folder / THRESHOLDS, cfg.get("trained_activation")
@@ -130,9 +135,9 @@ def coder_faults(folder: Path) -> list[str]:
     try:
         cfg = coder_settings(folder)
         width = cfg["d_in"]
-        num_latents = cfg["num_latents"] or width * cfg["expansion_factor"]
-        faults = tensor_faults(tensor_headers(folder / WEIGHTS), expected_shapes(width, num_latents, skip=cfg["skip_connection"]))
-        faults += threshold_faults(folder, cfg, num_latents) + width_faults(cfg, num_latents)
+        count = num_latents(cfg)
+        faults = tensor_faults(tensor_headers(folder / WEIGHTS), expected_shapes(width, count, skip=cfg["skip_connection"]))
+        faults += threshold_faults(folder, cfg, count) + width_faults(cfg, count)
     except DamagedFile as error:
         return list(error.faults)
     except Exception as error:  # safetensors raises many kinds for damaged files

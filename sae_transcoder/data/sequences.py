@@ -28,6 +28,11 @@ class Sequences:
     def __len__(self) -> int:
         return self.length
 
+    @property
+    def width(self) -> int:
+        """Positions in a sequence."""
+        return len(self.begin) + self.rows.shape[1]
+
     def __getitem__(self, positions: slice) -> np.ndarray:
         return self.at(np.arange(*positions.indices(self.length)))
 

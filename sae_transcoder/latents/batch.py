@@ -37,6 +37,13 @@ class Firings(NamedTuple):
         return Firings(*(values[places] for values in self))
 
 
+def first_of_each(values: Tensor) -> Tensor:
+    """Mask of the first of each run of equal values [entry]."""
+    first = torch.ones_like(values, dtype=torch.bool)
+    first[1:] = values[1:] != values[:-1]
+    return first
+
+
 def read_batch(sequences: Sequences, start: int, stop: int, device: torch.device) -> Batch:
     """The sequences from `start` to `stop` of the reading order."""
     numbers = np.arange(start, stop)

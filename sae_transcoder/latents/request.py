@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sae_transcoder.coder.stored_coders import THRESHOLDS, WEIGHTS, coder_settings
+from sae_transcoder.coder.stored_coders import THRESHOLDS, WEIGHTS, coder_settings, num_latents
 from sae_transcoder.config import Config, ConfigError, evaluation_settings, save_dir
 from sae_transcoder.config.paths import local_path
 from sae_transcoder.evaluation.request import StoredCoders, stored_coders
@@ -110,8 +110,7 @@ def latents_requests(paths: Sequence[str], wanted: Wanted, overrides: Sequence[s
         stored = stored_coders(path, overrides)
         faults = []
         for name, folder in stored.coder_dirs.items():
-            settings = coder_settings(folder)
-            count = settings["num_latents"] or settings["d_in"] * settings["expansion_factor"]
+            count = num_latents(coder_settings(folder))
             if wanted.latents is not None and wanted.latents[-1] >= count:
                 faults.append(f"latents={wanted.latents[-1]}: {name} of {path} has {count:,}, 0 to {count - 1}")
         if faults:

@@ -8,7 +8,7 @@ does not depend on how the text is cut into batches, and each tenth of the activ
 import torch
 from torch import Tensor
 
-from sae_transcoder.latents.batch import Batch, Firings
+from sae_transcoder.latents.batch import Batch, Firings, first_of_each
 
 BINS = 64
 LOG_BINS = 6
@@ -39,10 +39,8 @@ class Samples:
         entering = (priorities < self.priorities.view(-1)[bins]).nonzero()[:, 0]
         entering = entering[priorities[entering].argsort()]
         entering = entering[bins[entering].argsort(stable=True)]
-        sorted_bins = bins[entering]
-        first = torch.ones_like(sorted_bins, dtype=torch.bool)
-        first[1:] = sorted_bins[1:] != sorted_bins[:-1]
-        return Firings(*(values[entering[first]] for values in firings))
+        lowest = entering[first_of_each(bins[entering])]
+        return Firings(*(values[lowest] for values in firings))
 
     def enter(self, batch: Batch, firings: Firings, windows: Tensor) -> None:
         """Enters what `entering` returned. windows: their numbers [entry]."""

@@ -7,7 +7,7 @@ can come back with a stronger one alone. Equal activations stand in the order of
 import torch
 from torch import Tensor
 
-from sae_transcoder.latents.batch import Batch, Firings
+from sae_transcoder.latents.batch import Batch, Firings, first_of_each
 
 NONE, ABSENT = -1, -2  # the document of an empty place in the table; of a place that a batch does not fill
 COMPARED = 2**22  # documents that are compared at once
@@ -36,10 +36,8 @@ class Strongest:
         pairs, firings = pairs[stronger], Firings(*(values[stronger] for values in firings))
         order = firings.activations.argsort(descending=True, stable=True)  # equal ones stay ordered by place
         order = order[pairs[order].argsort(stable=True)]
-        pairs = pairs[order]
-        first = torch.ones_like(pairs, dtype=torch.bool)
-        first[1:] = pairs[1:] != pairs[:-1]
-        return Firings(*(values[order[first]] for values in firings))
+        best = order[first_of_each(pairs[order])]
+        return Firings(*(values[best] for values in firings))
 
     def enter(self, batch: Batch, firings: Firings, windows: Tensor) -> None:
         """Enters what `entering` returned. windows: their numbers [entry]."""

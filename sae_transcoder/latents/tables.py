@@ -54,7 +54,7 @@ def write(model: PreTrainedModel, request: LatentsRequest, coders: Mapping[str, 
         )
         latent_files.write_tables(own / latent_files.CONTEXTS_FILE, CONTEXTS, contexts)
         about.append(about_coder(name, coder.coder, writes=places.after is not None))
-    length = sequences.at(np.zeros(1, np.int64)).shape[1]
+    length = sequences.width
     origin = data_origin.read(request.stored.run_dir) if request.stored.run_dir else None
     done = LatentsPass(
         model_name=cfg.model_name,
@@ -231,7 +231,7 @@ def drawn(strongest: dict[str, np.ndarray], samples: dict[str, np.ndarray]) -> t
 
 def text_columns(places: np.ndarray, activations: np.ndarray, sequences: Sequences) -> dict[str, Any]:
     """The text around places, with the activations there [context, BEFORE + 1 + AFTER]."""
-    length = sequences.at(np.zeros(1, np.int64)).shape[1]
+    length = sequences.width
     number, position = np.divmod(places, length)
     unique, line = np.unique(number, return_inverse=True)
     marked = sequences.at(unique)

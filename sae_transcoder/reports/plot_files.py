@@ -50,7 +50,7 @@ def write_latents(records: Sequence[Record], out_dir: Path, warn: Callable[[str]
     are described."""
     passes = {}
     for record in records:
-        folder = record.directory / latents_pass.FOLDER / "coders"
+        folder = latents_pass.folder_of(record.directory / "coders", record.directory)
         try:
             if (found := latents_pass.read_pass(folder)) is not None:
                 passes[record.directory] = (record.name, folder, found)

@@ -16,8 +16,10 @@ from ourselves.latents_exact import differences
 from sae_transcoder import show_latents as command
 from sae_transcoder.api import load_coders, load_latents
 from sae_transcoder.config import ConfigError, run_dir
+from sae_transcoder.data.sequences import Sequences
 from sae_transcoder.language_model import forward
 from sae_transcoder.latents import one_pass, partial
+from sae_transcoder.latents.batch import Batch
 from sae_transcoder.process.stop_signal import Stopped
 from sae_transcoder.run_store import latent_files, latents_pass, run_files
 from sae_transcoder.show_latents import show_latents
@@ -99,6 +101,22 @@ def test_brute_force_tells_a_changed_file(runs: Path) -> None:
     assert differences(folder_of(runs / "jumprelu"), str(runs / "jumprelu"), 512) != []
 
 
+def stop_at(sequences: int, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begins a pass over the run, and stops it where so many sequences are read; passes save after each batch from then on."""
+    read = one_pass.read_batch
+
+    def read_or_stop(text: Sequences, start: int, stop: int, device: torch.device) -> Batch:
+        if start >= sequences:
+            raise Stopped(2)
+        return read(text, start, stop, device)
+
+    monkeypatch.setattr(one_pass, "SAVE_EVERY", -1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(one_pass, "read_batch", read_or_stop)
+        with pytest.raises(Stopped):
+            show_latents([str(run)])
+
+
 def test_a_pass_that_is_stopped_goes_on_to_the_same_files(
     runs: Path, in_small_batches: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,12 +124,8 @@ def test_a_pass_that_is_stopped_goes_on_to_the_same_files(
     show_latents([str(run)])
     undisturbed = files(folder_of(run))
     shutil.rmtree(folder_of(run))
-    monkeypatch.setattr(one_pass, "SAVE_EVERY", -1.0)  # after each batch
-    read, capture = one_pass.read_batch, one_pass.capture
-    with monkeypatch.context() as patch:
-        patch.setattr(one_pass, "read_batch", lambda s, start, stop, d: read(s, start, stop, d) if start < 8 else interrupt())
-        with pytest.raises(Stopped):
-            show_latents([str(run)])
+    capture = one_pass.capture
+    stop_at(8, run, monkeypatch)
     assert not (folder_of(run) / latents_pass.PASS).exists()
     forwards = []
     monkeypatch.setattr(one_pass, "capture", lambda *arguments: forwards.append(1) or capture(*arguments))
@@ -121,10 +135,6 @@ def test_a_pass_that_is_stopped_goes_on_to_the_same_files(
     assert not (folder_of(run) / partial.FOLDER).exists()
 
 
-def interrupt() -> None:
-    raise Stopped(2)
-
-
 def test_what_a_killed_pass_wrote_after_it_was_saved_is_dropped(
     runs: Path, in_small_batches: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,12 +142,7 @@ def test_what_a_killed_pass_wrote_after_it_was_saved_is_dropped(
     show_latents([str(run)])
     undisturbed = files(folder_of(run))
     shutil.rmtree(folder_of(run))
-    monkeypatch.setattr(one_pass, "SAVE_EVERY", -1.0)
-    read = one_pass.read_batch
-    with monkeypatch.context() as patch:
-        patch.setattr(one_pass, "read_batch", lambda s, start, stop, d: read(s, start, stop, d) if start < 8 else interrupt())
-        with pytest.raises(Stopped):
-            show_latents([str(run)])
+    stop_at(8, run, monkeypatch)
     for log in (folder_of(run) / partial.FOLDER).rglob("*.bin"):
         log.write_bytes(log.read_bytes() + b"torn")
     show_latents([str(run)])
@@ -150,18 +155,9 @@ def test_runs_that_were_saved_at_different_places_each_go_on_from_their_own(
     names = ("topk", "jumprelu")
     show_latents([str(runs / name) for name in names])
     undisturbed = [files(folder_of(runs / name)) for name in names]
-    monkeypatch.setattr(one_pass, "SAVE_EVERY", -1.0)
-    read = one_pass.read_batch
-    for name, until in zip(names, (4, 8), strict=True):
+    for name, sequences in zip(names, (4, 8), strict=True):
         shutil.rmtree(folder_of(runs / name))
-        with monkeypatch.context() as patch:
-            patch.setattr(
-                one_pass,
-                "read_batch",
-                lambda s, start, stop, d, until=until: read(s, start, stop, d) if start < until else interrupt(),
-            )
-            with pytest.raises(Stopped):
-                show_latents([str(runs / name)])
+        stop_at(sequences, runs / name, monkeypatch)
     monkeypatch.setattr(one_pass, "POSITIONS", dict.fromkeys(one_pass.POSITIONS, 16 * 32))
     show_latents([str(runs / name) for name in names])
     for name, before in zip(names, undisturbed, strict=True):
