@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_constant_schedule_with_warmup, get_linear_schedule_with_warmup, get_wsd_schedule
 
 from sae_transcoder.coder.sparsify_parts import Muon, SignSGD, SparseCoder
-from sae_transcoder.config import OPTIMIZERS, Config, LrSchedule, Optimizer, warmup_steps
+from sae_transcoder.config import OPTIMIZERS, Config, LrSchedule, Optimizer, learning_rate, warmup_steps
 from sae_transcoder.config.run_length import RunLength
 
 
@@ -33,7 +33,7 @@ class Built(NamedTuple):
 def optimizers(cfg: Config, coders: Sequence[SparseCoder], length: RunLength) -> tuple[list[Any], list[Any]]:
     """sparsify's optimizers and schedules (trainer.py:128) for these coders, parameters in a fixed order."""
     facts = OPTIMIZERS[cfg.optimizer]
-    groups = [Group(list(c.parameters()), cfg.lr or facts.automatic_lr(c.num_latents)) for c in coders]
+    groups = [Group(list(c.parameters()), learning_rate(cfg, c.num_latents, length.steps)) for c in coders]
     built = BUILDERS[cfg.optimizer](cfg, groups)
     if not facts.scheduled:
         return [optimizer for optimizer, _ in built], []

@@ -1,7 +1,7 @@
 """sparsify's own configs for a run."""
 
 from sae_transcoder.coder.sparsify_parts import SparseCoderConfig, TrainConfig
-from sae_transcoder.config import Activation, Config, normalize_decoder, run_dir, run_name, warmup_steps
+from sae_transcoder.config import Activation, Config, LrRule, normalize_decoder, run_dir, run_name, warmup_steps
 
 
 def sparsify_configs(cfg: Config, hookpoints: list[str], steps: int) -> tuple[SparseCoderConfig, TrainConfig]:
@@ -24,7 +24,7 @@ def sparsify_configs(cfg: Config, hookpoints: list[str], steps: int) -> tuple[Sp
         micro_acc_steps=cfg.micro_acc_steps,
         loss_fn=cfg.loss_fn.value,
         optimizer=cfg.optimizer.value,
-        lr=cfg.lr,
+        lr=None if cfg.lr == LrRule.sparsify else cfg.lr,
         lr_warmup_steps=warmup_steps(cfg, steps),
         k_decay_steps=cfg.k_decay_steps,
         auxk_alpha=cfg.auxk_alpha,

@@ -29,9 +29,10 @@ from sae_transcoder.config.fields.evaluation import EvaluationConfig
 from sae_transcoder.config.fields.hardware import Hardware, HardwareConfig, SlurmConfig
 from sae_transcoder.config.fields.model import Dtype, ModelConfig, Quantization
 from sae_transcoder.config.fields.model_type import ModelType, ModelTypeConfig, Site
-from sae_transcoder.config.fields.optimizer import OPTIMIZERS, LrSchedule, Optimizer, OptimizerConfig
+from sae_transcoder.config.fields.optimizer import OPTIMIZERS, LrRule, LrSchedule, Optimizer, OptimizerConfig
 from sae_transcoder.config.fields.saving import Resume, SavingConfig
 from sae_transcoder.config.fields.sweep import SweepConfig
 from sae_transcoder.config.fields.tracker import Tracker, TrackerConfig, TrackerMode
 from sae_transcoder.config.fields.training import LossFn, TrainingConfig
+from sae_transcoder.config.learning_rate import learning_rate, lr_follows_length
 from sae_transcoder.config.naming import evaluation_settings, run_dir, run_name, save_dir, signature, summary, sweep_dir

@@ -69,7 +69,10 @@ def typed(composed: DictConfig) -> Config:
         raise ConfigError(*map(missing_fault, missing))
     settings = composed if tuple(composed) == FIELDS else OmegaConf.masked_copy(composed, list(FIELDS))
     config = OmegaConf.to_object(settings)
-    return config if isinstance(config, Config) else Config(**config)  # type: ignore[arg-type]
+    config = config if isinstance(config, Config) else Config(**config)  # type: ignore[arg-type]
+    if type(config.lr) is int:  # OmegaConf has no type for a number or a word, and converts neither
+        config.lr = float(config.lr)
+    return config
 
 
 def missing_fault(name: str) -> str:

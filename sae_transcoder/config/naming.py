@@ -14,6 +14,7 @@ from sae_transcoder.config.fields.architecture import WITH_THRESHOLD
 from sae_transcoder.config.fields.dataset import DatasetConfig
 from sae_transcoder.config.fields.evaluation import EvaluationConfig
 from sae_transcoder.config.fields.model import ModelConfig
+from sae_transcoder.config.learning_rate import lr_follows_length
 from sae_transcoder.config.paths import expanded
 
 MAX_NAME = 200  # bytes of a folder's name; most file systems take 255, and files beside it need some more
@@ -22,11 +23,14 @@ MAX_NAME = 200  # bytes of a folder's name; most file systems take 255, and file
 def result_settings(cfg: Config) -> dict[str, Any]:
     """The settings that change the result, as written. Fields that were added count where they are not at their default, so that what is
     named by a hash of the settings keeps its name from one version to the next."""
-    return {
+    settings = {
         f.name: getattr(cfg, f.name)
         for f in fields(cfg)
         if f.metadata.get("result", True) and not (f.metadata.get("added") and getattr(cfg, f.name) == f.default)
     }
+    if lr_follows_length(cfg):  # null was sparsify's rate before there was this rule
+        settings["lr"] = "by the run's length"
+    return settings
 
 
 def signature(cfg: Config) -> str:

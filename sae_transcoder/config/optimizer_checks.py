@@ -2,7 +2,7 @@
 
 import math
 
-from sae_transcoder.config import DEFAULTS, OPTIMIZERS, Config, LrSchedule, Optimizer
+from sae_transcoder.config import DEFAULTS, OPTIMIZERS, Config, LrRule, LrSchedule, Optimizer
 
 
 def optimizer_faults(cfg: Config) -> list[str]:
@@ -13,8 +13,8 @@ def optimizer_faults(cfg: Config) -> list[str]:
 def rate_faults(cfg: Config) -> list[str]:
     """A learning rate out of range, and a fall that the schedule does not have."""
     faults = []
-    if cfg.lr is not None and not 0 < cfg.lr < math.inf:
-        faults.append(f"lr={cfg.lr}: must be above 0 and finite, or null for the automatic rate")
+    if cfg.lr not in (None, LrRule.sparsify) and not 0 < cfg.lr < math.inf:
+        faults.append(f"lr={cfg.lr}: must be above 0 and finite, or null for a rate that suits the run's length")
     if cfg.lr_decay_steps is not None and cfg.lr_schedule == LrSchedule.constant:
         faults.append(
             f"lr_decay_steps={cfg.lr_decay_steps} with lr_schedule=constant: that rate does not fall; leave lr_schedule out, "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from sae_transcoder.config import OPTIMIZERS, Activation, Config, LossFn, NormalizeActivations, has_stored_ids, threshold_beta
+from sae_transcoder.config import Activation, Config, LossFn, NormalizeActivations, has_stored_ids, threshold_beta
 from sae_transcoder.config.run_length import needed_samples
 
 if TYPE_CHECKING:
@@ -17,24 +17,11 @@ if TYPE_CHECKING:
 LAUNCH_BOUND, BUSY = 2**23, 2**25
 FEWEST_STEPS = 200  # optimizer steps that a larger batch must leave the run
 SETTLED = 1.6  # times the batches that batchtopk's threshold averages, which a run should have with its final k
-SHORT_RUN = 100_000_000  # tokens below which an automatic rate is far too low (README, "Learning rate")
 
 
 def warnings(cfg: Config, length: RunLength, device: str, width: int) -> list[str]:
     """Warnings for a run of this length on a device of type cpu or cuda; width: of the language model's hidden states."""
-    tokens = length.samples * cfg.max_seq_length
-    messages = []
-    if cfg.auxk_alpha > 0 and cfg.dead_feature_threshold >= tokens:
-        messages.append(
-            f"dead_feature_threshold={cfg.dead_feature_threshold:,} is not below the run's {tokens:,} tokens: no latent can count as dead, "
-            "AuxK never acts"
-        )
-    short_run_lr = OPTIMIZERS[cfg.optimizer].short_run_lr
-    if cfg.lr is None and short_run_lr is not None and tokens < SHORT_RUN:
-        messages.append(
-            f"lr=null: {cfg.optimizer.capitalize()}'s automatic rate is made for billions of tokens, the run has {tokens:,}; "
-            f"try lr={short_run_lr}"
-        )
+    messages = short_run_warnings(cfg, length)
     if cfg.activation == Activation.jumprelu and cfg.normalize_activations == NormalizeActivations.none:
         messages.append(
             "normalize_activations=none with activation=jumprelu: jumprelu_bandwidth and jumprelu_init_threshold are in the units of "
@@ -50,6 +37,25 @@ def warnings(cfg: Config, length: RunLength, device: str, width: int) -> list[st
                 "threshold_beta"
             )
     return messages + (small_batch_warnings(cfg, length, width) if device == "cuda" else [])
+
+
+def short_run_warnings(cfg: Config, length: RunLength) -> list[str]:
+    """A run that is too short for its batches, or for its latents to be dead ever."""
+    messages = []
+    tokens = length.samples * cfg.max_seq_length
+    if cfg.auxk_alpha > 0 and cfg.dead_feature_threshold >= tokens:
+        messages.append(
+            f"dead_feature_threshold={cfg.dead_feature_threshold:,} is not below the run's {tokens:,} tokens: no latent can count as dead, "
+            f"AuxK never acts; set dead_feature_threshold={max(1, tokens // 5)}, or auxk_alpha=0"
+        )
+    sequences = cfg.batch_size * cfg.grad_acc_steps
+    fewer = power_of_two(length.samples / FEWEST_STEPS)
+    if length.steps < FEWEST_STEPS <= length.samples and fewer < sequences and length.batch == cfg.batch_size:
+        messages.append(
+            f"batch_size={cfg.batch_size} with grad_acc_steps={cfg.grad_acc_steps}: {length.steps:,} optimizer steps are few; "
+            f"batch_size={fewer} with grad_acc_steps=1 makes {math.ceil(length.samples / fewer):,} of the same text"
+        )
+    return messages
 
 
 def data_warnings(cfg: Config, length: RunLength, origin: DataOrigin) -> list[str]:

@@ -21,6 +21,8 @@ from sae_transcoder.config import (
     NormalizeActivations,
     as_list,
     has_stored_ids,
+    learning_rate,
+    lr_follows_length,
     matryoshka_widths,
     run_dir,
     run_name,
@@ -52,7 +54,8 @@ def facts(plan: Plan) -> dict[str, str]:
     cfg, length = plan.cfg, plan.length
     latents = plan.latents
     dead = f", AuxK after {size(cfg.dead_feature_threshold)} tokens" if cfg.auxk_alpha else ""
-    rate = "automatic" if cfg.lr is None else f"{cfg.lr:g}"
+    rates = [f"{learning_rate(cfg, n, length.steps):.3g}" for n in dict.fromkeys(latents.values())]
+    rate = listed(rates) + (" by the run's length" if lr_follows_length(cfg) else " by sparsify's rule" if cfg.lr is None else "")
     warmup = f", {warmup_steps(cfg, length.steps)} warmup steps" if OPTIMIZERS[cfg.optimizer].scheduled else ""
     needed = peak([plan.memory])
     parts = ", ".join(f"{part} {size(num_bytes, 'B')}" for part, num_bytes in needed.parts.items())

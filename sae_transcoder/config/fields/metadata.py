@@ -6,6 +6,7 @@ where it is used.
 """
 
 from dataclasses import field
+from enum import StrEnum
 from typing import Any
 
 
@@ -26,6 +27,11 @@ def text_or_list(default: Any, *, is_path: bool = False) -> Any:
     """A field that is a text or a list of texts, which OmegaConf has no type for; is_path: whether these are, or may be, paths."""
     kind = str | list[str] | None if default is None else str | list[str]
     return field(default=default, metadata={"result": True, "type": kind} | ({"path": True} if is_path else {}))
+
+
+def number_or(words: type[StrEnum]) -> Any:
+    """A field that is a number, one of these words, or null (the default), which OmegaConf has no type for."""
+    return field(default=None, metadata={"result": True, "type": float | words | None})
 
 
 def path(default: Any, *, result: bool = True) -> Any:

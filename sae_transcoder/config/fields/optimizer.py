@@ -1,16 +1,22 @@
 """The optimizers: what each has, and the fields that set one up. coder/build_optimizers.py builds them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
-from sae_transcoder.config.fields.metadata import added, bounded
+from sae_transcoder.config.fields.metadata import added, bounded, number_or
+from sae_transcoder.config.fields.model_type import ModelType
 
 
 class Optimizer(StrEnum):
     adam = "adam"
     muon = "muon"
     signum = "signum"
+
+
+class LrRule(StrEnum):
+    sparsify = "sparsify"
 
 
 class LrSchedule(StrEnum):
@@ -23,8 +29,10 @@ class LrSchedule(StrEnum):
 class OptimizerFacts:
     """What checks, the memory estimate, warnings and the header need to know of an optimizer."""
 
-    automatic_lr: Callable[[int], float]
+    sparsify_lr: Callable[[int], float]
     """sparsify's learning rate for a coder of so many latents where none is set (trainer.py:149, 171, 199)."""
+    short_run_factor: Mapping[ModelType, float]
+    """What the best rate of a short run is over sparsify's (config/learning_rate.py)."""
     states: int
     """State tensors of each parameter's size."""
     step_bytes: int
@@ -37,8 +45,6 @@ class OptimizerFacts:
     """Whether corrections=true takes torch's fused kernel, which makes a step in one pass."""
     averaged: bool = False
     """Whether the published coder is an average of the weights over the run."""
-    short_run_lr: str | None = None
-    """The learning rate to try on short runs, for which the automatic one is far too low; None: the automatic one fits."""
 
 
 def over_root_of_latents(rate: float) -> Callable[[int], float]:
@@ -46,11 +52,24 @@ def over_root_of_latents(rate: float) -> Callable[[int], float]:
     return lambda num_latents: rate / (num_latents / 2**14) ** 0.5
 
 
+def factors(sae: float, transcoder: float) -> dict[ModelType, float]:
+    """{model type: factor}."""
+    return {ModelType.sae: sae, ModelType.transcoder: transcoder}
+
+
 OPTIMIZERS = {
-    Optimizer.adam: OptimizerFacts(over_root_of_latents(2e-4), states=2, step_bytes=4, fused=True, short_run_lr="1e-3 and above"),
-    Optimizer.muon: OptimizerFacts(lambda _: 2e-3, states=1, step_bytes=4 * 2, weight_decay=0.1),  # four copies in bfloat16
+    Optimizer.adam: OptimizerFacts(over_root_of_latents(2e-4), factors(sae=16, transcoder=48), states=2, step_bytes=4, fused=True),
+    Optimizer.muon: OptimizerFacts(
+        lambda _: 2e-3, factors(sae=1, transcoder=1), states=1, step_bytes=4 * 2, weight_decay=0.1
+    ),  # four copies in bfloat16
     Optimizer.signum: OptimizerFacts(
-        over_root_of_latents(5e-3), states=1, step_bytes=4, scheduled=False, weight_decay=None, averaged=True
+        over_root_of_latents(5e-3),
+        factors(sae=1, transcoder=1),
+        states=1,
+        step_bytes=4,
+        scheduled=False,
+        weight_decay=None,
+        averaged=True,
     ),
 }
 
@@ -61,8 +80,9 @@ class OptimizerConfig:
 
     optimizer: Optimizer = Optimizer.adam
     """adam: torch's; signum: sign descent, schedule-free averaged; muon: orthogonalised momentum, Adam for the biases."""
-    lr: float | None = None
-    """Learning rate. null: sparsify's: adam 2e-4, signum 5e-3, both over sqrt(latents / 2^14); muon 2e-3."""
+    lr: Any = number_or(LrRule)
+    """Learning rate. null: by the run's length, latents, optimizer and model type (docs/learning_rates.md); sparsify's with corrections=false or
+    `finetune`. sparsify: sparsify's, made for billions of tokens: adam 2e-4, signum 5e-3, both over sqrt(latents / 2^14); muon 2e-3."""
     lr_warmup_steps: int | None = bounded(None, at_least=0)
     """Optimizer steps over which Adam's rate (with muon: that of the biases) rises from 0. All rates then fall as `lr_schedule` says.
     null: a twentieth of the run, at most 1,000. signum has neither warmup nor decay."""
