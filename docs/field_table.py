@@ -4,24 +4,13 @@ python docs/field_table.py            prints it
 python docs/field_table.py README.md  puts it between the README's two marks
 """
 
-import json
 import sys
 from pathlib import Path
-from typing import Any
-
-from omegaconf import MISSING
 
 from sae_transcoder.config import Config
-from sae_transcoder.config.field_meanings import meanings
+from sae_transcoder.config.field_meanings import meanings, shown
 
 BEGIN, END = "<!-- fields: python docs/field_table.py README.md -->", "<!-- end of fields -->"
-
-
-def shown(value: Any) -> str:
-    """A default in YAML's words."""
-    if value == MISSING:
-        return "required"
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def escaped(text: str) -> str:

@@ -1,15 +1,14 @@
 """`sae-train --explain k`, or `sae-train k --help`: all that is known of a field or a group."""
 
-import json
+import argparse
+import sys
 import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from omegaconf import MISSING
-
 from sae_transcoder.config.checks import AT_LEAST, AT_MOST
 from sae_transcoder.config.errors import ConfigError
-from sae_transcoder.config.field_meanings import meanings
+from sae_transcoder.config.field_meanings import meanings, shown
 from sae_transcoder.config.fields import DEFAULTS, FIELDS, GROUPS
 from sae_transcoder.config.other_words import OTHER_WORDS, called
 from sae_transcoder.config.presets import preset_files, settings_of, when_to_choose
@@ -56,7 +55,7 @@ def field_lines(name: str) -> list[str]:
     if (element := element_type(annotation)) is not None:
         facts.append(("written as", f"'{name}={EXAMPLES[element]}'"))
     facts += [("group", owner)] if owner else []
-    facts += [("set by", line) for line in preset_lines(name)]
+    facts += [("set to", line) for line in preset_lines(name)]
     if others := [word for word, meaning in OTHER_WORDS.items() if meaning == called(name)]:
         facts.append(("elsewhere", ", ".join(others)))
     lines = [
@@ -78,7 +77,7 @@ def preset_lines(name: str) -> list[str]:
     lines = []
     for value, by_group in choices.items():
         named = "; ".join(f"{group}={', '.join(of)}" for group, of in by_group.items())
-        lines.append(f"{named}: {value}")
+        lines.append(f"{value} by {named}")
     return lines
 
 
@@ -88,8 +87,15 @@ def choice_lines(group: str) -> list[str]:
     return [f"  {group}={choice}: {when_to_choose(path)}" for choice, path in files]
 
 
-def shown(value: Any) -> str:
-    """A value in YAML's words."""
-    if value == MISSING:
-        return "none, it must be set"
-    return value if isinstance(value, str) else json.dumps(value)
+class Explain(argparse.Action):
+    """`--explain FIELD ...` of the other commands: prints and ends the program, as --help does."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        """Prints what is known of the fields in `values`. Exit code 1 with a message for a name that is none."""
+        try:
+            print(explanation(values))
+        except ConfigError as error:
+            parser.exit(1, "".join(f"error: {fault}\n" for fault in error.faults))
+        sys.exit()

@@ -1,9 +1,13 @@
-"""The meaning of each field: its docstring, as it stands in config/fields."""
+"""The meaning of each field: its docstring, as it stands in config/fields; and how messages and tables show a value."""
 
 import ast
 import functools
 import inspect
+import json
 from itertools import pairwise
+from typing import Any
+
+from omegaconf import MISSING
 
 from sae_transcoder.config.fields import FIELD_GROUPS
 
@@ -21,3 +25,10 @@ def meanings() -> dict[type, dict[str, str]]:
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr)
         }
     return docstrings
+
+
+def shown(value: Any) -> str:
+    """A field's value in YAML's words."""
+    if value == MISSING:
+        return "required"
+    return value if isinstance(value, str) else json.dumps(value)
