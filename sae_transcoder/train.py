@@ -11,7 +11,7 @@ from sae_transcoder.config import Config, Hardware, run_dir
 from sae_transcoder.config.command_line import split_arguments
 from sae_transcoder.config.completion import completions
 from sae_transcoder.config.composition import CONF, fields_of, override_faults, register, typed
-from sae_transcoder.config.explain_field import explanation, names_to_explain
+from sae_transcoder.config.explain_field import names_to_explain, print_explanation
 from sae_transcoder.distributed import rank, refuse
 from sae_transcoder.launch.endings import end_with_message
 
@@ -68,8 +68,7 @@ def main() -> None:
     register()
     with end_with_message(sys.argv[1:]):
         if names := names_to_explain(sys.argv[1:]):
-            print(explanation(names))
-            sys.exit()
+            print_explanation(names)
         if "--to-yaml" in sys.argv or any(argument.startswith("json=") for argument in sys.argv[1:]):
             take_json(sys.argv)
         overrides, options, folders, faults = split_arguments(sys.argv[1:])

@@ -1,10 +1,11 @@
 """`sae-train --explain k`, or `sae-train k --help`: all that is known of a field or a group."""
 
 import argparse
+import os
 import sys
 import textwrap
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from sae_transcoder.config.checks import AT_LEAST, AT_MOST
 from sae_transcoder.config.errors import ConfigError
@@ -87,6 +88,16 @@ def choice_lines(group: str) -> list[str]:
     return [f"  {group}={choice}: {when_to_choose(path)}" for choice, path in files]
 
 
+def print_explanation(names: Sequence[str]) -> NoReturn:
+    """Prints what is known of these fields and groups, and ends the program. Raises ConfigError as `explanation` does."""
+    text = explanation(names)
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # of `sae-train --explain k | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit()
+
+
 class Explain(argparse.Action):
     """`--explain FIELD ...` of the other commands: prints and ends the program, as --help does."""
 
@@ -95,7 +106,6 @@ class Explain(argparse.Action):
     ) -> None:
         """Prints what is known of the fields in `values`. Exit code 1 with a message for a name that is none."""
         try:
-            print(explanation(values))
+            print_explanation(values)
         except ConfigError as error:
             parser.exit(1, "".join(f"error: {fault}\n" for fault in error.faults))
-        sys.exit()
