@@ -141,14 +141,14 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
         name, _, value = next((o for o in overrides if o.startswith(f"{cause.full_key}=")), "").partition("=")
         if "ListConfig" in str(cause.msg) and value:
             return f"{name}={value}: {name} is a list; write '{name}=[{value}]'"
-        if match := re.match("Key '(.*)' not in 'Config'", str(cause.msg)):  # of a file in a --config-dir
-            return name_fault(cause.full_key, match[1], None, NAMES)
         if "could not be converted to Integer" in str(cause.msg) and (whole := as_whole_number(value)) != value:
             return f"{name}={value}: must be a whole number; write {name}={whole}"
         if "is not Optional" in str(cause.msg):
             return f"{cause.full_key}: null is not possible; give a value or leave it out"
         reason, of_resolver = str(cause.msg or cause).splitlines()[0], "ConfigError raised while resolving interpolation: "
         return reason.removeprefix(of_resolver) if reason.startswith(of_resolver) else f"{cause.full_key}: {reason}"
+    if match := re.match(r"In '(.*)': .*\n\s*Key '(.*)' not in 'Config'", str(error)):
+        return name_fault(f"{match[1]}.yaml, {match[2]}", match[2], None, NAMES)
     if "does not support sweep type" in str(error):
         which = next((o for o in overrides if "interval(" in o), "interval(...)")
         return f"{which}: only a sweeper that searches takes an interval; add hydra/sweeper=optuna (extra `search`), or list values, as 1e-3,1e-2"

@@ -1,5 +1,6 @@
 """The presets of conf/: which there are, what each sets, and when to choose it."""
 
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ def preset_files() -> Iterator[tuple[str, str, Path]]:
             yield group, path.stem, path
 
 
+@functools.cache
 def settings_of(path: Path) -> dict[str, Any]:
     """{field: value as YAML reads it} of what a preset sets, with what its bases and the choices in its `defaults` set."""
     content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}

@@ -38,8 +38,12 @@ def test_what_an_answer_says_to_write_composes() -> None:
         "quantization=nf4",
         "dataset=pretokenized",
     } <= settings
-    for setting in sorted(settings - {"model_type=transcoder"}):
-        assert composed("model_type=sae", "dataset_name=mine", setting).model_type == "sae"
+    settings.discard("model_type=transcoder")
+    while settings:  # as many at once as name different fields
+        together = {setting.partition("=")[0]: setting for setting in sorted(settings)}
+        cfg = composed(*({"model_type": "model_type=sae", "dataset_name": "dataset_name=mine"} | together).values())
+        assert cfg.model_type == "sae"
+        settings -= set(together.values())
 
 
 @pytest.mark.parametrize(
@@ -66,7 +70,7 @@ def test_what_an_answer_says_to_write_composes() -> None:
         ("model=my/llama", "there is no such preset; write model_name=my/llama"),
         ("model=pythia_70", "did you mean pythia_70m? choose one of demo, "),
         ("dataset=mine.jsonl", "dataset=mine.jsonl: there is no such preset; write dataset=local_text dataset_name=mine.jsonl"),
-        ("dataset=~/mine.txt.gz", "write dataset=local_text dataset_name="),
+        ("dataset=~/mine.txt.gz", "write dataset=local_text 'dataset_name=~/mine.txt.gz'"),
         ("dataset=corpus/*.csv", "write dataset=local_text 'dataset_name=\"corpus/*.csv\"'"),
         ("dataset=ids.bin", "write dataset=memmap dataset_name=ids.bin"),
         ("dataset=roneneldan/TinyStories", "write dataset=hub dataset_name=roneneldan/TinyStories"),
@@ -143,7 +147,7 @@ def test_a_word_in_a_preset_of_ones_own_is_told_too(
 ) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nmodel_type: sae\nlearning_rate: 1e-3\n")
-    assert "learning_rate: called lr here; write lr=" in refused(
+    assert "error: experiment/mine.yaml, learning_rate: called lr here; write lr=VALUE" in refused(
         capsys, monkeypatch, "--config-dir", str(tmp_path), "experiment=mine"
     )
 
