@@ -4,40 +4,13 @@ python docs/field_table.py            prints it
 python docs/field_table.py README.md  puts it between the README's two marks
 """
 
-import ast
-import inspect
-import json
 import sys
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-from omegaconf import MISSING
-
-from sae_transcoder.config import FIELD_GROUPS, Config
+from sae_transcoder.config import Config
+from sae_transcoder.config.field_meanings import meanings, shown
 
 BEGIN, END = "<!-- fields: python docs/field_table.py README.md -->", "<!-- end of fields -->"
-
-
-def meanings() -> dict[type, dict[str, str]]:
-    """{group's dataclass: {field: its docstring in one line}}, in the order of the config."""
-    docstrings: dict[type, dict[str, str]] = {}
-    for group in FIELD_GROUPS:
-        (definition,) = ast.parse(inspect.getsource(group)).body
-        assert isinstance(definition, ast.ClassDef)
-        docstrings[group] = {
-            field.target.id: " ".join(str(ast.literal_eval(text.value)).split())
-            for field, text in pairwise(definition.body)
-            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr)
-        }
-    return docstrings
-
-
-def shown(value: Any) -> str:
-    """A default in YAML's words."""
-    if value == MISSING:
-        return "required"
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def escaped(text: str) -> str:

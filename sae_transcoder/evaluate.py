@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sae_transcoder.config import ConfigError
+from sae_transcoder.config.explain_field import OPTION, Explain
 from sae_transcoder.distributed import refuse
 from sae_transcoder.evaluation.request import evaluation_request
 from sae_transcoder.process.broken_device import DeviceBroken
@@ -29,6 +30,7 @@ def main() -> None:
     parser.add_argument(
         "--output", type=Path, help="folder for eval.json; by default PATH, with overrides one below save_dir/evals"
     )
+    parser.add_argument(OPTION, nargs="+", action=Explain, metavar="FIELD", help="what is known of a field, and end")
     arguments = parser.parse_intermixed_args()
     try:
         evaluate(arguments.path, arguments.overrides, arguments.output)

@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console, Group
 
 from sae_transcoder.config import ConfigError
+from sae_transcoder.config.explain_field import OPTION, Explain
 from sae_transcoder.config.paths import expanded, local_path
 from sae_transcoder.reports import table, watch
 from sae_transcoder.reports.data_files import WRITERS, write_file
@@ -62,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
         help="write into these files means and deviations over seeds, in place of a row for each coder",
     )
     add("--out", metavar="FOLDER", type=Path, help="write pictures, png and svg, and report.html")
+    add(OPTION, nargs="+", action=Explain, metavar="FIELD", help="what is known of a field of sae-train, and end")
     return parser
 
 

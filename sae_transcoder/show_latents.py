@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sae_transcoder.config import ConfigError
+from sae_transcoder.config.explain_field import OPTION, Explain
 from sae_transcoder.config.paths import local_path
 from sae_transcoder.distributed import refuse
 from sae_transcoder.latents.request import LatentsRequest, latents_requests, split_arguments
@@ -35,6 +36,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="folder for the result, in place of latents/ of the run")
     parser.add_argument("--page", action="store_true", help="write the page of the latents, beside the result of a single run, else into "
                         "latents/ of the folder of runs")  # fmt: skip
+    parser.add_argument(OPTION, nargs="+", action=Explain, metavar="FIELD", help="what is known of a field, and end")
     arguments = parser.parse_intermixed_args()
     try:
         show_latents(arguments.arguments, arguments.output, page=arguments.page)

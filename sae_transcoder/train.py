@@ -9,7 +9,9 @@ from omegaconf import DictConfig
 
 from sae_transcoder.config import Config, Hardware, run_dir
 from sae_transcoder.config.command_line import split_arguments
+from sae_transcoder.config.completion import completions
 from sae_transcoder.config.composition import CONF, fields_of, override_faults, register, typed
+from sae_transcoder.config.explain_field import names_to_explain, print_explanation
 from sae_transcoder.distributed import rank, refuse
 from sae_transcoder.launch.endings import end_with_message
 
@@ -65,11 +67,20 @@ def main() -> None:
     """Runs the command. Exit code 0: done, 1: refused or failed, 128 + n: stopped by signal n after saving its state."""
     register()
     with end_with_message(sys.argv[1:]):
+        if names := names_to_explain(sys.argv[1:]):
+            print_explanation(names)
         if "--to-yaml" in sys.argv or any(argument.startswith("json=") for argument in sys.argv[1:]):
             take_json(sys.argv)
-        overrides, options, folders = split_arguments(sys.argv[1:])
-        if not {"-sc", "--shell-completion"} & {*options}:
-            if faults := override_faults(overrides, folders):
+        overrides, options, folders, faults = split_arguments(sys.argv[1:])
+        if {"-sc", "--shell-completion"} & {*options}:
+            if (
+                any(o.startswith("query=") for o in overrides)
+                and (words := completions(os.environ.get("COMP_LINE", ""))) is not None
+            ):
+                print("\n".join(words))
+                sys.exit()
+        else:
+            if faults := faults + override_faults(overrides, folders):
                 refuse(faults)
             sys.argv[1:] = [*overrides, *options]  # Hydra wants overrides together
         if rank() > 0:  # rank 0 writes .hydra and prints

@@ -18,6 +18,7 @@ from helpers.command_line import composed
 from sae_transcoder import export, report
 from sae_transcoder.config import FIELDS
 from sae_transcoder.config.checks import faults
+from sae_transcoder.config.explain_field import explanation, names_to_explain
 from sae_transcoder.evaluation.settings import refuse_unread
 from sae_transcoder.exports.targets import find_writer
 from sae_transcoder.latents.request import split_arguments
@@ -37,11 +38,18 @@ def test_ci_runs_the_readmes_test_command() -> None:
     assert command in (ROOT / ".ci" / "run").read_text().splitlines()
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("sae-train") and not re.search(r"--help|-sc|json=", c)])
+@pytest.mark.parametrize(
+    "command", [c for c in COMMANDS if c.startswith("sae-train") and not re.search(r"--help|--explain|-sc|json=", c)]
+)
 def test_every_training_command_composes_and_passes_the_checks(command: str) -> None:
     given = OverridesParser.create().parse_overrides([o for o in shlex.split(command)[1:] if "=" in o])
     (jobs,) = BasicSweeper.split_arguments(given, None)
     assert all(faults(composed(*job)) == [] for job in jobs)
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "--explain" in c])
+def test_every_field_that_a_command_asks_about_is_there(command: str) -> None:
+    assert explanation(names_to_explain(shlex.split(command)[1:]) or [])
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("sae-eval")])

@@ -7,9 +7,12 @@ from typing import NamedTuple
 
 from sae_transcoder.config.fields import PATH_FIELDS
 from sae_transcoder.config.paths import local_path
+from sae_transcoder.config.shell_words import is_option, take_option, take_rest
 
 # What may follow Hydra's --info.
 INFO_TOPICS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+# Groups among them: a path after dataset= is refused with what to write, and must be readable for that.
+MAY_BE_PATHS = (*PATH_FIELDS, "model", "dataset")
 
 
 class Arguments(NamedTuple):
@@ -18,16 +21,20 @@ class Arguments(NamedTuple):
     overrides: list[str]
     options: list[str]
     config_dirs: list[Path]  # the values of --config-dir
+    faults: list[str]  # of words that are neither
 
 
 def split_arguments(arguments: Sequence[str]) -> Arguments:
-    """Tells overrides from options, which may stand between them; paths among the options are expanded. Raises ConfigError."""
-    split, rest = Arguments([], [], []), list(arguments)
+    """Tells overrides from options, which may stand between them; paths among the options are expanded. Raises ConfigError
+    for a path that cannot be."""
+    split, rest = Arguments([], [], [], []), list(arguments)
     takes_value = {"--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--cfg", "-c", "--package", "-p"}
     while rest:
         argument = rest.pop(0)
         option, _, value = argument.partition("=")
-        if argument.startswith("-"):
+        if argument.startswith("-") and not is_option(argument):
+            split.faults.append(take_option(argument, rest))
+        elif argument.startswith("-"):
             if (option in takes_value and not value and rest) or (option in ("--info", "-i") and rest and rest[0] in INFO_TOPICS):
                 value = rest.pop(0)
             if option in ("--config-dir", "-cd", "--config-path", "-cp"):
@@ -37,6 +44,8 @@ def split_arguments(arguments: Sequence[str]) -> Arguments:
                 split.options.append(value)
             if option in ("--config-dir", "-cd"):
                 split.config_dirs.append(Path(value))
+        elif fault := take_rest(argument, rest):
+            split.faults.append(fault)
         else:
             split.overrides.extend(quoted([argument]))
     return split
@@ -49,6 +58,6 @@ def quoted(overrides: Sequence[str]) -> list[str]:
 
 def _quoted(override: str) -> str:
     name, sign, values = override.partition("=")
-    if name not in PATH_FIELDS or not re.fullmatch(r"[^\s'\"\[\](){}]*", values):
+    if name not in MAY_BE_PATHS or not re.fullmatch(r"[^\s'\"\[\](){}]*", values):
         return override
     return name + sign + ",".join(f'"{value}"' if value.startswith("~") else value for value in values.split(","))

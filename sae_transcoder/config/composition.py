@@ -4,7 +4,6 @@ import copy
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 
 import yaml
@@ -20,11 +19,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sae_transcoder.config import FIELD_GROUPS, FIELDS, GROUPS, OPTIMIZERS, Config, ConfigError, run_dir, run_name
 from sae_transcoder.config.command_line import quoted
+from sae_transcoder.config.group_choices import choice_fault
 from sae_transcoder.config.paths import expanded
-
-PACKAGE = Path(__file__).parents[1]
-# conf/ lies beside the package in a clone, inside it in a wheel.
-CONF = next((p for p in (PACKAGE / "conf", PACKAGE.parent / "conf") if p.is_dir()), PACKAGE / "conf")
+from sae_transcoder.config.presets import CONF
+from sae_transcoder.config.shell_words import NAMES
+from sae_transcoder.config.type_checks import ANNOTATIONS, element_type
+from sae_transcoder.config.unknown_names import as_whole_number, name_fault
 
 
 def field_list() -> str:
@@ -105,9 +105,7 @@ def override_faults(overrides: Sequence[str], config_dirs: Sequence[Path]) -> li
                 f"{override}: {prefix} would step around the typed config; {fix} (only +GROUP=CHOICE of a --config-dir is allowed)"
             )
         elif name not in known_names:
-            near = get_close_matches(name, known_names, n=3, cutoff=0.5)
-            hint = f"did you mean {' or '.join(near)}?" if near else "see sae-train --help for all fields"
-            faults.append(f"{override}: there is no field or group {name}; {hint}")
+            faults.append(name_fault(override, name, (value or "=")[1:], known_names))
         elif not value:
             faults.append(f"{override}: needs a value, as in {name}=VALUE")
     return faults
@@ -137,8 +135,7 @@ def fields_of(group: str, choices: str, config_dirs: Sequence[Path]) -> set[str]
 def explain(error: Exception, overrides: Sequence[str]) -> str:
     """Hydra's or OmegaConf's error about a value or a choice, in one line where that is possible."""
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
-        group, _, choice = error.missing_cfg_file.rpartition("/")
-        return f"{group}={choice}: there is no such choice; choose one of {', '.join(error.options)}"
+        return choice_fault(error.missing_cfg_file, error.options)
     if isinstance(error, OverrideParseException):
         reason = str(error).splitlines()[0]
         return f"{error.override}: cannot be read ({reason}); quote what is special: 'name=\"a value\"', 'name=[1,2]'"
@@ -147,15 +144,27 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
         name, _, value = next((o for o in overrides if o.startswith(f"{cause.full_key}=")), "").partition("=")
         if "ListConfig" in str(cause.msg) and value:
             return f"{name}={value}: {name} is a list; write '{name}=[{value}]'"
+        if "could not be converted to Integer" in str(cause.msg) and (whole := as_whole_number(value)) != value:
+            return f"{name}={value}: must be a whole number; write {name}={whole}"
         if "is not Optional" in str(cause.msg):
             return f"{cause.full_key}: null is not possible; give a value or leave it out"
         reason, of_resolver = str(cause.msg or cause).splitlines()[0], "ConfigError raised while resolving interpolation: "
         return reason.removeprefix(of_resolver) if reason.startswith(of_resolver) else f"{cause.full_key}: {reason}"
+    if match := re.match(r"In '(.*)': .*\n\s*Key '(.*)' not in 'Config'", str(error)):
+        return name_fault(f"{match[1]}.yaml, {match[2]}", match[2], None, NAMES)
     if "does not support sweep type" in str(error):
         which = next((o for o in overrides if "interval(" in o), "interval(...)")
         return f"{which}: only a sweeper that searches takes an interval; add hydra/sweeper=optuna (extra `search`), or list values, as 1e-3,1e-2"
-    if match := re.fullmatch(r"Sweep parameters '(.*)' requires --multirun", str(error), re.DOTALL):
-        return f"{match[1]}: several values are a sweep; add -m, or give one value"
+    if match := re.match(
+        r"(?:Ambiguous value for argument|Sweep parameters) '(.*)'(?: requires --multirun|\n1\. )", str(error), re.DOTALL
+    ):
+        name, _, values = match[1].partition("=")
+        one = (
+            f"write '{name}=[{values}]' for one list"
+            if element_type(ANNOTATIONS.get(name)) and "[" not in values
+            else "give one value"
+        )
+        return f"{match[1]}: several values are a sweep; add -m, or {one}"
     noise = ("Config search path", "provider=", "full_key", "object_type", "Set the environment")
     lines = [line.strip() for line in str(error).splitlines()]
     return "\n  ".join(line for line in lines if line and not line.startswith(noise))

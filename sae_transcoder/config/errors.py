@@ -1,4 +1,4 @@
-"""The exception for settings that cannot be obeyed."""
+"""The exceptions for settings that cannot be obeyed."""
 
 from collections.abc import Sequence
 
@@ -9,6 +9,10 @@ class ConfigError(Exception):
     def __init__(self, *faults: str):
         super().__init__("\n".join(faults))
         self.faults = faults
+
+
+class UnknownField(ConfigError, AttributeError):
+    """A name set on a `Config` that is none of its fields; also what Python raises for an attribute that cannot be set."""
 
 
 def raise_faults(faults: Sequence[str]) -> None:

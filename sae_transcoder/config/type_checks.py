@@ -44,6 +44,12 @@ def is_of_type(value: Any, annotation: Any) -> bool:
     return isinstance(value, annotation)
 
 
+def element_type(annotation: Any) -> Any | None:
+    """The type of the elements of a field whose values are lists; None for any other field."""
+    options = (option for option in (annotation, *typing.get_args(annotation)) if typing.get_origin(option) is list)
+    return next((typing.get_args(option)[0] for option in options), None)
+
+
 def wanted(annotation: Any) -> str:
     """A type in words."""
     options = [option for option in typing.get_args(annotation) or [annotation] if option is not types.NoneType]

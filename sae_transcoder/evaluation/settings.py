@@ -23,6 +23,7 @@ from sae_transcoder.config import (
 from sae_transcoder.config.composition import composed
 from sae_transcoder.config.errors import raise_faults
 from sae_transcoder.config.paths import same_place
+from sae_transcoder.config.unknown_names import name_hint
 from sae_transcoder.data import sources
 from sae_transcoder.data.mixture import parts
 from sae_transcoder.run_store import data_origin, run_files
@@ -50,7 +51,8 @@ def refuse_unread(overrides: Sequence[str]) -> None:
             faults.append(f"{override}: {name} is not read, the coders are as they were trained; leave it out")
         else:
             near = get_close_matches(name, sorted(READ_FIELDS) + list(GROUPS), n=3, cutoff=0.5)
-            faults.append(f"{override}: there is no field {name} here" + (f"; did you mean {' or '.join(near)}?" if near else ""))
+            unknown = f"there is no field {name} here" + (f"; did you mean {' or '.join(near)}?" if near else "")
+            faults.append(f"{override}: {name_hint(name, override.partition('=')[2], FIELDS) or unknown}")
     if faults:
         raise ConfigError(*faults)
 

@@ -32,7 +32,8 @@ COMMON += ["save_dir", "cache_dir"]
 
 @dataclass
 class SweepJob:
-    """One combination of a sweep's values. `action`: what the command does about its run; `error`: why it failed or was refused."""
+    """One combination of a sweep's values. `number`: from 0, as Hydra counts; people read it from 1. `action`: what the command does about its
+    run; `error`: why it failed or was refused."""
 
     number: int
     overrides: list[str]
@@ -108,7 +109,7 @@ def shared_directory_faults(jobs: Sequence[SweepJob], *, search: bool) -> dict[i
         jobs_by_directory[run_dir(job.cfg)].append(job)
     for directory, sharing in jobs_by_directory.items():
         if len(sharing) > 1 and not (search and len({signature(job.cfg) for job in sharing}) == 1):
-            numbers = ", ".join(str(job.number) for job in sharing)
+            numbers = ", ".join(str(job.number + 1) for job in sharing)
             name = sharing[0].cfg.run_name
             field = f"run_name={name}: " if name else ""
             fix = "leave run_name out and set sweep_name" if name else "leave out what is named twice"
@@ -125,19 +126,21 @@ def read_status(directory: Path) -> Status | None:
 
 
 def with_job_numbers(faults_by_job: Mapping[int, Sequence[str]], num_jobs: int) -> list[str]:
-    """Each fault once, followed by the numbers of the jobs that have it, unless all have it."""
+    """Each fault once, followed by the numbers of the jobs that have it, counted from 1, unless all have it."""
     jobs_by_fault: dict[str, list[int]] = {}
     for number, faults in faults_by_job.items():
         for fault in faults:
             jobs_by_fault.setdefault(fault, []).append(number)
     return [
-        fault if len(numbers) == num_jobs else f"{fault} [job{'s' if len(numbers) > 1 else ''} {ranges(numbers)} of {num_jobs}]"
+        fault
+        if len(numbers) == num_jobs
+        else f"{fault} [job{'s' if len(numbers) > 1 else ''} {ranges([number + 1 for number in numbers])} of {num_jobs}]"
         for fault, numbers in jobs_by_fault.items()
     ]
 
 
 def ranges(numbers: Sequence[int]) -> str:
-    """Numbers with neighbours joined: 0, 1, 2, 5 as `0-2, 5`."""
+    """Numbers with neighbours joined: 1, 2, 3, 6 as `1-3, 6`."""
     groups: list[list[int]] = []
     for number in sorted(numbers):
         if groups and number == groups[-1][-1] + 1:

@@ -9,15 +9,20 @@ from sae_transcoder.config import run_dir, run_name, sweep_dir
 from sae_transcoder.launch import packs
 from sae_transcoder.launch.sweep_jobs import SweepJob
 from sae_transcoder.preflight.plan import Plan
+from sae_transcoder.run_store.differing_settings import settings_apart
 from sae_transcoder.run_store.observed_status import NextAction
 
 
 def print_counts(jobs: Sequence[SweepJob], console: Console) -> None:
-    """One line with how many runs there are and what is done about them, and a line for each refused job."""
+    """One line with how many runs there are and what is done about them, a line where all other runs in the folder differ from
+    them, and a line for each refused job."""
     counts = {action: sum(job.action == action for job in jobs) for action in NextAction}
     actions = ", ".join(f"{count} {action}" for action, count in counts.items() if count)
     lines = [f"sweep {jobs[0].cfg.sweep_name}: {len(jobs)} runs ({actions}) in {sweep_dir(jobs[0].cfg)}"]
-    lines += [f"job {job.number}: {job.error}" for job in jobs if job.action == NextAction.refused]
+    count, apart = settings_apart(sweep_dir(jobs[0].cfg), [run_dir(job.cfg) for job in jobs], [job.cfg for job in jobs])
+    if apart:
+        lines.append(f"{count} other run{'s' * (count > 1)} there, of other settings ({apart})")
+    lines += [f"job {job.number + 1}: {job.error}" for job in jobs if job.action == NextAction.refused]
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)
 

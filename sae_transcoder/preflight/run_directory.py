@@ -2,12 +2,12 @@
 
 import os
 import tempfile
-from dataclasses import fields
 from pathlib import Path
 
 from sae_transcoder.config import Config, ConfigError, Resume, run_dir, run_name, signature
 from sae_transcoder.config.paths import label, local_path, path_fault
-from sae_transcoder.run_store import job_record, run_files, status
+from sae_transcoder.run_store import job_record, status
+from sae_transcoder.run_store.differing_settings import differences, nearest_run
 
 # What a run's directory may hold before the run writes its status.
 EARLY_FILES = {".hydra", "train.log", ".lock", ".status.json.new", job_record.LINK}
@@ -38,26 +38,14 @@ def refuse_directory(cfg: Config) -> None:
     if current is None:
         if directory.is_dir() and {p.name for p in directory.iterdir()} - EARLY_FILES:
             raise ConfigError(f"run_name={name}: {directory} holds files but no run; {fix}")
+    elif current.signature != signature(cfg):
+        raise ConfigError(f"run_name={name}: {directory} holds a run of other settings ({differences(directory, cfg)}); {fix}")
     elif cfg.resume == Resume.never and current.state != status.State.queued:
         raise ConfigError(f"resume=never: {directory} holds a run ({current.state}); {fix}, or set resume=auto")
-    elif current.signature != signature(cfg):
-        raise ConfigError(
-            f"run_name={name}: {directory} holds a run of other settings (signature {current.signature}, this one's is {signature(cfg)}: "
-            f"{differences(directory, cfg)}); {fix}"
-        )
     done = current is not None and current.state == status.State.done
     if cfg.resume == Resume.must and not done and not status.state_path(directory).exists():
-        raise ConfigError(f"resume=must: {directory} holds no training state; check save_dir and run_name, or set resume=auto")
-
-
-def differences(directory: Path, cfg: Config) -> str:
-    """In which settings that change the result the run in a directory differs from this one."""
-    stored = run_files.read_config(directory)
-    names = [f.name for f in fields(Config) if f.metadata.get("result", True)]
-    changed = [
-        f"{name}={getattr(cfg, name)}, there {stored[name]}"
-        for name in names
-        if name in stored and stored[name] != getattr(cfg, name)
-    ]
-    missing = [name for name in names if name not in stored]
-    return "; ".join(changed + ([f"it was begun by a version without {', '.join(missing)}"] if missing else []))
+        nearest = nearest_run(directory.parent, cfg)
+        beside = f" ({nearest.name} beside it differs: {differences(nearest, cfg)})" if nearest not in (None, directory) else ""
+        raise ConfigError(
+            f"resume=must: {directory} holds no training state{beside}; check save_dir and run_name, or set resume=auto"
+        )

@@ -138,7 +138,7 @@ def _load(path: Path, signature: str, parts: Mapping[str, type]) -> dict[str, An
         raise ConfigError(f"{path}: not a training state of this version; {fix}")
     if state["signature"] != signature:
         raise ConfigError(
-            f"{path}: of a run with other settings (signature {state['signature']}, this one's is {signature}); {fix}"
+            f"{path}: of a run with other settings than those that this directory keeps, a copy from elsewhere; {fix}"
         )
     return state
 

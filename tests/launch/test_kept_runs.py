@@ -18,8 +18,8 @@ from sae_transcoder.evaluate import evaluate
 from sae_transcoder.exports.write import export
 from sae_transcoder.launch.sweep_from_overrides import combinations, load_sweep_config
 from sae_transcoder.launch.sweep_jobs import compose_sweep
-from sae_transcoder.preflight.run_directory import differences
 from sae_transcoder.run_store import eval_file, run_files
+from sae_transcoder.run_store.differing_settings import differences
 
 KEPT = TESTS / "kept_runs"
 
@@ -77,7 +77,7 @@ def test_a_kept_run_has_the_defaults_of_the_fields_that_it_lacks() -> None:
     assert {"matryoshka_widths", "threshold_beta", "lr_schedule"} <= set(FIELDS) - set(written)
     assert Config(**config) == composition.composed(settings)
     other = composition.composed([*settings, "k=3", "lr_schedule=cosine"])
-    assert differences(directory, other) == "k=3, there 2; lr_schedule=cosine, there linear"
+    assert differences(directory, other) == "k: 2 there, 3 here; lr_schedule: linear there, cosine here"
 
 
 def test_the_same_command_skips_a_kept_sweep_that_is_done(outputs: Path) -> None:

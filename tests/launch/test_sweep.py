@@ -91,15 +91,15 @@ def test_the_default_name_depends_on_all_settings_but_swept_values() -> None:
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["k=16,x32"], ["k: Value 'x32'", "[job 1 of 2]"]),
-        (["k=4,8", "layers=[6],[99],[2]"], ["layers=[6]: demo has layers 0 to 5", "layers=[99]", "[jobs 0, 3 of 6]", "[jobs 1, 4 of 6]"]),
-        (["optimizer=adam,adamm"], ["optimizer=adamm", ", ".join(sorted(Optimizer)), "[job 1 of 2]"]),
-        (["k=100", "expansion_factor=1,2", "num_latents=0,50"], ["k=100 with num_latents=50", "[jobs 1, 3 of 4]"]),
-        (["k=range(1,7)", "batch_size=4,100"], ["batch_size=100", "[jobs 1, 3, 5, 7, 9, 11 of 12]"]),
-        (["k=0,4,4000", "lr=-1,1e-2"], ["k=0: must be at least 1 [jobs 0-1 of 6]", "k=4000", "lr=-1.0", "[jobs 0, 2, 4 of 6]"]),
-        (["k=4,4"], ["jobs 0, 1 would share", "named twice"]),
-        (["k=4,8", "save_every=5,6"], ["jobs 0, 1 would share", "jobs 2, 3 would share"]),
-        (["k=4,8", "run_name=mine"], ["run_name=mine: jobs 0, 1 would share", "leave run_name out and set sweep_name"]),
+        (["k=16,x32"], ["k: Value 'x32'", "[job 2 of 2]"]),
+        (["k=4,8", "layers=[6],[99],[2]"], ["layers=[6]: demo has layers 0 to 5", "layers=[99]", "[jobs 1, 4 of 6]", "[jobs 2, 5 of 6]"]),
+        (["optimizer=adam,adamm"], ["optimizer=adamm", ", ".join(sorted(Optimizer)), "[job 2 of 2]"]),
+        (["k=100", "expansion_factor=1,2", "num_latents=0,50"], ["k=100 with num_latents=50", "[jobs 2, 4 of 4]"]),
+        (["k=range(1,7)", "batch_size=4,100"], ["batch_size=100", "[jobs 2, 4, 6, 8, 10, 12 of 12]"]),
+        (["k=0,4,4000", "lr=-1,1e-2"], ["k=0: must be at least 1 [jobs 1-2 of 6]", "k=4000", "lr=-1.0", "[jobs 1, 3, 5 of 6]"]),
+        (["k=4,4"], ["jobs 1, 2 would share", "named twice"]),
+        (["k=4,8", "save_every=5,6"], ["jobs 1, 2 would share", "jobs 3, 4 would share"]),
+        (["k=4,8", "run_name=mine"], ["run_name=mine: jobs 1, 2 would share", "leave run_name out and set sweep_name"]),
         (["threads=1,2"], ["threads=1,2: cannot differ within a sweep"]),
         (["hardware=auto,cpu"], ["hardware=auto,cpu: cannot differ"]),
         (["k=4,8", "device=cpu,cuda"], ["device=cpu,cuda: cannot differ"]),
@@ -145,7 +145,7 @@ def test_folders_of_something_else_are_refused_and_left_alone(cache: Path, tmp_p
     code, _, errors = here("-m", *settings, "sweep_name=s")
     assert code == 1
     assert f"{clash} holds files but no run" in errors
-    assert "[job 1 of 2]" in errors
+    assert "[job 2 of 2]" in errors
     assert [p.name for p in clash.parent.iterdir()] == [clash.name]
 
 

@@ -90,7 +90,7 @@ def test_a_run_of_the_command_line_leaves_its_record_and_done_runs_are_not_repea
     other = subprocess.run([*arguments(cfg), "k=9", f"run_name={directory.name}"], capture_output=True, text=True)
     assert other.returncode == 1
     assert "holds a run of other settings" in other.stderr
-    assert "k=9, there 8)" in other.stderr
+    assert "(k: 8 there, 9 here)" in other.stderr
     assert {p: p.stat().st_mtime_ns for p in directory.rglob("*")} == before
 
 

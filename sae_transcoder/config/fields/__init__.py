@@ -4,7 +4,9 @@ Nothing here imports torch, so `--help`, completion and every refusal that needs
 """
 
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
+from sae_transcoder.config.errors import UnknownField
 from sae_transcoder.config.fields.architecture import ArchitectureConfig
 from sae_transcoder.config.fields.dataset import DatasetConfig
 from sae_transcoder.config.fields.evaluation import EvaluationConfig
@@ -16,6 +18,7 @@ from sae_transcoder.config.fields.saving import SavingConfig
 from sae_transcoder.config.fields.sweep import SweepConfig
 from sae_transcoder.config.fields.tracker import TrackerConfig
 from sae_transcoder.config.fields.training import TrainingConfig
+from sae_transcoder.config.unknown_names import name_fault
 
 
 @dataclass
@@ -33,6 +36,12 @@ class Config(
     ModelTypeConfig,
 ):
     """Everything a run needs, flat: `k=16` on the command line is `cfg.k` in code. The order of its fields is written to files."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets a field. Raises UnknownField for a name that is none, which Python would take and nothing would read."""
+        if name not in FIELDS:
+            raise UnknownField(name_fault(f"{name}={value!r}", name, str(value), FIELDS, "field"))
+        super().__setattr__(name, value)
 
 
 # The groups in the order of their fields: ModelTypeConfig first, SavingConfig last.

@@ -1,0 +1,49 @@
+"""What is said of GROUP=CHOICE where there is no such choice."""
+
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+from sae_transcoder.config.fields import GROUPS
+from sae_transcoder.config.paths import is_path
+from sae_transcoder.config.presets import model_presets
+
+FILE_SUFFIX = re.compile(r"\.(txt|jsonl?|csv|parquet|md|py)(\.(gz|bz2|zst|lz4))?$", re.IGNORECASE)
+IDS_SUFFIX = re.compile(r"\.(bin|npy)$", re.IGNORECASE)
+
+
+def choice_fault(missing: str, options: Sequence[str]) -> str:
+    """The message for a choice that there is not. missing: GROUP/CHOICE, as Hydra names it; options: the group's choices."""
+    group = next((name for name in GROUPS if missing.startswith(f"{name}/")), missing.rpartition("/")[0])
+    choice = missing.removeprefix(f"{group}/")
+    own = {"model": model_fix, "dataset": dataset_fix}.get(group)
+    if own and (fix := own(choice)):
+        return f"{group}={choice}: there is no such preset; {fix}"
+    near = get_close_matches(choice, options, n=1, cutoff=0.75)
+    meant = f"did you mean {near[0]}? " if near else ""
+    others = {
+        "model": f"; any other model by model_name={choice}",
+        "dataset": "; other data by dataset=hub or local_text and dataset_name",
+    }
+    listed = f"there is no such choice; {meant}choose one of {', '.join(options)}"
+    return f"{group}={choice}: {listed}{others.get(group, '')}"
+
+
+def model_fix(choice: str) -> str | None:
+    """What to write for a model's name or path; None for what may be a misspelt preset."""
+    setting = shlex.quote(f"model_name={choice}")
+    if presets := model_presets(choice):
+        return f"write model={presets[0]}, or {setting}"
+    return f"write {setting}" if "/" in choice or is_path(choice) else None
+
+
+def dataset_fix(choice: str) -> str | None:
+    """What to write for files or a data set of the hub; None for what may be a misspelt preset."""
+    name = shlex.quote(f"dataset_name={choice}" if re.fullmatch(r"[\w./~-]+", choice) else f'dataset_name="{choice}"')
+    if IDS_SUFFIX.search(choice):
+        return f"write dataset=memmap {name}"
+    if FILE_SUFFIX.search(choice) or "*" in choice or is_path(choice) or choice.endswith(os.sep):
+        return f"write dataset=local_text {name}"
+    return f"write dataset=hub {name}" if "/" in choice else None
