@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,6 @@ from helpers.device import ON_DEVICE
 from helpers.short_runs import short
 from sae_transcoder import evaluate as command
 from sae_transcoder.config import run_dir
-from sae_transcoder.evaluate import evaluate
 from sae_transcoder.evaluation import heldout
 from sae_transcoder.run_store import eval_file
 from sae_transcoder.run_store.eval_file import Evaluation
@@ -54,6 +54,12 @@ def refused(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, *arg
     printed = capsys.readouterr().err
     assert "Traceback" not in printed
     return printed
+
+
+def evaluate(path: object, overrides: Sequence[str] = (), output: Path | None = None) -> Evaluation:
+    """The evaluation of one run."""
+    (evaluation,) = command.evaluate([str(path)], overrides, output)
+    return evaluation
 
 
 def numbers(evaluation: Evaluation) -> dict:

@@ -37,6 +37,14 @@ def open_files(paths: list[Path], column: str, wanted: Wanted, arrow_folder: Pat
     )
 
 
+def check_column(paths: list[Path], column: str, wanted: Wanted) -> None:
+    """Raises ConfigError where the first file lacks the column, or begins with something else than what is wanted."""
+    if file_kind(paths[0]) == "parquet":
+        parquet_type(str(paths[0]), column, wanted)
+    else:
+        next(arrow_rows(tuple(map(str, paths)), column, wanted), None)
+
+
 def open_lines(names: list[str], column: str, wanted: Wanted, arrow_folder: Path) -> Any:
     """The column of text, JSON or CSV files."""
     import datasets
