@@ -57,7 +57,11 @@ def fitted(cfg: Config, own: Mapping[str, Any], given: set[str]) -> tuple[Config
         own_column = getattr(cfg, missing.field)
         changes = other_column(missing, own_column, given)
         place = " and ".join(as_list(cfg.dataset_name))
-        notes += [f"{name}={shown(value)}: {place} has no {own_column}, which the run read" for name, value in changes.items()]
+        notes += [
+            f"{name}={shown(value)}: {place} has no {own_column}, which the run read"
+            for name, value in changes.items()
+            if getattr(cfg, name) != value
+        ]
         cfg = replace(cfg, **changes)
         if missing := lacking(cfg):  # another part of a mixture
             raise missing

@@ -4,7 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -176,7 +176,7 @@ def usual_output(stored: StoredCoders, overrides: Sequence[str]) -> Path:
     path, run_dir = local_path(stored.path), stored.run_dir
     selected = [getattr(stored.cfg, name) for name in SELECTION] if stored.only_selected else None
     key: dict[str, Any] = {
-        "settings": evaluation_settings(stored.cfg), "coders": sorted(stored.coder_dirs), "selected": selected
+        "settings": evaluation_settings(replace(stored.cfg, eval_end_to_end=True)), "coders": sorted(stored.coder_dirs), "selected": selected
     }  # fmt: skip
     if path.exists() and not any(override.startswith("save_dir=") for override in overrides):
         if not overrides or (run_dir is not None and is_own(stored)):

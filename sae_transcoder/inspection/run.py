@@ -24,9 +24,8 @@ from sae_transcoder.run_store import (
 )
 from sae_transcoder.run_store.eval_file import Evaluation
 from sae_transcoder.run_store.latent_files import DescribedLatents
-from sae_transcoder.run_store.observed_status import ObservedStatus
 from sae_transcoder.run_store.run_files import MetricsRow
-from sae_transcoder.run_store.status import State
+from sae_transcoder.run_store.status import State, Status
 
 
 @dataclass(frozen=True)
@@ -41,16 +40,16 @@ class Run:
     coders_folder: Path
 
     @property
-    def status(self) -> ObservedStatus:
-        """How far the run is, and whether it goes on. Raises ConfigError where its status.json is gone or damaged."""
+    def status(self) -> Status:
+        """How far the run is now. Raises ConfigError where its status.json is gone or damaged."""
         if (observed := observed_status.read(self.directory)) is None:
             raise ConfigError(f"{self.directory}: has no {status.NAME} any more; restore it from a copy")
-        return observed
+        return observed.status
 
     @property
     def state(self) -> State:
         """Whether the run is queued, running, interrupted, preempted, failed, cancelled or done."""
-        return self.status.status.state
+        return self.status.state
 
     @cached_property
     def coders(self) -> dict[str, TrainedCoder]:
@@ -62,7 +61,7 @@ class Run:
         Raises ConfigError where the run has saved none yet, or they cannot be read.
         """
         if not find_coders(self.coders_folder):
-            run = self.status.status
+            run = self.status
             raise ConfigError(
                 f"{self.directory}: no coders yet, the run is {run.state} at step {run.step:,} of {run.total:,} and saves them every "
                 f"save_every={self.config.save_every} steps and at its end; the command that began it goes on"

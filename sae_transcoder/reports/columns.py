@@ -59,8 +59,11 @@ def columns(records: Sequence[Record], asked: Sequence[str] = ()) -> list[Column
     same, or OF_OTHER_DATA, of each evaluation on other data."""
     settings = [setting_column(name) for name in differing_settings(records) if name not in COLUMNS]
     more = [metric_column(name) for name in asked if name not in COLUMNS]
-    labels = dict.fromkeys(label for record in records for label in record.others)
-    others = [other_column(name, label) for label in labels for name in asked or OF_OTHER_DATA]
+    found = dict.fromkeys(
+        (label, name) for record in records for label, other in record.others.items() for name in other.evaluation.mean()
+    )
+    labels = dict.fromkeys(label for label, _ in found)
+    others = [other_column(name, label) for label in labels for name in asked or OF_OTHER_DATA if (label, name) in found]
     return [*PROGRESS, *settings, *METRICS, *more, *others]
 
 

@@ -22,12 +22,13 @@ OF_DATA = (
     "dataset_kind", "dataset_name", "dataset_config", "dataset_weights", "dataset_split", "eval_split", "text_column", "messages_column",
     "train_on", "tokens_column", "tokens_dtype",
 )  # fmt: skip
+NOT_TOLD = "eval_end_to_end"  # it decides which metrics there are, and changes none
 
 
 @dataclass(frozen=True)
 class OtherEvaluation:
-    """An evaluation beside the run's own. `label`: its data set by the last part of its name, and what else is not the run's own;
-    `full_label`: the same with all that tells the data set from others."""
+    """An evaluation beside the run's own. `label`: its data set by the last part of its name, and what else is not the run's own
+    (of other data but the number of sequences); `full_label`: the same with all that tells the evaluation from others."""
 
     evaluation: Evaluation
     label: str
@@ -61,18 +62,21 @@ def labelled(evaluation: Evaluation, own: Mapping[str, Any], coders: Iterable[st
         for name in ("dataset_config", "dataset_split", "eval_split")
         if f"{name}={text(config.get(name))}" in of_data
     ]
-    others = [
-        f"{name}={text(value)}"
+    own_data = [own.get(name) for name in OF_DATA[:2]] == [config.get(name) for name in OF_DATA[:2]]
+    others = {
+        name: f"{name}={text(value)}"
         for name, value in config.items()
-        if name not in OF_DATA and name in own and text(own[name]) != text(value)
-    ]
+        if name not in (*OF_DATA, NOT_TOLD) and name in own and text(own[name]) != text(value)
+    }
     measured = [coder.coder for coder in evaluation.coders]
-    others += [",".join(measured)] if set(coders) - set(measured) else []
+    if set(coders) - set(measured):
+        others["coders"] = ",".join(measured)
+    shown = [told for other, told in others.items() if own_data or other != "eval_samples"]
     name = config.get("dataset_name", "")
     return OtherEvaluation(
         evaluation,
-        " ".join([short_name(name), *parts, *others]),
-        " ".join([text(config.get("dataset_kind", "")), text(name), *of_data, *others]),
+        " ".join([short_name(name), *parts, *shown]),
+        " ".join([text(config.get("dataset_kind", "")), text(name), *of_data, *others.values()]),
     )
 
 
