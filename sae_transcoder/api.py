@@ -1,37 +1,33 @@
 """Runs from Python, by the same code as the commands:
 
-from sae_transcoder.api import load_coders, load_config, load_latents, sweep, train
+from sae_transcoder.api import load_config, load_run, sweep, train
 
 cfg = load_config("experiment=demo", "k=16")
 run = train(cfg)
-run.saes["layers.2"]
-
 runs = sweep("experiment=demo", "k=16,32,64")
 
-load_coders("outputs/my_run")["layers.2"]
-load_latents("outputs/my_run")["layers.2"].table()
+run = load_run("outputs/my_run")
+run.coders["layers.2"]
+run.latents("import os")["layers.2"]
 """
+# ruff: noqa: F401 - programs import these names from here
 
 import sys
-from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sae_transcoder.coder.stored_coders import coder_faults, coders_dir, find_coders, run_dir_of
-from sae_transcoder.coder.trained_coder import TrainedCoder, load_coder
 from sae_transcoder.config import Config, ConfigError, Hardware, composition, old_json, run_dir
 from sae_transcoder.config.command_line import quoted
+from sae_transcoder.inspection.run import Run, load_coders, load_run
 from sae_transcoder.launch.endings import RunFailed
 from sae_transcoder.launch.sweep import train_jobs
 from sae_transcoder.launch.sweep_from_overrides import combinations, load_sweep_config
 from sae_transcoder.launch.sweep_jobs import is_grid
 from sae_transcoder.preflight.plan import check_settings, make_plan
-from sae_transcoder.run_store import eval_file, latent_files, latents_pass, observed_status, run_files
-from sae_transcoder.run_store.latent_files import DescribedLatents
+from sae_transcoder.run_store import eval_file, observed_status, run_files
 from sae_transcoder.run_store.observed_status import NextAction
 from sae_transcoder.training import engine
-from sae_transcoder.training.outcome import TrainedRun
 
 
 def load_config(*overrides: str) -> Config:
@@ -42,7 +38,7 @@ def load_config(*overrides: str) -> Config:
     return composition.composed(_with_json(overrides))
 
 
-def train(cfg: Config) -> TrainedRun:
+def train(cfg: Config) -> Run:
     """Trains one run on this machine as `sae-train` does: a stopped run goes on, of a run that is done the result is returned.
 
     Raises ConfigError for what the command would refuse, before anything is written, and for a run that is trained elsewhere; Stopped
@@ -65,7 +61,7 @@ def train(cfg: Config) -> TrainedRun:
     return _trained(cfg)
 
 
-def sweep(*overrides: str) -> list[TrainedRun]:
+def sweep(*overrides: str) -> list[Run]:
     """Trains every combination of the comma-separated values as `sae-train -m OVERRIDES` does. Returns the runs in their order.
 
     Raises ConfigError for what the command would refuse, before anything is written, and for a search; RunFailed for the first run that
@@ -84,46 +80,18 @@ def sweep(*overrides: str) -> list[TrainedRun]:
     return [_trained(job.cfg) for job in jobs]
 
 
-def load_coders(path: str | Path) -> dict[str, TrainedCoder]:
-    """The coders of a run, of a folder with one folder for each hookpoint, or of a repository of the Hugging Face Hub, with their thresholds:
-    {hookpoint: coder}, with several seeds {hookpoint/seed<N>: coder}; float32 on the CPU. What each computes: `TrainedRun.saes`.
-
-    Raises ConfigError where there are no coders, or where they cannot be read.
-    """
-    root = coders_dir(str(path))
-    folders = find_coders(root)
-    if not folders:
-        raise ConfigError(
-            f"{path}: holds no coders (folders with cfg.json and sae.safetensors); give a run's directory or its coders/"
-        )
-    if faults := [fault for folder in folders.values() for fault in coder_faults(folder)]:
-        raise ConfigError(*(f"{fault}; load another copy" for fault in faults))
-    return {name: load_coder(folder).float() for name, folder in folders.items()}
-
-
-def load_latents(path: str | Path) -> dict[str, DescribedLatents]:
-    """What `sae-latents PATH` has found of the latents of a run, its best/ or a snapshot: {coder: its latents}, coders named as in load_coders.
-
-    Raises ConfigError where the command was not run, or where its files cannot be read.
-    """
-    root = coders_dir(str(path))
-    run_dir = run_dir_of(root)
-    folder = root if run_dir is None or root == run_dir else latents_pass.folder_of(root, run_dir)
-    return latent_files.described(folder, str(path))
-
-
 def _refuse_unless_here(cfg: Config | DictConfig, message: str) -> None:
     """Raises ConfigError for settings with which nothing is trained on this machine."""
     if cfg.hardware == Hardware.slurm or cfg.dry_run:
         raise ConfigError(f"{'hardware=slurm' if cfg.hardware == Hardware.slurm else 'dry_run=True'}: {message}")
 
 
-def _trained(cfg: Config) -> TrainedRun:
+def _trained(cfg: Config) -> Run:
     """Reads the result of a run. Raises ConfigError where it has none."""
     directory = run_dir(cfg)
-    if (evaluation := eval_file.read(directory)) is None:
+    if eval_file.read(directory) is None:
         raise ConfigError(f"{directory}: {observed_status.nothing_to_do(directory) or 'holds no result'}")
-    return TrainedRun(cfg, directory, evaluation)
+    return Run(directory, cfg, directory / "coders")
 
 
 def _with_json(overrides: tuple[str, ...]) -> list[str]:

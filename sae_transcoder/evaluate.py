@@ -1,4 +1,4 @@
-"""The command `sae-eval PATH [overrides]`: held-out metrics of coders that this project or sparsify has trained."""
+"""The command `sae-eval PATH ... [overrides]`: held-out metrics of coders that this project or sparsify has trained."""
 
 import argparse
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 from sae_transcoder.config import ConfigError
 from sae_transcoder.config.explain_field import OPTION, Explain
 from sae_transcoder.distributed import refuse
-from sae_transcoder.evaluation.request import evaluation_request
+from sae_transcoder.evaluation.request import EvaluationRequest, evaluation_requests, split_paths, tell, tell_notes, titles
 from sae_transcoder.process.broken_device import DeviceBroken
 from sae_transcoder.run_store import eval_file
 from sae_transcoder.run_store.eval_file import Evaluation
@@ -17,7 +17,7 @@ Held-out metrics of sparse coders: reconstruction, sparsity, and the language mo
 
   sae-eval outputs/my_run                          as at the end of the run, with the run's own settings
   sae-eval outputs/my_run/best eval_samples=64     the best coders, on fewer sequences
-  sae-eval outputs/my_run dataset=local_text 'dataset_name="other/*.txt"'
+  sae-eval outputs/my_sweep dataset=local_text 'dataset_name="other/*.txt"'     all runs of a sweep, on one forward; sae-report shows it
   sae-eval EleutherAI/sae-llama-3-8b-32x model=llama3_8b 'layers=[10]'
 """
 
@@ -25,35 +25,49 @@ Held-out metrics of sparse coders: reconstruction, sparsity, and the language mo
 def main() -> None:
     """Runs the command. Exit code 1 with a message where the coders or the overrides are wrong."""
     parser = argparse.ArgumentParser("sae-eval", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("path", help="a run's directory, a folder of coders in sparsify's format, or a hub id")
-    parser.add_argument("overrides", nargs="*", help="FIELD=VALUE or GROUP=CHOICE, as for sae-train")
-    parser.add_argument(
-        "--output", type=Path, help="folder for eval.json; by default PATH, with overrides one below save_dir/evals"
-    )
+    parser.add_argument("arguments", nargs="+", metavar="PATH or NAME=VALUE",
+                        help="a run, its best/, a snapshot, a folder of runs, a folder of coders in sparsify's format, or a hub id; FIELD=VALUE "
+                        "and GROUP=CHOICE as for sae-train")  # fmt: skip
+    parser.add_argument("--output", type=Path, help="folder for eval.json; by default PATH, for other data or settings than the run's own a "
+                        "folder in evals/ of the run, with save_dir or for coders of no run one below save_dir/evals")  # fmt: skip
     parser.add_argument(OPTION, nargs="+", action=Explain, metavar="FIELD", help="what is known of a field, and end")
     arguments = parser.parse_intermixed_args()
     try:
-        evaluate(arguments.path, arguments.overrides, arguments.output)
+        paths, overrides = split_paths(arguments.arguments)
+        if not paths:
+            raise ConfigError("no coders: give the directory of a run, a folder of runs, a folder of coders, or a hub id")
+        evaluate(paths, overrides, arguments.output)
     except ConfigError as error:
         refuse(error.faults)
     except DeviceBroken as error:
         refuse([f"{error}; start the command again, and it measures on a GPU that works"])
 
 
-def evaluate(path: str, overrides: Sequence[str] = (), output: Path | None = None) -> Evaluation:
-    """Measures the coders in `path`, writes eval.json and feature_density.npz into `output`, and prints the main metrics.
+def evaluate(paths: Sequence[str], overrides: Sequence[str] = (), output: Path | None = None) -> list[Evaluation]:
+    """Measures the coders in each of the paths, those of one model and text on the same forwards, writes eval.json and feature_density.npz of
+    each, and prints the main metrics. Returns the evaluations in the order of the runs.
 
     Raises ConfigError where there are no coders, where they do not fit the model, and for settings that an evaluation does not read or
     that would measure what the coders were trained on.
     """
-    request = evaluation_request(path, overrides, output)
-    from sae_transcoder.evaluation import table  # these import torch and rich, once the request is known to be valid
-    from sae_transcoder.evaluation.measure_stored import measure_stored
+    requests = evaluation_requests(paths, overrides, output, tell)
+    tell_notes(request.stored for request in requests)
+    from sae_transcoder.evaluation import table  # these import torch and rich, once the requests are known to be valid
+    from sae_transcoder.evaluation.measure_stored import groups, measure_stored
 
-    evaluation = measure_stored(request)
-    eval_file.write(request.output_dir, evaluation)
-    table.print_table(evaluation, request.output_dir / eval_file.NAME)
-    return evaluation
+    found: dict[EvaluationRequest, Evaluation] = {}
+    for group in groups(requests):
+        for request, evaluation in zip(group, measure_stored(group), strict=True):
+            eval_file.write(request.output_dir, evaluation)
+            found[request] = evaluation
+    names = titles(request.stored for request in requests)
+    table.print_table(
+        [
+            table.Measured(name, found[request], request.output_dir / eval_file.NAME)
+            for name, request in zip(names, requests, strict=True)
+        ]
+    )
+    return [found[request] for request in requests]
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 from rich.console import Console, Group
@@ -15,6 +16,7 @@ from rich.console import Console, Group
 from sae_transcoder.config import ConfigError
 from sae_transcoder.config.explain_field import OPTION, Explain
 from sae_transcoder.config.paths import expanded, local_path
+from sae_transcoder.metric_names import NAMES
 from sae_transcoder.reports import table, watch
 from sae_transcoder.reports.data_files import WRITERS, write_file
 from sae_transcoder.reports.errors import ReportError
@@ -27,12 +29,13 @@ WATCH_EVERY = 5.0  # seconds
 MATCHED = ("seeds", "all")  # values of --matching
 EPILOG = """KEY is a field of sae-train (k, layers, lr, ...) or one of run, state, step, tokens_per_s, eta, train_fvu,
 dead_fraction, fvu, ce_loss_score, l0 and the other metrics of eval.json, or kind: the activation of coders, or
-matryoshka (with batchtopk), matryoshka_topk.
+matryoshka (with batchtopk), matryoshka_topk; or METRIC@DATA, of data that sae-eval has measured beside the run's own.
 
   sae-report outputs/my_sweep --sort fvu                          the best first
   sae-report outputs --where model_type=sae --where 'k<=32'       some of the runs
   sae-report outputs --where 'layers=[6]' --csv layer6.csv        their numbers, a row per coder
   sae-report outputs/my_sweep --out pictures                      Pareto plots, curves, and a page that opens offline
+  sae-report outputs/my_sweep --metrics l0,fvu --sort fvu@other.txt      on other data too, the best there first
   sae-report outputs/my_seeds --matching                          which share of latents other seeds have too
 """
 
@@ -54,6 +57,8 @@ def parser() -> argparse.ArgumentParser:
     add("--failed", action="store_true", help="say why runs ended before their time, and where their logs are")
     add("--matching", metavar="seeds|all", nargs="?", const="seeds", choices=MATCHED,
         help="which latents coders have in common that differ in their seed alone (seeds), or all of equal shape (all)")  # fmt: skip
+    add("--metrics", metavar="NAME,...", type=names_of, default=(), help="held-out metrics to show beside the usual ones; of each data set that "
+        "sae-eval has measured too, in place of fvu,ce_loss_score")  # fmt: skip
     for kind in WRITERS:
         name = kind.capitalize() if kind == "parquet" else kind.upper()
         add(f"--{kind}", metavar="FILE", type=Path, help=f"write all numbers as {name}")
@@ -65,6 +70,18 @@ def parser() -> argparse.ArgumentParser:
     add("--out", metavar="FOLDER", type=Path, help="write pictures, png and svg, and report.html")
     add(OPTION, nargs="+", action=Explain, metavar="FIELD", help="what is known of a field of sae-train, and end")
     return parser
+
+
+def names_of(text: str) -> list[str]:
+    """The metrics that a comma-separated text names. Raises ReportError for one that does not exist."""
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in NAMES:
+            near = get_close_matches(name, NAMES, n=3, cutoff=0.5)
+            raise ReportError(
+                f"--metrics {text}: there is no metric {name}; choose {' or '.join(near) or 'of ' + ', '.join(NAMES)}"
+            )
+    return list(dict.fromkeys(names))
 
 
 def arranged(arguments: Sequence[str]) -> list[str]:
@@ -101,7 +118,8 @@ def run(arguments: Sequence[str], console: Console) -> None:
 
     def draw(records: Sequence[Record], matching: Matching = NOT_MATCHED) -> Group:
         counts_first = options.watch is not None and console.is_terminal
-        return table.overview(records, matching, console, counts_first=counts_first, failed=options.failed)
+        asked = options.metrics
+        return table.overview(records, matching, console, counts_first=counts_first, failed=options.failed, asked=asked)
 
     data_paths = {kind: path for kind in WRITERS if (path := getattr(options, kind))}
     if options.over_seeds and not data_paths:
@@ -124,7 +142,7 @@ def run(arguments: Sequence[str], console: Console) -> None:
     if options.out:
         from sae_transcoder.reports.plot_files import write_plots  # imports matplotlib and plotly
 
-        write_plots(records, matching, options.out, warn)
+        write_plots(records, matching, options.out, warn, options.metrics)
 
 
 def announce(text: str) -> None:

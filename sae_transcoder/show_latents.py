@@ -9,6 +9,7 @@ from sae_transcoder.config import ConfigError
 from sae_transcoder.config.explain_field import OPTION, Explain
 from sae_transcoder.config.paths import local_path
 from sae_transcoder.distributed import refuse
+from sae_transcoder.evaluation.request import tell, tell_notes, titles
 from sae_transcoder.latents.request import LatentsRequest, latents_requests, split_arguments
 from sae_transcoder.process.broken_device import DeviceBroken
 from sae_transcoder.process.stop_signal import Stopped
@@ -61,7 +62,8 @@ def show_latents(arguments: Sequence[str], output: Path | None = None, *, page: 
     paths, wanted, overrides = split_arguments(arguments)
     if not paths:
         raise ConfigError("no run: give the directory of a run, its best/, a snapshot, or a folder of runs")
-    requests = latents_requests(paths, wanted, overrides, output)
+    requests = latents_requests(paths, wanted, overrides, output, tell)
+    tell_notes(request.stored for request in requests)
     page_folder = folder_of_page(paths, requests) if page else None
     missing = []
     for request in requests:
@@ -80,10 +82,8 @@ def show_latents(arguments: Sequence[str], output: Path | None = None, *, page: 
     if page_folder is not None:
         from sae_transcoder.reports.latents_page.page import write_page  # imports pyarrow
 
-        titles = titles_of(requests)
-        print(
-            f"page: {write_page([(title, request.folder) for title, request in zip(titles, requests, strict=True)], page_folder)}"
-        )
+        names = titles(request.stored for request in requests)
+        print(f"page: {write_page([(title, request.folder) for title, request in zip(names, requests, strict=True)], page_folder)}")
     return requests
 
 
@@ -96,12 +96,6 @@ def folder_of_page(paths: Sequence[str], requests: Sequence[LatentsRequest]) -> 
             f"--page: of {len(requests)} runs; give the folder that holds them, or use sae-report {' '.join(paths)} --out FOLDER"
         )
     return local_path(paths[0]) / latents_pass.FOLDER
-
-
-def titles_of(requests: Sequence[LatentsRequest]) -> list[str]:
-    """What the page calls each run: the name of its directory, or where several have the same, its path."""
-    names = [Path(request.stored.path).resolve().name for request in requests]
-    return [name if names.count(name) == 1 else request.stored.path for name, request in zip(names, requests, strict=True)]
 
 
 if __name__ == "__main__":

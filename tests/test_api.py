@@ -23,8 +23,8 @@ def test_three_lines_give_the_weights_of_the_command(cache: Path, tmp_path: Path
     code, _, errors = here(*settings, f"save_dir={tmp_path}/command")
     assert code == 0, errors
     assert_same(run.directory, tmp_path / "command" / run.directory.name)
-    assert list(run.saes) == ["layers.1/seed0", "layers.1/seed1", "layers.2/seed0", "layers.2/seed1"]
-    coder = run.saes["layers.2/seed1"]
+    assert list(run.coders) == ["layers.1/seed0", "layers.1/seed1", "layers.2/seed0", "layers.2/seed1"]
+    coder = run.coders["layers.2/seed1"]
     out = coder(torch.randn(3, coder.d_in))
     assert (out.sae_out.shape, out.latent_acts.shape) == ((3, 256), (3, 4))
     assert 0 < run.evaluation.mean()["fvu"] < 1
@@ -43,7 +43,7 @@ def test_a_run_that_is_done_is_taken_as_it_is(cache: Path, tmp_path: Path) -> No
 def test_a_sweep_gives_its_runs_in_order_and_each_is_that_of_the_command(cache: Path, tmp_path: Path) -> None:
     settings = [*SHAPE, "max_samples=64", "k=4,5", "expansion_factor=2,3", f"cache_dir={cache}", "sweep_name=s"]
     runs = sweep(*settings, f"save_dir={tmp_path}/python")
-    assert [(run.cfg.k, run.cfg.expansion_factor) for run in runs] == [(4, 2), (4, 3), (5, 2), (5, 3)]
+    assert [(run.config.k, run.config.expansion_factor) for run in runs] == [(4, 2), (4, 3), (5, 2), (5, 3)]
     code, _, errors = here("-m", *settings, f"save_dir={tmp_path}/command")
     assert code == 0, errors
     for run in runs:
@@ -104,7 +104,7 @@ def test_changed_fields_are_typed_and_what_a_run_sets_for_the_process_ends_with_
     cfg = load_config(*SHORT, "max_steps=2", "threads=2", "deterministic=true", f"save_dir={tmp_path}", f"cache_dir={cache}")
     cfg.k, cfg.lr = "4", 1  # type: ignore[assignment]
     run = train(cfg)
-    assert (run.cfg.k, run.cfg.lr) == (4, 1.0)
+    assert (run.config.k, run.config.lr) == (4, 1.0)
     assert run.directory.name == run_name(load_config(*SHORT, "max_steps=2", "k=4", "lr=1"))
     assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == (1, False)
     cfg.k = "many"  # type: ignore[assignment]
@@ -120,7 +120,7 @@ def test_a_run_that_is_trained_elsewhere_is_left_alone(cache: Path, tmp_path: Pa
     status.write(run.directory, run_status)
     before = (run.directory / ".hydra" / "config.yaml").stat().st_mtime_ns
     with status.lock(run.directory), pytest.raises(ConfigError, match="not started again"):
-        train(run.cfg)
+        train(run.config)
     assert (run.directory / ".hydra" / "config.yaml").stat().st_mtime_ns == before
 
 

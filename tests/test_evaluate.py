@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,8 @@ from helpers.device import ON_DEVICE
 from helpers.short_runs import short
 from sae_transcoder import evaluate as command
 from sae_transcoder.config import run_dir
-from sae_transcoder.evaluate import evaluate
 from sae_transcoder.evaluation import heldout
-from sae_transcoder.run_store import eval_file
+from sae_transcoder.run_store import eval_file, run_records
 from sae_transcoder.run_store.eval_file import Evaluation
 from sae_transcoder.training import engine
 
@@ -54,6 +54,12 @@ def refused(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, *arg
     printed = capsys.readouterr().err
     assert "Traceback" not in printed
     return printed
+
+
+def evaluate(path: object, overrides: Sequence[str] = (), output: Path | None = None) -> Evaluation:
+    """The evaluation of one run."""
+    (evaluation,) = command.evaluate([str(path)], overrides, output)
+    return evaluation
 
 
 def numbers(evaluation: Evaluation) -> dict:
@@ -102,6 +108,72 @@ def test_overrides_measure_something_else_and_leave_the_runs_own_file_alone(trai
     assert evaluate(str(trained), ["eval_end_to_end=false", f"save_dir={tmp_path}"]).mean().keys() & {"ce_loss_score", "fvu"} == {
         "fvu"
     }
+
+
+@pytest.fixture
+def sweep(trained: Path, tmp_path: Path) -> Path:
+    """A folder of the run, of another with the coders that it had half way and fewer positions, and of one without coders yet."""
+    for name in ("late", "early", "begun"):
+        shutil.copytree(trained, tmp_path / "sweep" / name)
+    early = tmp_path / "sweep" / "early"
+    shutil.rmtree(early / "coders")
+    shutil.copytree(trained / "snapshots" / "step8_tokens1024", early / "coders")
+    config = json.loads((early / ".hydra" / "config.yaml").read_text())
+    (early / ".hydra" / "config.yaml").write_text(json.dumps(config | {"exclude_first_tokens": 3, "k": 7}))
+    shutil.rmtree(tmp_path / "sweep" / "begun" / "coders")
+    return tmp_path / "sweep"
+
+
+def test_a_folder_of_runs_is_measured_on_one_forward_and_each_as_by_itself(
+    sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other.txt").write_text("once upon a time there was a language model " * 200)
+    other = ["dataset=local_text", f"dataset_name={tmp_path}/other.txt", "eval_samples=4"]
+    own = {name: (sweep / name / "eval.json").read_bytes() for name in ("late", "early")}
+    forwards = []
+    capture = heldout.capture
+    monkeypatch.setattr(heldout, "capture", lambda *arguments: forwards.append(1) or capture(*arguments))
+    together = command.evaluate([str(sweep), f"{sweep}/late/"], other)
+    assert len(forwards) == 1
+    printed = capsys.readouterr()
+    assert "note: " in printed.err
+    assert "1 of its 3 runs has no coders yet; left out" in printed.err
+    assert [name in printed.out for name in ("early", "late", "begun")] == [True, True, False]
+    for name, evaluation in zip(("early", "late"), together, strict=True):
+        (kept,) = (sweep / name / "evals" / "coders").glob("other.txt-*/eval.json")
+        assert eval_file.read(kept.parent) == evaluation
+        assert numbers(evaluate(sweep / name, other, tmp_path / "alone")) == numbers(evaluation)
+        assert (sweep / name / "eval.json").read_bytes() == own[name]
+    assert together[0].mean()["frac_tokens_excluded"] > together[1].mean()["frac_tokens_excluded"]
+    evaluate(sweep / "late", ["threads=1"])  # measures what the run itself did
+    assert (sweep / "late" / "eval.json").read_bytes() != own["late"]
+    (record,) = run_records.read_all([sweep / "late"], pytest.fail)
+    assert record.others["other.txt"].evaluation == together[1]
+
+
+def test_where_memory_does_not_suffice_for_all_runs_they_are_measured_in_halves(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure, sizes = heldout.measure, []
+
+    def limited(model: object, runs: list, *arguments: object, **settings: object) -> list:
+        sizes.append(len(runs))
+        if len(runs) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return measure(model, runs, *arguments, **settings)
+
+    monkeypatch.setattr(heldout, "measure", limited)
+    early, late = command.evaluate([str(sweep)], ["eval_samples=4", "eval_end_to_end=false"])
+    assert sizes == [2, 1, 1]
+    assert early.mean()["fvu"] > late.mean()["fvu"]
+
+
+def test_several_runs_have_no_common_output(capsys, monkeypatch, sweep: Path, tmp_path: Path) -> None:
+    assert "--output" in refused(capsys, monkeypatch, sweep, "--output", tmp_path / "x")
+    assert "no coders: give the directory of a run" in refused(capsys, monkeypatch, "eval_samples=3")
+    shutil.rmtree(sweep / "late")
+    shutil.rmtree(sweep / "early")
+    assert "none of its 1 runs has coders yet" in refused(capsys, monkeypatch, sweep)
 
 
 def test_sparsifys_own_folder_and_a_hub_id_are_measured_alike(

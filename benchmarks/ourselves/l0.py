@@ -43,7 +43,7 @@ def on_two_ranks(overrides: list[str]) -> Evaluation:
 def rows(kind: str, ks: list[int], steps: int, folder: Path) -> list[list[str]]:
     """The rows of one kind of coder: kind, way, k, L0, its distance from k in percent, FVU."""
     base = [f"experiment=demo_{kind}", "eval_end_to_end=false", f"max_samples={8 * steps}", f"save_dir={folder / kind}"]
-    measured = [("", run.cfg.k, run.evaluation) for run in sweep(*base, f"k={','.join(map(str, ks))}")]
+    measured = [("", run.config.k, run.evaluation) for run in sweep(*base, f"k={','.join(map(str, ks))}")]
     middle = ks[len(ks) // 2]
     beta = load_config(*base).threshold_beta
     for way, settings in WAYS.items():

@@ -64,7 +64,7 @@ def whole(request: LatentsRequest) -> float:
 def measure(kind: str, run: str, tokens: int) -> None:
     """Prints seconds and peak memory of one process."""
     paths, wanted, _ = split_arguments([run, f"tokens={tokens}"])
-    (request,) = latents_requests(paths, wanted, [], None)
+    (request,) = latents_requests(paths, wanted, [], None, print)
     seconds = (bare if kind == "bare" else whole)(request)
     print(json.dumps({"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
 
@@ -82,7 +82,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         settings = ["max_steps=20", "max_samples=null", "max_seq_length=256", "eval_end_to_end=false", "k=32"]
-        run = run_dir(train(load_config("experiment=demo", *settings, f"save_dir={folder}", "run_name=run")).cfg)
+        run = run_dir(train(load_config("experiment=demo", *settings, f"save_dir={folder}", "run_name=run")).config)
         for tokens in asked.tokens:
             found: dict[str, list[dict[str, float]]] = {"bare": [], "pass": []}
             for number in range(asked.rounds):

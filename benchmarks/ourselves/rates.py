@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import common
 from common import say
-from sae_transcoder.api import TrainedRun, sweep
+from sae_transcoder.api import Run, sweep
 
 # The modules of the demo model in place of the preset's.
 PRESETS = {
@@ -39,7 +39,7 @@ SHORTENED = {
 }
 
 
-def trained(preset: str, rates: Sequence[str], folder: str) -> tuple[list[TrainedRun], float]:
+def trained(preset: str, rates: Sequence[str], folder: str) -> tuple[list[Run], float]:
     """The runs of a preset at these rates, and the seconds that they took."""
     name, *own = preset.split()
     demo = [] if name == "demo" else ["model=demo", "dataset=demo"]
@@ -50,7 +50,7 @@ def trained(preset: str, rates: Sequence[str], folder: str) -> tuple[list[Traine
     return runs, time.perf_counter() - start
 
 
-def fvu(run: TrainedRun) -> float:
+def fvu(run: Run) -> float:
     return float(np.mean([coder.metrics["fvu"] for coder in run.evaluation.coders]))
 
 

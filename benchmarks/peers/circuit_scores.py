@@ -22,14 +22,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import common
 from peers import environments
-from sae_transcoder.api import TrainedRun, sweep
+from sae_transcoder.api import Run, sweep
 from sae_transcoder.exports.write import export
 from sae_transcoder.preflight.plan import make_plan
 
 
-def prompts_of(run: TrainedRun, count: int, length: int) -> list[list[int]]:
+def prompts_of(run: Run, count: int, length: int) -> list[list[int]]:
     """The first `length` tokens of sequences spread evenly over those that are held out."""
-    heldout = make_plan(run.cfg).tokens.heldout
+    heldout = make_plan(run.config).tokens.heldout
     return [heldout[i : i + 1][0][:length].tolist() for i in np.linspace(0, len(heldout) - 1, count).astype(int)]
 
 
@@ -54,7 +54,7 @@ def main() -> None:
         runs = sweep(
             "experiment=demo_circuit", f"k={asked.k}", f"max_samples={asked.samples}", f"save_dir={folder}", "sweep_name=sets"
         )
-        sets = [str(export(str(run.directory), "circuit_tracer", folder / f"set_{run.cfg.k}")) for run in runs]
+        sets = [str(export(str(run.directory), "circuit_tracer", folder / f"set_{run.config.k}")) for run in runs]
         job = {"sets": sets, "prompts": prompts_of(runs[0], asked.prompts, asked.length)}
         (folder / "job.json").write_text(json.dumps(job))
         found = common.process(
@@ -62,7 +62,7 @@ def main() -> None:
         )
     rows = [
         [
-            str(run.cfg.k),
+            str(run.config.k),
             f"{np.mean([coder.metrics['fvu'] for coder in run.evaluation.coders]):.4f}",
             *(f"{replacement:.3f}, {completeness:.3f}" for replacement, completeness in scores),
             f"{mean(scores, 0)}, {mean(scores, 1)}",

@@ -22,6 +22,13 @@ WITHOUT_COLUMN = 10_000  # rows at the start of a file, at least, after which a 
 SHOWN_NAMES = 20  # columns that a message names
 
 
+class MissingColumn(ConfigError):
+    """Data without the column to read. `field`: the setting that names it; `names`: the columns that the data have."""
+
+    field: str
+    names: list[str]
+
+
 def file_kind(path: str | PurePath) -> str | None:
     """The kind of a file by its name, None for a kind that is not read."""
     path = PurePath(path)
@@ -137,10 +144,14 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def missing_column(path: str, column: str, wanted: Wanted, names: list[str]) -> ConfigError:
+def missing_column(path: str, column: str, wanted: Wanted, names: list[str]) -> MissingColumn:
     """The error for a file that lacks the column."""
     field = {"ids": "tokens_column", "text": "text_column", None: "messages_column"}[wanted]
-    return ConfigError(f"{field}={column}: {path} has {listed(names)} and no {column}; set {field} to a column that each file has")
+    error = MissingColumn(
+        f"{field}={column}: {path} has {listed(names)} and no {column}; set {field} to a column that each file has"
+    )
+    error.field, error.names = field, names
+    return error
 
 
 def listed(names: list[str]) -> str:

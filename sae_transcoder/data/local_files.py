@@ -37,6 +37,15 @@ def open_files(paths: list[Path], column: str, wanted: Wanted, arrow_folder: Pat
     )
 
 
+def check_column(paths: list[Path], column: str, wanted: Wanted) -> None:
+    """Raises ConfigError where the first file lacks the column, or has something else than what is wanted before its first value there."""
+    path, kind = str(paths[0]), file_kind(paths[0])
+    if kind == "parquet":
+        parquet_type(path, column, wanted)
+    elif kind is not None:  # the first rows of a JSON file may lack a column that others have
+        next((values for values in value_blocks(path, kind, column, wanted) if any(value is not None for value in values)), None)
+
+
 def open_lines(names: list[str], column: str, wanted: Wanted, arrow_folder: Path) -> Any:
     """The column of text, JSON or CSV files."""
     import datasets

@@ -12,9 +12,9 @@ import numpy as np
 from sae_transcoder.config import Config, ConfigError, DatasetKind
 from sae_transcoder.config.paths import expanded, local_path
 from sae_transcoder.data.file_bytes import COMPRESSIONS
-from sae_transcoder.data.file_values import KINDS, Wanted, file_kind, missing_column
+from sae_transcoder.data.file_values import KINDS, MissingColumn, Wanted, file_kind, missing_column
 from sae_transcoder.data.hub_streams import open_stream
-from sae_transcoder.data.local_files import open_files
+from sae_transcoder.data.local_files import check_column, open_files
 from sae_transcoder.demo import text as demo_text
 
 
@@ -149,6 +149,31 @@ def open_rows(cfg: Config, split: str) -> Iterable[dict[str, Any]]:
         rows = open_files(paths, column, wanted, cache_dir(cfg) / "arrow")
     # In memory: datasets would write the order into the user's own folder.
     return rows.shuffle(seed=cfg.shuffle_seed, keep_in_memory=True)
+
+
+def lacks_column(cfg: Config) -> MissingColumn | None:
+    """The error for a data set, no mixture, that lacks the column to read, told from its beginning; None where it has it or has no columns.
+
+    Raises ConfigError where it cannot be opened.
+    """
+    if cfg.dataset_kind not in (DatasetKind.hub, DatasetKind.local_text, DatasetKind.pretokenized):
+        return None
+    column, wanted = column_to_read(cfg)
+    split, paths = cfg.eval_split or train_split(cfg), local_paths(cfg)
+    try:
+        if paths is None:
+            open_stream(expanded(cfg.dataset_name, "dataset_name"), cfg.dataset_config, split, column, wanted)
+        elif (splits := saved_splits(cfg)) is not None:
+            open_saved(cfg, split, splits, column, wanted)
+        else:
+            check_column(paths, column, wanted)
+    except MissingColumn as error:
+        return error
+    except ConfigError:
+        raise
+    except Exception as error:  # each loader raises its own kinds
+        raise cannot_load(cfg, split, error) from error
+    return None
 
 
 def column_to_read(cfg: Config) -> tuple[str, Wanted]:

@@ -1,6 +1,7 @@
 """Measures coders that lie on disk: loads the language model and the coders, checks that they fit each other."""
 
-from collections.abc import Mapping
+import gc
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -9,39 +10,72 @@ from transformers import PreTrainedModel
 from sae_transcoder.coder.names import hookpoint_of
 from sae_transcoder.coder.stored_coders import coder_faults
 from sae_transcoder.coder.trained_coder import TrainedCoder, load_coder
-from sae_transcoder.config import Config, ConfigError
+from sae_transcoder.config import Config, ConfigError, computes_logits
 from sae_transcoder.data import token_sets
 from sae_transcoder.evaluation import heldout
-from sae_transcoder.evaluation.request import EvaluationRequest, StoredCoders
+from sae_transcoder.evaluation.request import EvaluationRequest, StoredCoders, grouped
 from sae_transcoder.language_model import hookpoints, layers, loading, model_checks
 from sae_transcoder.language_model.model_class import base
+from sae_transcoder.preflight import side_by_side
 from sae_transcoder.preflight.device import find_device
 from sae_transcoder.process import device_settings
 from sae_transcoder.process.broken_device import diagnosing
+from sae_transcoder.process.memory_errors import is_out_of_memory
 from sae_transcoder.run_store.data_origin import DataOrigin
 from sae_transcoder.run_store.eval_file import Evaluation
 
 
-def measure_stored(request: EvaluationRequest) -> Evaluation:
-    """The held-out metrics of the coders. Raises ConfigError where coders cannot be read or do not fit the model."""
-    stored = request.stored
-    cfg = stored.cfg
+def groups(requests: Sequence[EvaluationRequest]) -> list[list[EvaluationRequest]]:
+    """The requests by the model and the text that they read, which one forward serves; they may exclude other positions."""
+    return grouped(requests, side_by_side.SHARED)
+
+
+def measure_stored(requests: Sequence[EvaluationRequest]) -> list[Evaluation]:
+    """The held-out metrics of the coders of one group, in its order; where memory does not suffice for all, of its halves one after the other.
+
+    Raises ConfigError where coders cannot be read or do not fit the model.
+    """
+    try:
+        return measure_together(requests)
+    except Exception as error:
+        if len(requests) == 1 or not is_out_of_memory(error):
+            raise
+    gc.collect()  # once the error, which holds tensors, is gone
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    middle = len(requests) // 2
+    return [*measure_stored(requests[:middle]), *measure_stored(requests[middle:])]
+
+
+def measure_together(requests: Sequence[EvaluationRequest]) -> list[Evaluation]:
+    """As `measure_stored`, of all at once."""
+    cfg = with_logits_of_any(requests)
     device = find_device(cfg)
     outline = loading.outline(cfg, dtype=loading.resolve_dtype(cfg, device))
     with diagnosing(), device_settings.configured(cfg, device):
-        coders = load_fitting(stored, outline, device)
-        points = list(dict.fromkeys(map(hookpoint_of, coders)))
+        coders = [load_fitting(request.stored, outline, device) for request in requests]
+        points = list(dict.fromkeys(hookpoint_of(name) for own in coders for name in own))
         num_layers = layers.num_layers_needed(cfg, outline, points)
         if faults := model_checks.faults(cfg, outline, layers.compile_obstacle(cfg, outline, points, num_layers, device)):
             raise ConfigError(*faults)
         sequences, origin = token_sets.heldout_sequences(
             cfg, lambda: loading.tokenizer(cfg), loading.text_config(outline).vocab_size
         )
-        refuse_other_documents(stored, request.held_out, origin)
-        coders_to_evaluate = heldout.CodersToEvaluate(cfg, coders, origin)
+        for request in requests:
+            refuse_other_documents(request.stored, request.held_out, origin)
+        to_evaluate = [heldout.CodersToEvaluate(request.cfg, own, origin) for request, own in zip(requests, coders, strict=True)]
         model = layers.load_for_hookpoints(cfg, device, num_layers, points)
-        (result,) = heldout.measure(model, [coders_to_evaluate], sequences, all_metrics=True)
-        return result.evaluation(coders_to_evaluate, request.step, request.tokens)
+        results = heldout.measure(model, to_evaluate, sequences, all_metrics=True)
+        return [
+            result.evaluation(own, request.step, request.tokens)
+            for result, own, request in zip(results, to_evaluate, requests, strict=True)
+        ]
+
+
+def with_logits_of_any(requests: Sequence[EvaluationRequest]) -> Config:
+    """The settings by which a group reads the model: with its head if any of the coders is measured inside the model."""
+    cfgs = [request.cfg for request in requests]
+    return next((cfg for cfg in cfgs if computes_logits(cfg)), cfgs[0])
 
 
 def refuse_other_documents(stored: StoredCoders, held_out: DataOrigin | None, measured: DataOrigin) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from sae_transcoder.coder.stored_coders import coder_settings
 from sae_transcoder.config import (
@@ -20,12 +22,14 @@ from sae_transcoder.config import (
     ModelType,
     checks,
 )
-from sae_transcoder.config.composition import composed
+from sae_transcoder.config.composition import composed, explain, typed
 from sae_transcoder.config.errors import raise_faults
 from sae_transcoder.config.paths import same_place
+from sae_transcoder.config.type_checks import type_faults
 from sae_transcoder.config.unknown_names import name_hint
 from sae_transcoder.data import sources
 from sae_transcoder.data.mixture import parts
+from sae_transcoder.evaluation import other_data
 from sae_transcoder.run_store import data_origin, run_files
 from sae_transcoder.run_store.checked_files import damaged, read_object
 from sae_transcoder.run_store.data_origin import DataOrigin
@@ -96,8 +100,11 @@ def sparsify_settings(root: Path, coder_dirs: dict[str, Path]) -> dict[str, Any]
     return settings | {name: written[theirs] for theirs, name in SPARSIFY_NAMES.items() if theirs in written}
 
 
-def evaluation_config(base: dict[str, Any], overrides: Sequence[str]) -> Config:
-    """`base` with overrides: groups first, then fields. Raises ConfigError for settings that are missing or wrong by themselves."""
+def evaluation_config(base: dict[str, Any], overrides: Sequence[str]) -> tuple[Config, list[str]]:
+    """`base` with overrides: groups first, then fields; and notes of what `base` says of its own data set and another one does not have.
+
+    Raises ConfigError for settings that are missing or wrong by themselves, and for columns that the data do not have.
+    """
     faults = [
         f"{name} is not known from the coders' files: add {name.removesuffix('_name')}=CHOICE or {name}=VALUE"
         for name, value in base.items()
@@ -105,12 +112,19 @@ def evaluation_config(base: dict[str, Any], overrides: Sequence[str]) -> Config:
     ]
     raise_faults(faults)
     cfg = composed_on(base, overrides)
+    raise_faults(type_faults(cfg))
+    cfg, notes = other_data.fitted(cfg, base, other_data.given_fields(overrides, GROUPS))
     raise_faults(checks.faults(cfg))
-    return cfg
+    return cfg, notes
 
 
 def composed_on(base: dict[str, Any], overrides: Sequence[str]) -> Config:
     """`base` with overrides. Raises ConfigError where they do not compose."""
+    if not overrides:  # Hydra takes ten times as long
+        try:
+            return typed(OmegaConf.merge(OmegaConf.structured(Config), base))  # type: ignore[arg-type]
+        except OmegaConfBaseException as error:
+            raise ConfigError(explain(error, [])) from error
     ConfigStore.instance().store(name="evaluation", node={"defaults": ["schema", "_self_"], **base})
     return composed([f"+{o}" if o.split("=")[0] in GROUPS else o for o in overrides], "evaluation")
 

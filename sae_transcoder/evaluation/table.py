@@ -1,10 +1,13 @@
 """The table that sae-eval prints."""
 
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from sae_transcoder.config import as_list
 from sae_transcoder.run_store.eval_file import Evaluation, Metrics
@@ -15,28 +18,50 @@ COLUMNS = {
 }  # fmt: skip
 
 
-def print_table(evaluation: Evaluation, eval_path: Path) -> None:
+@dataclass(frozen=True)
+class Measured:
+    """An evaluation, the run's name for the table, and the file that has all metrics."""
+
+    run: str
+    evaluation: Evaluation
+    path: Path
+
+
+def print_table(measured: Sequence[Measured]) -> None:
     """Prints the main metrics of each coder, below a Matryoshka coder those of its smaller dictionaries, and where all metrics are."""
+    several = len(measured) > 1
     table = Table(box=None, pad_edge=False)
-    for header in ("coder", "latents", "k", *COLUMNS):
-        table.add_column(header, justify="left" if header == "coder" else "right")
+    for header in (*(["run"] if several else []), "coder", "latents", "k", *COLUMNS):
+        table.add_column(header, justify="left" if header in ("run", "coder") else "right")
+    for each in measured:
+        run = each.run
+        for coder, latents, k, metrics in rows(each.evaluation):
+            cells = (f"{metrics[name]:.4f}" if name in metrics else "" for name in COLUMNS.values())
+            table.add_row(*(Text(name) for name in ([run] if several else [])), coder, latents, k, *cells)
+            run = ""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200 + max(len(each.run) for each in measured))
+    console.print(table)
+    for each in measured:
+        for c in each.evaluation.coders:
+            if c.thresholds:
+                of_run = f" of {each.run}" if several else ""
+                console.print(f"latents of {c.coder}{of_run} fire above {c.thresholds_in_words()}", markup=False, soft_wrap=True)
+    for each in measured:
+        console.print(f"{told(each.evaluation)}; all metrics: {each.path}", markup=False, soft_wrap=True)
+
+
+def rows(evaluation: Evaluation) -> list[tuple[str, str, str, Metrics]]:
+    """(coder, latents, k, metrics) of each row."""
     rows: list[tuple[str, str, str, Metrics]] = []
     for c in evaluation.coders:
         rows.append((c.coder, f"{c.num_latents:,}", str(c.k), c.metrics))
         rows += [
             ("  of its latents the first", f"{level.width:,}", "", {"fvu": level.fvu, "l0": level.l0}) for level in c.levels[:-1]
         ]
-    rows += [(f"together: {len(t.coders)}", "", "", t.metrics) for t in evaluation.together]
-    for coder, latents, k, metrics in rows:
-        table.add_row(coder, latents, k, *(f"{metrics[name]:.4f}" if name in metrics else "" for name in COLUMNS.values()))
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
-    console.print(table)
-    for c in evaluation.coders:
-        if c.thresholds:
-            console.print(f"latents of {c.coder} fire above {c.thresholds_in_words()}", markup=False, soft_wrap=True)
+    return rows + [(f"together: {len(t.coders)}", "", "", t.metrics) for t in evaluation.together]
+
+
+def told(evaluation: Evaluation) -> str:
+    """On how many tokens of which data the metrics were measured."""
     tokens = evaluation.coders[0].metrics["total_tokens_eval_sparsity_variance"]
-    names = evaluation.config["dataset_name"]
-    console.print(
-        f"{tokens:,.0f} held-out tokens of {' and '.join(as_list(names))}; all metrics: {eval_path}",
-        soft_wrap=True,
-    )
+    return f"{tokens:,.0f} held-out tokens of {' and '.join(as_list(evaluation.config['dataset_name']))}"

@@ -15,6 +15,7 @@ from sae_transcoder.config import Config, ConfigError
 from sae_transcoder.data import token_sets
 from sae_transcoder.data.sequences import Sequences
 from sae_transcoder.evaluation.measure_stored import load_fitting, refuse_other_documents
+from sae_transcoder.evaluation.request import grouped
 from sae_transcoder.evaluation.settings import READ_FIELDS, SELECTION
 from sae_transcoder.language_model import layers, loading, model_checks
 from sae_transcoder.language_model.forward import capture
@@ -50,10 +51,7 @@ class RunPass:
 
 def groups(requests: Sequence[LatentsRequest]) -> list[list[LatentsRequest]]:
     """The requests by the text and the model that they read, which one pass serves."""
-    by_text: dict[str, list[LatentsRequest]] = {}
-    for request in requests:
-        by_text.setdefault(repr([getattr(request.cfg, name) for name in sorted(OF_TEXT)]), []).append(request)
-    return list(by_text.values())
+    return grouped(requests, sorted(OF_TEXT))
 
 
 def describe_latents(requests: Sequence[LatentsRequest]) -> None:

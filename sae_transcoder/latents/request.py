@@ -11,9 +11,9 @@ from typing import Any
 from sae_transcoder.coder.stored_coders import THRESHOLDS, WEIGHTS, coder_settings, num_latents
 from sae_transcoder.config import Config, ConfigError, evaluation_settings, save_dir
 from sae_transcoder.config.paths import local_path
-from sae_transcoder.evaluation.request import StoredCoders, stored_coders
+from sae_transcoder.evaluation.request import StoredCoders, Tell, one_output, runs_in_all, split_paths, stored_coders
 from sae_transcoder.preflight.run_directory import refuse_unwritable
-from sae_transcoder.run_store import latents_pass, run_records
+from sae_transcoder.run_store import latents_pass
 
 OWN = ("tokens", "latents", "top")
 MOST_TOP = 100
@@ -57,14 +57,12 @@ class LatentsRequest:
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], Wanted, list[str]]:
     """The paths, the command's own settings, and the overrides. Raises ConfigError for values that are none."""
-    paths: list[str] = []
+    paths, settings = split_paths(arguments)
     overrides: list[str] = []
     own: dict[str, str] = {}
-    for argument in arguments:
-        name, sign, value = argument.partition("=")
-        if not sign:
-            paths.append(argument)
-        elif name not in OWN:
+    for argument in settings:
+        name, _, value = argument.partition("=")
+        if name not in OWN:
             overrides.append(argument)
         elif name in own:
             raise ConfigError(f"{name}={own[name]} {argument}: {name} stands there twice; leave one out")
@@ -97,16 +95,15 @@ def latent_numbers(text: str) -> tuple[int, ...]:
     return tuple(sorted(numbers))
 
 
-def latents_requests(paths: Sequence[str], wanted: Wanted, overrides: Sequence[str], output: Path | None) -> list[LatentsRequest]:
-    """What is asked for, for each run in the paths; a folder of runs stands for all of them.
+def latents_requests(
+    paths: Sequence[str], wanted: Wanted, overrides: Sequence[str], output: Path | None, tell: Tell
+) -> list[LatentsRequest]:
+    """What is asked for, for each run in the paths; a folder of runs stands for all of them. `tell` is called with what is left out.
 
     Raises ConfigError where there are no coders, and for settings that are wrong or not read.
     """
-    found = [run for path in paths for run in runs_in(path)]
-    if output is not None and len(found) > 1:
-        raise ConfigError(f"--output {output}: for one run only, and there are {len(found)}; leave it out")
     requests = []
-    for path in dict.fromkeys(found):
+    for path in one_output(runs_in_all(paths, tell), output):
         stored = stored_coders(path, overrides)
         faults = []
         for name, folder in stored.coder_dirs.items():
@@ -119,22 +116,6 @@ def latents_requests(paths: Sequence[str], wanted: Wanted, overrides: Sequence[s
         refuse_unwritable("--output", folder)
         requests.append(LatentsRequest(stored, wanted, folder))
     return requests
-
-
-def runs_in(path: str) -> list[str]:
-    """The path; or, for a folder without coders that holds runs, those that have coders. Raises ConfigError where none has."""
-    folder = local_path(path)
-    if (
-        not folder.is_dir()
-        or (folder / "coders").is_dir()
-        or any(folder.glob("*/cfg.json"))
-        or any(folder.glob("seed*/*/cfg.json"))
-    ):
-        return [path]
-    runs = [run for run in run_records.find(folder, lambda fault: None) if run != folder]
-    if runs and not (with_coders := [str(run) for run in runs if (run / "coders").is_dir()]):
-        raise ConfigError(f"{path}: none of its {len(runs)} runs has coders yet; finish one, or give one of its snapshots/")
-    return with_coders if runs else [path]
 
 
 def folder_of(stored: StoredCoders) -> Path:

@@ -1,7 +1,6 @@
 """From what a pass has kept to the tables of latent_files."""
 
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,7 +35,7 @@ def write(model: PreTrainedModel, request: LatentsRequest, coders: Mapping[str, 
     """Writes all files of a request, pass.json last."""
     cfg, folder = request.cfg, request.folder
     (folder / latents_pass.PASS).unlink(missing_ok=True)  # of another pass, whose tables are replaced one by one
-    texts = token_texts(partial(loading.tokenizer, cfg), text_config(model).vocab_size)
+    texts = token_texts(loading.tokenizer(cfg), range(text_config(model).vocab_size))
     latent_files.write_table(folder / latent_files.VOCABULARY, latent_files.vocabulary_table(texts))
     together_tokens, about = {}, []
     for name, coder in coders.items():
@@ -94,15 +93,17 @@ def about_coder(name: str, coder: TrainedCoder, *, writes: bool) -> CoderInPass:
     )
 
 
-def token_texts(tokenizer: Any, size: int) -> list[str]:
-    """The text of each of `size` tokens as it stands within a text; `[7]` for one that the tokenizer does not have."""
-    loaded = tokenizer()
-    before = loaded("a", add_special_tokens=False)["input_ids"]  # without a text before it, some decoders drop a token's space
-    start = loaded.decode(before, clean_up_tokenization_spaces=False)
-    known = min(size, len(loaded))
-    texts = loaded.batch_decode([[*before, number] for number in range(known)], clean_up_tokenization_spaces=False)
-    alone = [text[len(start) :] if text.startswith(start) else loaded.decode([number]) for number, text in enumerate(texts)]
-    return alone + [f"[{number}]" for number in range(known, size)]
+def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """The text of each token as it stands within a text; `[7]` for one that the tokenizer does not have."""
+    before = tokenizer("a", add_special_tokens=False)["input_ids"]  # without a text before it, some decoders drop a token's space
+    start = tokenizer.decode(before, clean_up_tokenization_spaces=False)
+    known = [number for number in ids if number < len(tokenizer)]
+    decoded = tokenizer.batch_decode([[*before, number] for number in known], clean_up_tokenization_spaces=False)
+    texts = {
+        number: text[len(start) :] if text.startswith(start) else tokenizer.decode([number])
+        for number, text in zip(known, decoded, strict=True)
+    }
+    return [texts.get(number, f"[{number}]") for number in ids]
 
 
 def lists(values: Tensor | np.ndarray) -> pa.ListArray:

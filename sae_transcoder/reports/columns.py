@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sae_transcoder.config import FIELDS
+from sae_transcoder.metric_names import NAMES
 from sae_transcoder.reports import formats
 from sae_transcoder.run_store import run_records
 from sae_transcoder.run_store.run_records import Record
@@ -49,11 +50,36 @@ METRICS = (
     value_column("dead_fraction", "dead", formats.percent),
 )
 COLUMNS = {column.key: column for column in (*PROGRESS, *METRICS)}
+OF_OTHER_DATA = ("fvu", "ce_loss_score")
+"""The metrics that are shown of each evaluation beside the runs' own, where none are asked for."""
 
 
-def columns(records: Sequence[Record]) -> list[Column]:
-    """The table's columns: progress, the settings in which the runs differ, k and metrics."""
-    return [*PROGRESS, *(setting_column(name) for name in differing_settings(records) if name not in COLUMNS), *METRICS]
+def columns(records: Sequence[Record], asked: Sequence[str] = ()) -> list[Column]:
+    """The table's columns: progress, the settings in which the runs differ, k and metrics; beside these the metrics that are asked for, and the
+    same, or OF_OTHER_DATA, of each evaluation on other data."""
+    settings = [setting_column(name) for name in differing_settings(records) if name not in COLUMNS]
+    more = [metric_column(name) for name in asked if name not in COLUMNS]
+    found = dict.fromkeys(
+        (label, name) for record in records for label, other in record.others.items() for name in other.evaluation.mean()
+    )
+    labels = dict.fromkeys(label for label, _ in found)
+    others = [other_column(name, label) for label in labels for name in asked or OF_OTHER_DATA if (label, name) in found]
+    return [*PROGRESS, *settings, *METRICS, *more, *others]
+
+
+def metric_column(name: str) -> Column:
+    """The column of a held-out metric."""
+    return COLUMNS.get(name) or value_column(name, name, formats.fvu)
+
+
+def other_column(metric: str, label: str) -> Column:
+    """The column of a metric in the evaluation of that label, shown as the run's own is."""
+    own = metric_column(metric)
+
+    def show(values: Mapping[str, Any]) -> str:
+        return own.show({**values, **{name: values.get(run_records.on_data(name, label)) for name in NAMES}})
+
+    return Column(run_records.on_data(metric, label), f"{own.header.removeprefix('held-out ')} on {label}", show)
 
 
 def differing_settings(records: Sequence[Record]) -> list[str]:

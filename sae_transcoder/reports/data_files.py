@@ -15,7 +15,7 @@ from sae_transcoder.reports.errors import ReportError
 from sae_transcoder.reports.seed_groups import CoderPlace
 from sae_transcoder.run_store.eval_file import CoderMetrics
 from sae_transcoder.run_store.run_files import TYPES
-from sae_transcoder.run_store.run_records import Record, coder_kind, mean_of
+from sae_transcoder.run_store.run_records import Record, coder_kind, mean_of, on_data
 
 TOGETHER = tuple(f"together_{name}" for name in END_TO_END)
 THRESHOLDS = (THRESHOLD, *THRESHOLD_QUANTILES)
@@ -26,7 +26,7 @@ COLUMN_TYPES: dict[str, type] = (
     | {"coder": str, "hookpoint": str, "seed": int, "d": int, "latents": int}
     | dict.fromkeys([*NAMES, *TOGETHER, "train_fvu", "dead_fraction", *THRESHOLDS, "shared_latents"], float)
 )
-"""{column: its type}, without those of `level_columns`; `num_latents` is the setting, `latents` the number that the coder has."""
+"""{column: its type}, without those of `level_columns` and `other_columns`; `num_latents` is the setting, `latents` the number that the coder has."""
 LAST_METRICS = {"train_fvu": "fvu", "dead_fraction": "dead_fraction"}
 """{column: its name in metrics.jsonl}"""
 
@@ -38,15 +38,21 @@ def level_columns(records: Iterable[Record]) -> dict[str, type]:
     return {level_metric(name, width): float for width in widths for name in LEVEL_METRICS}
 
 
+def other_columns(records: Iterable[Record]) -> dict[str, type]:
+    """{column: its type} of the metrics on other data: `fvu@other.jsonl`, for each evaluation beside the runs' own."""
+    labels = dict.fromkeys(label for record in records for label in record.others)
+    return {on_data(name, label): float for label in labels for name in NAMES}
+
+
 def coder_rows(records: Sequence[Record], shared: Mapping[CoderPlace, float] | None = None) -> Iterator[dict[str, Any]]:
     """A row for each coder of each run; for a run without an evaluation, one row without a coder. Missing numbers are None.
 
-    All rows have the same columns, those of COLUMN_TYPES and `level_columns`.
+    All rows have the same columns, those of COLUMN_TYPES, `level_columns` and `other_columns`.
 
     `train_fvu` and `dead_fraction` are the coder's last values in training; without a coder, the means over the run's coders. shared: {coder: the
     share of its latents that other seeds' coders have too}, for `shared_latents`.
     """
-    columns = COLUMN_TYPES | level_columns(records)
+    columns = COLUMN_TYPES | level_columns(records) | other_columns(records)
     for record in records:
         status, run = record.status, dict.fromkeys(columns)
         run |= {"run": record.name, "state": str(status.state), "why": status.why and str(status.why)}
@@ -71,6 +77,13 @@ def coder_values(record: Record, coder: CoderMetrics) -> dict[str, Any]:
         | {name: record.last.get(f"{key}/{coder.coder}") for name, key in LAST_METRICS.items()}
         | {name: coder.thresholds.get(name) for name in THRESHOLDS}
         | {level_metric(name, level.width): getattr(level, name) for level in coder.levels for name in LEVEL_METRICS}
+        | {
+            on_data(name, label): value
+            for label, other in record.others.items()
+            for each in other.evaluation.coders
+            if each.coder == coder.coder
+            for name, value in each.metrics.items()
+        }
     )
 
 

@@ -88,10 +88,11 @@ def report_page(
     coders: Sequence[PlottedCoder],
     matching: Matching = NOT_MATCHED,
     latents: Mapping[CoderPlace, str] = MappingProxyType({}),
+    asked: Sequence[str] = (),
 ) -> str:
     """The page of the runs and their coders, among these the means over seeds, and of the latents that were matched.
 
-    latents: {coder: the address, seen from the page, to which a click on it leads}.
+    latents: {coder: the address, seen from the page, to which a click on it leads}; asked: metrics beside the usual ones.
     """
     numbered = list(enumerate(coders))
     drawn = {name: figure_and_note for name, draw in PLOTS.items() if (figure_and_note := draw(numbered))}
@@ -104,7 +105,7 @@ def report_page(
     links = inert(json.dumps([latents.get(coder.place) if coder.place else None for coder in coders], separators=(",", ":")))
     return (
         f"{HEAD}<h1>{len(records):,} runs, {sum(not coder.seeds for coder in coders):,} coders</h1>\n<p>{states}</p>\n"
-        f'<div class="runs">{html_table(columns(records), list(map(run_records.values, records)))}</div>\n'
+        f'<div class="runs">{html_table(columns(records, asked), list(map(run_records.values, records)))}</div>\n'
         f'{comparisons(records, matching)}{"".join(sections)}<div id="tip" role="tooltip"></div>\n'
         f"<script>{get_plotlyjs()}</script>\n<script>\nconst FACTS = {facts};\nconst LATENTS = {links};\n"
         f"const FIGURES = {{{figures}}};\n{SCRIPT}</script>\n"

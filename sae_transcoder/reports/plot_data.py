@@ -151,6 +151,9 @@ def tooltip_facts(
         facts |= {f"FVU of the first {level.width:,}": formats.fvu(level.fvu) for level in coder.levels[:-1]}
         if coder.thresholds:
             facts["fires above"] = coder.thresholds_in_words()
+    for label, other in record.others.items():
+        metrics = next((each.metrics for each in other.evaluation.coders if each.coder == name), {})
+        facts |= {f"FVU on {label}": formats.fvu(metrics["fvu"])} if "fvu" in metrics else {}
     if (train_fvu := record.last.get(f"fvu/{name}")) is not None:
         facts["train FVU"] = formats.fvu(train_fvu)
     return list(facts.items())

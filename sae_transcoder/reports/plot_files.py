@@ -21,8 +21,10 @@ def write_plots(
     matching: Matching,
     out_dir: Path,
     warn: Callable[[str], None],
+    asked: Sequence[str] = (),
 ) -> None:
-    """Writes the plots, and prints which coders are not in them and where the files are. matching: the latents that were matched, for the page.
+    """Writes the plots, and prints which coders are not in them and where the files are. matching: the latents that were matched, for the page;
+    asked: metrics beside the usual ones, for its table.
 
     Where sae-latents has described latents of the runs, their page is written too, and a click on a coder of report.html leads there.
     warn is called with the faults of the runs' files.
@@ -42,7 +44,7 @@ def write_plots(
     for path in [write_file(out_dir / name, content) for name, content in static_plots.draw_files(shown)]:
         print(path)
     latents = write_latents(records, out_dir, warn)
-    print(write_file(out_dir / "report.html", page.report_page(records, shown, matching, latents).encode()))
+    print(write_file(out_dir / "report.html", page.report_page(records, shown, matching, latents, asked).encode()))
 
 
 def write_latents(records: Sequence[Record], out_dir: Path, warn: Callable[[str], None]) -> dict[CoderPlace, str]:

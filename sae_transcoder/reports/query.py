@@ -45,8 +45,8 @@ KEYS = (
 
 
 def check_key(key: str) -> str:
-    """Returns the key. Raises ReportError, with similar names, if no run has it."""
-    if key in KEYS:
+    """Returns the key. Raises ReportError, with similar names, if no run has it. Which data METRIC@DATA names, only the runs can tell."""
+    if key in KEYS or ("@" in key and key.partition("@")[0] in NAMES):
         return key
     similar = [*(name for name in KEYS if key.lower() in name), *get_close_matches(key.lower(), KEYS, n=3, cutoff=0.5)]
     near = list(dict.fromkeys(get_close_matches(key.lower(), similar, n=1, cutoff=0.9) + similar))[:3]
@@ -70,7 +70,7 @@ def condition(text: str) -> Callable[[Mapping[str, Any]], bool]:
         raise ReportError(f"--where {text}: {sign} needs a number or a word")
 
     def holds(values: Mapping[str, Any]) -> bool:
-        value = values[key]
+        value = values.get(key)
         if ordered and (value is None or isinstance(value, str) is not isinstance(wanted, str) or isinstance(value, list)):
             return False
         return OPERATORS[sign](value, wanted)
@@ -96,18 +96,29 @@ def select(records: Sequence[Record], where: Sequence[str], sort: str | None) ->
     """
     conditions = [condition(text) for text in where]
     rows = [(record, run_records.values(record)) for record in records] if where or sort else [(record, {}) for record in records]
+    refuse_unmeasured([*(re.split("[=!<>]", text)[0].strip() for text in where), *([sort.removeprefix("-")] if sort else [])], rows)
     kept = [(record, values) for record, values in rows if all(holds(values) for holds in conditions)]
     if where and rows and not kept:
         keys = dict.fromkeys(re.split("[=!<>]", text)[0].strip() for text in where)
-        present = [f"{key} is {distinct([formats.setting(values[key]) for _, values in rows])}" for key in keys]
+        present = [f"{key} is {distinct([formats.setting(values.get(key)) for _, values in rows])}" for key in keys]
         raise ReportError(f"no run meets --where {' '.join(where)}; in these runs {'; '.join(present)}")
     if sort:
         key = check_key(sort.removeprefix("-"))
         order = natsort_keygen()
-        without = [pair for pair in kept if is_missing(pair[1][key])]
-        ascending = sorted((pair for pair in kept if not is_missing(pair[1][key])), key=lambda pair: order(pair[1][key]))
+        without = [pair for pair in kept if is_missing(pair[1].get(key))]
+        ascending = sorted((pair for pair in kept if not is_missing(pair[1].get(key))), key=lambda pair: order(pair[1][key]))
         kept = (ascending[::-1] if sort.startswith("-") else ascending) + without
     return [record for record, _ in kept]
+
+
+def refuse_unmeasured(keys: Sequence[str], rows: Sequence[tuple[Record, Mapping[str, Any]]]) -> None:
+    """Raises ReportError for METRIC@DATA where no run was measured on these data."""
+    labels = list(dict.fromkeys(label for record, _ in rows for label in record.others))
+    for key in keys:
+        _, sign, label = key.partition("@")
+        if sign and label not in labels:
+            have = f"sae-eval has measured {', '.join(labels)}" if labels else "sae-eval has measured none on other data"
+            raise ReportError(f"{key}: none of these runs was measured on {label}; {have}")
 
 
 def is_missing(value: Any) -> bool:

@@ -12,6 +12,7 @@ from sae_transcoder.reports.data_files import (
     coder_rows,
     coder_values,
     level_columns,
+    other_columns,
     without_nan,
 )
 from sae_transcoder.reports.errors import ReportError
@@ -36,7 +37,8 @@ def group_rows(groups: Sequence[SeedGroup], matching: Matching) -> Iterator[dict
     `shared_latents`: the share of latents that a pair of seeds has in common, over the pairs that were matched.
     """
     members = [member for group in groups for member in group.members]
-    metrics = [*NAMES, *TOGETHER, *LAST_METRICS, *THRESHOLDS, *level_columns(member.record for member in members)]
+    records = [member.record for member in members]
+    metrics = [*NAMES, *TOGETHER, *LAST_METRICS, *THRESHOLDS, *level_columns(records), *other_columns(records)]
     for group in groups:
         first = group.members[0].coder
         settings = {name: group.config.get(name) for name in FIELDS if name != "init_seeds"}

@@ -40,22 +40,28 @@ FOLDED = ("run", "one", "other")  # columns of names
 LEAST_IMPORTANT = ("eta", "tokens_per_s", "dead_fraction", "train_fvu", "step", "l0")  # left out in this order
 
 
-def overview(records: Sequence[Record], matching: Matching, console: Console, *, counts_first: bool, failed: bool) -> Group:
+def overview(
+    records: Sequence[Record], matching: Matching, console: Console, *, counts_first: bool, failed: bool, asked: Sequence[str] = ()
+) -> Group:
     """The table of runs; where coders differ in their seed alone, that of metrics over seeds; that of latents in common, if each pair is to be
-    shown; failed: why runs ended early."""
+    shown; failed: why runs ended early; asked: metrics beside the usual ones."""
     why = [Text(""), *(reasons(records) or [Text("no run ended before its time")])] if failed else []
     pairs = pairs_table(matching, console) if matching.shows_pairs else []
-    return Group(runs_table(records, console, counts_first), *seeds_table(seed_groups(records), matching, console), *pairs, *why)
+    return Group(
+        runs_table(records, console, counts_first, asked), *seeds_table(seed_groups(records), matching, console), *pairs, *why
+    )
 
 
-def runs_table(records: Sequence[Record], console: Console, counts_first: bool = False) -> RenderableType:
+def runs_table(
+    records: Sequence[Record], console: Console, counts_first: bool = False, asked: Sequence[str] = ()
+) -> RenderableType:
     """The runs and a count of their states, as wide as they need.
 
     On a narrower terminal names are folded and columns left out: those without any value, then settings from the right, then
     LEAST_IMPORTANT.
     """
     rows = [run_records.values(record) for record in records]
-    chosen = columns(records)
+    chosen = columns(records, asked)
     settings = [column for column in chosen if column.key not in COLUMNS]
     shown = fitted(chosen, rows, console, [*reversed(settings), *(COLUMNS[key] for key in LEAST_IMPORTANT)])
     return Group(state_counts(records), *shown) if counts_first else Group(shown[0], state_counts(records), *shown[1:])

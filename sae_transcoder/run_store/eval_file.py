@@ -173,9 +173,12 @@ def write(directory: Path, evaluation: Evaluation) -> None:
     replace_text(directory / NAME, json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
-def read(directory: Path) -> Evaluation | None:
-    """The evaluation in a directory, each value of its type; None where there is none. Raises DamagedFile."""
-    path, fix = directory / NAME, f"sae-eval {directory} measures again"
+def read(directory: Path, fix: str = "") -> Evaluation | None:
+    """The evaluation in a directory, each value of its type; None where there is none. Raises DamagedFile.
+
+    fix: what to do about a damaged file, where it is not to measure the coders in the directory again.
+    """
+    path, fix = directory / NAME, fix or f"sae-eval {directory} measures again"
     if (values := read_object(path, fix)) is None:
         return None
     try:

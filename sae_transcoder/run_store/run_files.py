@@ -1,7 +1,7 @@
 """A run's settings and its lines of metrics. Every value is checked: a crash, an editor or another version may have left anything there.
 
 Each reader returns {} where there is no file, and raises DamagedFile where it cannot be read. Nothing here imports torch.
-Only read_curve reads all of metrics.jsonl; read_last reads its end.
+Only read_metrics reads all of metrics.jsonl; read_last reads its end.
 """
 
 import json
@@ -26,6 +26,8 @@ CONFIG = Path(".hydra") / "config.yaml"
 METRICS = "metrics.jsonl"
 LINE_FIX = "correct or remove the line"
 BLOCK = 16_384  # bytes of metrics.jsonl that read_last tries first
+MetricsRow = dict[str, float]
+"""A line of metrics.jsonl {name: value}."""
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader is ten times as fast
 
 
@@ -101,18 +103,23 @@ def read_last(directory: Path) -> dict[str, float]:
         raise damaged(path, error.strerror or error, LINE_FIX) from error
 
 
+def read_metrics(directory: Path) -> list[MetricsRow]:
+    """All lines of metrics.jsonl {name: value}, NaN for null; empty where there is none. Raises DamagedFile."""
+    path = directory / METRICS
+    return parse_lines(read_text(path, LINE_FIX) or "", path)
+
+
 def read_curve(directory: Path) -> dict[str, list[tuple[float, float]]]:
     """{coder: [(tokens, training FVU)]} from all lines of metrics.jsonl."""
-    path = directory / METRICS
     curves: dict[str, list[tuple[float, float]]] = {}
-    for row in parse_lines(read_text(path, LINE_FIX) or "", path):
+    for row in read_metrics(directory):
         for name, value in row.items():
             if name.startswith("fvu/"):
                 curves.setdefault(name.removeprefix("fvu/"), []).append((row.get("tokens", math.nan), value))
     return curves
 
 
-def parse_lines(text: str, path: Path) -> list[dict[str, float]]:
+def parse_lines(text: str, path: Path) -> list[MetricsRow]:
     """The lines of a metrics.jsonl, NaN for null, without an incomplete last line, which is being written. Raises DamagedFile."""
     rows = (parse_line(line, path) for line in text.split("\n")[:-1])
     return [{name: math.nan if value is None else float(value) for name, value in row.items()} for row in rows]

@@ -8,7 +8,7 @@ import math
 import os
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from natsort import natsort_keygen
 
 from sae_transcoder.config import FIELDS
 from sae_transcoder.config.paths import path_fault
-from sae_transcoder.run_store import eval_file, observed_status, status
+from sae_transcoder.run_store import eval_file, observed_status, other_evaluations, status
 from sae_transcoder.run_store.checked_files import DamagedFile, printable
 from sae_transcoder.run_store.eval_file import Evaluation
 from sae_transcoder.run_store.observed_status import ObservedStatus
+from sae_transcoder.run_store.other_evaluations import OtherEvaluation, told_apart
 from sae_transcoder.run_store.run_files import read_config, read_last
 from sae_transcoder.run_store.status import State, Status
 
@@ -30,7 +31,7 @@ T = typing.TypeVar("T")
 @dataclass(frozen=True)
 class Record:
     """One run. `config`: the fields in its config.yaml; `last`: the last line of metrics.jsonl with losses; `goes_on`: whether the run trains,
-    or will be trained without anyone starting it again."""
+    or will be trained without anyone starting it again; `others`: {what it is called: an evaluation of coders/ beside the run's own}."""
 
     directory: Path
     name: str
@@ -39,6 +40,7 @@ class Record:
     last: Mapping[str, float]
     evaluation: Evaluation | None
     goes_on: bool = False
+    others: Mapping[str, OtherEvaluation] = field(default_factory=dict)
 
 
 def find(folder: Path, complain: Complain) -> Iterator[Path]:
@@ -107,14 +109,36 @@ def read_all(folders: Sequence[Path], complain: Complain) -> list[Record]:
     named = find_all(folders, complain)
     statuses = {path: reported for path, _ in named if (reported := read_or_none(status.read, path, complain)) is not None}
     observed = observed_status.observe_all(statuses)
-    return [read(path, name, observed[path], complain) for path, name in named if path in observed]
+    records = [read(path, name, observed[path], complain) for path, name in named if path in observed]
+    called = told_apart(other for record in records for other in record.others.values())
+    return [
+        replace(record, others={called[name]: other for name, other in record.others.items()}) if record.others else record
+        for record in records
+    ]
 
 
 def read(directory: Path, name: str, observed: ObservedStatus, complain: Complain) -> Record:
     """The run in a directory, without the files that cannot be read."""
     config, last = read_or_none(read_config, directory, complain), read_or_none(read_last, directory, complain)
     evaluation = read_or_none(eval_file.read, directory, complain)
-    return Record(directory, name, observed.status, config or {}, last or {}, evaluation, observed.goes_on)
+    others = read_others(directory, config or {}, evaluation, observed.status, complain)
+    return Record(directory, name, observed.status, config or {}, last or {}, evaluation, observed.goes_on, others)
+
+
+def read_others(
+    directory: Path, config: Mapping[str, Any], own: Evaluation | None, run: Status, complain: Complain
+) -> dict[str, OtherEvaluation]:
+    """{full label: evaluation} of coders/ beside the run's own; calls `complain` for one of coders that are trained further since."""
+    others = {}
+    for folder in other_evaluations.folders(directory / "coders", directory):
+        if (evaluation := read_or_none(other_evaluations.read, folder, complain)) is None:
+            continue
+        if run.state == State.done and evaluation.step != run.step:
+            complain(f"{folder}: measured before the run was done; left out, sae-eval with the same settings measures again")
+            continue
+        other = other_evaluations.labelled(evaluation, config, [coder.coder for coder in own.coders] if own else ())
+        others[other.full_label] = other
+    return others
 
 
 def read_or_none(reader: Callable[[Path], T], directory: Path, complain: Complain) -> T | None:
@@ -153,7 +177,7 @@ def seconds_left(run: Status) -> float | None:
 def values(record: Record) -> dict[str, Any]:
     """Every value of a run that sae-report can show, sort by and select by: {name: value or None}.
 
-    `eta` is in seconds, `kind` that of coder_kind; metrics are means over the coders.
+    `eta` is in seconds, `kind` that of coder_kind; metrics are means over the coders, those of other evaluations named by `on_data`.
     """
     run = record.status
     means = record.evaluation.mean() if record.evaluation else {}
@@ -164,7 +188,13 @@ def values(record: Record) -> dict[str, Any]:
         | {"kind": coder_kind(record.config)}
         | {name: means.get(name) for name in eval_file.NAMES}
         | {"train_fvu": mean_of(record.last, "fvu"), "dead_fraction": mean_of(record.last, "dead_fraction")}
+        | {on_data(name, label): value for label, other in record.others.items() for name, value in other.evaluation.mean().items()}
     )
+
+
+def on_data(metric: str, label: str) -> str:
+    """The name of a metric in an evaluation beside the run's own: `fvu@other.jsonl`."""
+    return f"{metric}@{label}"
 
 
 def differing(records: Iterable[Record]) -> list[str]:

@@ -47,7 +47,7 @@ def test_tensors_that_are_not_those_of_the_settings_are_refused_by_every_reader(
     save_file(change(load_file(folder / "sae.safetensors")), folder / "sae.safetensors")
     assert coder_faults(folder) == [f"{folder}: cannot be read ({fault})"]
     for read in (
-        lambda: evaluate.evaluate(str(run), ["eval_samples=2"], tmp_path / "eval"),
+        lambda: evaluate.evaluate([str(run)], ["eval_samples=2"], tmp_path / "eval"),
         lambda: export(str(run), "sae_lens", tmp_path / "out"),
         lambda: engine.train([short(cache, tmp_path / "new", f"finetune={run}")]),
     ):

@@ -161,7 +161,7 @@ def test_the_table_has_l0_beside_k_a_line_for_each_smaller_dictionary_and_the_th
     one = coders("sae", SHARED, WIDTHS)
     found, _, name = measured(one)
     evaluation = found.evaluation(one)
-    table.print_table(evaluation, tmp_path / "eval.json")
+    table.print_table([table.Measured("run", evaluation, tmp_path / "eval.json")])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:5] == ["coder", "latents", "k", "L0", "FVU"]
     assert lines[1].split()[:4] == [name, "64", "5", f"{found.coders[name]['l0']:.4f}"]
@@ -169,7 +169,7 @@ def test_the_table_has_l0_beside_k_a_line_for_each_smaller_dictionary_and_the_th
         assert line.split()[-3:] == [str(level.width), f"{level.l0:.4f}", f"{level.fvu:.4f}"]
     assert lines[5] == f"latents of {name} fire above 0.8"
     one = coders("sae", EACH, None)
-    table.print_table(measured(one)[0].evaluation(one), tmp_path / "eval.json")
+    table.print_table([table.Measured("run", measured(one)[0].evaluation(one), tmp_path / "eval.json")])
     assert "fire above min 0.1, 10 % 0.226, 25 % 0.415, 50 % 0.73, 75 % 1.045, 90 % 1.234, max 1.36\n" in capsys.readouterr().out
 
 

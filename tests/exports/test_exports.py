@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from sparsify import SparseCoder
 
 from helpers.sweeps import SHORT
-from sae_transcoder.api import TrainedRun, load_config, train
+from sae_transcoder.api import Run, load_config, train
 from sae_transcoder.config import ConfigError
 from sae_transcoder.export import parse_settings
 from sae_transcoder.exports import sae_lens
@@ -26,7 +26,7 @@ from sae_transcoder.run_store.status import State
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrainedRun]:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     """A tiny SAE, a transcoder on one layer and on every layer, and coders that not every target can express."""
     folder = tmp_path_factory.mktemp("runs")
     usual = [*SHORT, "k=4", "max_steps=4", f"save_dir={folder}", f"cache_dir={folder}/cache"]
@@ -51,7 +51,7 @@ def forward_of(weights: dict[str, torch.Tensor], x: torch.Tensor, k: int, *, shi
 
 @pytest.mark.parametrize(("name", "coder", "shifted"), [("sae", "layers.2", True), ("transcoder", "layers.2.mlp", False)])
 def test_saelens_files_hold_the_same_function(
-    trained: dict[str, TrainedRun], tmp_path: Path, name: str, coder: str, shifted: bool
+    trained: dict[str, Run], tmp_path: Path, name: str, coder: str, shifted: bool
 ) -> None:
     out = export(str(trained[name].directory), "sae_lens", tmp_path / "out")
     cfg = json.loads((out / coder / "cfg.json").read_text())
@@ -59,10 +59,10 @@ def test_saelens_files_hold_the_same_function(
     assert (cfg["architecture"], cfg["k"], cfg["d_in"], cfg["d_sae"], cfg["apply_b_dec_to_input"]) == ("topk", 4, 256, 512, shifted)
     x = torch.randn(50, 256)
     theirs = forward_of(load_file(out / coder / "sae_weights.safetensors"), x, 4, shifted=shifted)
-    torch.testing.assert_close(theirs, trained[name].saes[coder](x).sae_out, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(theirs, trained[name].coders[coder](x).sae_out, atol=1e-5, rtol=1e-5)
 
 
-def test_saelens_is_told_where_in_transformerlens_a_coder_reads_and_writes(trained: dict[str, TrainedRun], tmp_path: Path) -> None:
+def test_saelens_is_told_where_in_transformerlens_a_coder_reads_and_writes(trained: dict[str, Run], tmp_path: Path) -> None:
     hooks = {}
     for name in ("sae", "transcoder"):
         out = export(str(trained[name].directory), "sae_lens", tmp_path / name)
@@ -77,7 +77,7 @@ def test_saelens_is_told_where_in_transformerlens_a_coder_reads_and_writes(train
     }
 
 
-def test_saelens_gets_no_hook_where_there_is_none_and_the_command_says_so(trained: dict[str, TrainedRun], tmp_path: Path) -> None:
+def test_saelens_gets_no_hook_where_there_is_none_and_the_command_says_so(trained: dict[str, Run], tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
@@ -93,7 +93,7 @@ def test_saelens_gets_no_hook_where_there_is_none_and_the_command_says_so(traine
 
 
 def test_saelens_is_told_of_one_begin_token_and_the_command_of_others(
-    trained: dict[str, TrainedRun], monkeypatch: pytest.MonkeyPatch
+    trained: dict[str, Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
     monkeypatch.setattr(sae_lens.log, "warning", lambda message, *values: said.append(message % values))
@@ -105,24 +105,24 @@ def test_saelens_is_told_of_one_begin_token_and_the_command_of_others(
     assert "each sequence began with 4095, 17" in said[0]
 
 
-def test_a_transcoder_set_has_a_file_for_every_layer(trained: dict[str, TrainedRun], tmp_path: Path) -> None:
+def test_a_transcoder_set_has_a_file_for_every_layer(trained: dict[str, Run], tmp_path: Path) -> None:
     out = export(str(trained["every_layer"].directory), "circuit_tracer", tmp_path / "set")
     described = yaml.safe_load((out / "config.yaml").read_text())
     assert sorted(p.name for p in out.iterdir()) == ["config.yaml", *(f"layer_{i}.safetensors" for i in range(6))]
     assert (described["activation"], described["k"], described["model_name"]) == ("topk", 4, "demo")
     for i in range(6):
-        weights, coder = load_file(out / f"layer_{i}.safetensors"), trained["every_layer"].saes[f"layers.{i}.mlp"]
+        weights, coder = load_file(out / f"layer_{i}.safetensors"), trained["every_layer"].coders[f"layers.{i}.mlp"]
         assert torch.equal(weights["W_enc"], coder.encoder.weight)
         assert torch.equal(weights["W_skip"], coder.W_skip)
 
 
-def test_the_hub_layout_is_loaded_by_sparsify_and_described(trained: dict[str, TrainedRun], tmp_path: Path) -> None:
+def test_the_hub_layout_is_loaded_by_sparsify_and_described(trained: dict[str, Run], tmp_path: Path) -> None:
     out = export(str(trained["sae"].directory), "hub", tmp_path / "card")
     loaded = SparseCoder.load_many(str(out), local=True)
     assert list(loaded) == ["layers.1", "layers.2"]
     assert "in sequences of 32 tokens that have no begin token" in (out / "README.md").read_text()
     x = torch.randn(5, 256)
-    assert torch.equal(loaded["layers.1"](x).sae_out, trained["sae"].saes["layers.1"](x).sae_out)
+    assert torch.equal(loaded["layers.1"](x).sae_out, trained["sae"].coders["layers.1"](x).sae_out)
     card = (out / "README.md").read_text()
     head = yaml.safe_load(card.split("---")[1])
     assert head["library_name"] == "sparsify"
@@ -149,7 +149,7 @@ def test_the_hub_layout_is_loaded_by_sparsify_and_described(trained: dict[str, T
     ],
 )
 def test_what_a_target_cannot_express_is_refused_and_nothing_written(
-    trained: dict[str, TrainedRun], tmp_path: Path, name: str, to: str, parts: list[str]
+    trained: dict[str, Run], tmp_path: Path, name: str, to: str, parts: list[str]
 ) -> None:
     with pytest.raises(ConfigError) as refused:
         export(str(trained[name].directory), to, tmp_path / "out")
@@ -157,7 +157,7 @@ def test_what_a_target_cannot_express_is_refused_and_nothing_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_exists_and_runs_that_are_not_done_are_refused(trained: dict[str, TrainedRun], tmp_path: Path) -> None:
+def test_a_folder_that_exists_and_runs_that_are_not_done_are_refused(trained: dict[str, Run], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="exists"):
         export(str(trained["sae"].directory), "hub", tmp_path)
     for path in (tmp_path / "nowhere", tmp_path):

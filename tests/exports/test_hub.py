@@ -11,7 +11,7 @@ from sparsify import SparseCoder
 
 from helpers.fake_hub import TOKEN, FakeHub, fake_hub
 from helpers.sweeps import SHORT
-from sae_transcoder.api import TrainedRun, load_config, train
+from sae_transcoder.api import Run, load_config, train
 from sae_transcoder.config import Config, ConfigError
 from sae_transcoder.language_model.loading import DEMO, outline
 
@@ -23,7 +23,7 @@ def hub(tmp_path: Path) -> Iterator[FakeHub]:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("run")
     return train(load_config(*SHORT, "k=4", "max_steps=4", f"save_dir={folder}", f"cache_dir={folder}/cache"))
 
@@ -35,9 +35,7 @@ def call(hub: FakeHub, home: Path, module: str, *arguments: str, token: str | No
     return done
 
 
-def test_pushed_coders_are_at_the_hub_with_their_card_and_sparsify_loads_them(
-    hub: FakeHub, run: TrainedRun, tmp_path: Path
-) -> None:
+def test_pushed_coders_are_at_the_hub_with_their_card_and_sparsify_loads_them(hub: FakeHub, run: Run, tmp_path: Path) -> None:
     done = call(hub, tmp_path / "home", "export", str(run.directory), "to=hub", "push=me/my-saes", token=TOKEN)
     assert done.returncode == 0, done.stderr
     assert "me/my-saes" in done.stdout
@@ -45,10 +43,10 @@ def test_pushed_coders_are_at_the_hub_with_their_card_and_sparsify_loads_them(
     assert {"README.md", "eval.json", "training_config.yaml", "layers.2"} <= {path.name for path in pushed.iterdir()}
     assert 'SparseCoder.load_from_hub("me/my-saes", "layers.2")' in (pushed / "README.md").read_text()
     loaded = SparseCoder.load_from_disk(pushed / "layers.2")
-    assert loaded.W_dec.equal(run.saes["layers.2"].W_dec)
+    assert loaded.W_dec.equal(run.coders["layers.2"].W_dec)
 
 
-def test_a_push_without_a_login_is_refused_with_the_fix(hub: FakeHub, run: TrainedRun, tmp_path: Path) -> None:
+def test_a_push_without_a_login_is_refused_with_the_fix(hub: FakeHub, run: Run, tmp_path: Path) -> None:
     done = call(hub, tmp_path / "home", "export", str(run.directory), "to=hub", "push=me/my-saes")
     assert done.returncode == 1
     assert "push=me/my-saes: cannot be uploaded" in done.stderr

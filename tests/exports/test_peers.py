@@ -13,7 +13,7 @@ from helpers.peers import run_in
 from helpers.random_runs import LATENTS, D, write_random_run
 from helpers.runs_with_latents import add_latents
 from helpers.sweeps import SHORT
-from sae_transcoder.api import TrainedRun, load_config, train
+from sae_transcoder.api import Run, load_config, train
 from sae_transcoder.exports.write import export
 from sae_transcoder.language_model import forward, loading
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.peers
 TOKENS = [4095, *range(100, 131)]  # the token that begins a sequence, and others
 
 
-def trained(folder: Path, *settings: str) -> TrainedRun:
+def trained(folder: Path, *settings: str) -> Run:
     return train(load_config(*SHORT, "k=4", f"save_dir={folder}", f"cache_dir={folder}/cache", *settings))
 
 
@@ -51,7 +51,7 @@ def test_saelens_reconstructs_what_the_coder_does(tmp_path: Path, settings: list
     assert done.returncode == 0, done.stderr
     read, written = json.loads(done.stdout.splitlines()[-1]), json.loads((out / coder / "cfg.json").read_text())["metadata"]
     assert {name: read.get(name) for name in written} == written
-    theirs, ours = load_file(tmp_path / "theirs.safetensors"), run.saes[coder](x)
+    theirs, ours = load_file(tmp_path / "theirs.safetensors"), run.coders[coder](x)
     torch.testing.assert_close(theirs["out"], ours.sae_out, atol=1e-5, rtol=0)
     latents = torch.zeros(200, 512).scatter(1, ours.latent_indices, ours.latent_acts)
     torch.testing.assert_close(theirs["latents"], latents, atol=1e-5, rtol=0)
@@ -122,7 +122,7 @@ def test_saelens_takes_activations_as_they_are_from_a_run_that_normalised_them(
     save_file({"x": x}, tmp_path / "x.safetensors")
     done = run_in("saelens", "-c", LOAD_MANY_IN_SAELENS, tmp_path / "x.safetensors", out / coder)
     assert done.returncode == 0, done.stderr
-    theirs, ours = load_file(out / coder / "theirs.safetensors"), run.saes[coder](x)
+    theirs, ours = load_file(out / coder / "theirs.safetensors"), run.coders[coder](x)
     assert (ours.latent_acts > 0).any()
     torch.testing.assert_close(theirs["out"], ours.sae_out, atol=1e-5 * ours.sae_out.abs().max().item(), rtol=0)
 
@@ -202,7 +202,7 @@ def test_circuit_tracer_computes_what_the_transcoders_do_on_every_layer(tmp_path
 
 def test_an_attribution_graph_is_drawn_of_a_prompt(tmp_path: Path) -> None:
     run = trained(tmp_path, "model_type=transcoder", "layers=null", "lr=3e-2", "max_samples=400")
-    add_latents(run.directory, list(run.saes), 512)
+    add_latents(run.directory, list(run.coders), 512)
     out = export(str(run.directory), "circuit_tracer", tmp_path / "set", features="true")
     script = ROOT / "examples" / "attribution_graph.py"
     done = run_in(

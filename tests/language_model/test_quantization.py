@@ -59,7 +59,7 @@ def test_runs_train_on_it_with_its_first_layers_and_through_the_whole(quantizati
     settings = [*SHORT, *loss, "k=4", f"quantization={quantization}", f"save_dir={tmp_path}", f"cache_dir={tmp_path}/cache"]
     run = train(load_config(*settings))
     first, *_, last = [json.loads(line) for line in (run.directory / "metrics.jsonl").read_text().splitlines()]
-    measure = next(name for name in first if name.startswith(run.cfg.loss_fn))
+    measure = next(name for name in first if name.startswith(run.config.loss_fn))
     assert last[measure] < first[measure], (first, last)
 
 

@@ -14,7 +14,7 @@ from helpers.device import ON_DEVICE
 from helpers.short_runs import short
 from ourselves.latents_exact import differences
 from sae_transcoder import show_latents as command
-from sae_transcoder.api import load_coders, load_latents
+from sae_transcoder.api import load_coders, load_run
 from sae_transcoder.config import ConfigError, run_dir
 from sae_transcoder.data.sequences import Sequences
 from sae_transcoder.language_model import forward
@@ -242,9 +242,9 @@ def test_levels_seeds_and_latents_that_fire_together(runs: Path) -> None:
 def test_python_reads_what_the_command_has_found(runs: Path) -> None:
     run = runs / "batchtopk"
     with pytest.raises(ConfigError, match=r"is not there .*; run sae-latents .*batchtopk first"):
-        load_latents(run)
+        load_run(run).described_latents  # noqa: B018
     show_latents([str(run)])
-    latents = load_latents(run)["layers.2/seed1"]
+    latents = load_run(run).described_latents["layers.2/seed1"]
     assert latents.coder.matryoshka_widths == [64, 512]
     assert latents.table().num_rows == 512
     best = latents.contexts([7]).to_pylist()[0]

@@ -113,7 +113,7 @@ def test_a_kept_run_is_measured_and_exported(outputs: Path, tmp_path: Path) -> N
     directory = next(iter(runs(outputs / "done").values()))
     before = eval_file.read(directory)
     assert before is not None
-    measured = evaluate(str(directory))
+    (measured,) = evaluate([str(directory)])
     assert measured.mean()["fvu"] == pytest.approx(before.mean()["fvu"], rel=1e-4)
     for target in ("sae_lens", "hub"):
         export(str(directory), target, tmp_path / target)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from helpers.sweeps import SHORT
-from sae_transcoder.api import TrainedRun, load_config, train
+from sae_transcoder.api import Run, load_config, train
 from sae_transcoder.coder.positions import PositionFilter
 from sae_transcoder.config import ConfigError, checks
 from sae_transcoder.language_model.forward import ids_of
@@ -44,7 +44,7 @@ def talks(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     ]  # fmt: skip
 
 
-def run(talks: list[str], tmp_path: Path, *settings: str) -> TrainedRun:
+def run(talks: list[str], tmp_path: Path, *settings: str) -> Run:
     return train(load_config(*talks, f"save_dir={tmp_path}", *settings))
 
 
