@@ -26,6 +26,7 @@ from sae_transcoder.config import (
     run_name,
     warmup_steps,
 )
+from sae_transcoder.config.run_length import samples_of_limits
 from sae_transcoder.preflight.peak import peak
 from sae_transcoder.preflight.plan import Plan
 from sae_transcoder.run_store.eval_file import Evaluation
@@ -64,7 +65,7 @@ def facts(plan: Plan) -> dict[str, str]:
         f"{listed([f'{n:,}' for n in latents.values()])} latents, k {cfg.k}{kind(plan)}{dead}",
         **scaling(plan),
         "parameters": f"{size(plan.coder_parameters)} trained",
-        "data": f"{listed(as_list(cfg.dataset_name))}, {length.samples:,} sequences of {cfg.max_seq_length}, "
+        "data": f"{listed(as_list(cfg.dataset_name))}, {sequences(plan)} of {cfg.max_seq_length}, "
         f"{length.samples * cfg.max_seq_length:,} tokens; {len(plan.tokens.heldout):,} held out{from_documents(plan)}",
         **mixture(plan),
         "special tokens": special_tokens(plan),
@@ -74,6 +75,20 @@ def facts(plan: Plan) -> dict[str, str]:
         "memory": f"about {size(needed.total_bytes, 'B')}, most {needed.moment} ({parts})",
         "directory": str(run_dir(cfg)),
     }
+
+
+def sequences(plan: Plan) -> str:
+    """How many sequences are trained on, of how many where that is known, and the field that leaves the others out."""
+    supply, count = plan.tokens.supply, plan.length.samples
+    if supply is None:
+        return f"{count:,} sequences"
+    if supply.exact and count >= supply.sequences:
+        return f"all {count:,} sequences"
+    limits = samples_of_limits(plan.cfg, plan.length.batch // plan.cfg.batch_size)
+    field = min(limits, key=lambda name: limits[name], default=None)
+    # Of an estimate, two digits.
+    in_all = f"{supply.sequences:,}" if supply.exact else f"about {int(float(f'{supply.sequences:.2g}')):,}"
+    return f"{count:,} of {in_all} sequences{f' ({field})' if field else ''}"
 
 
 def kind(plan: Plan) -> str:
