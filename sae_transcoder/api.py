@@ -82,8 +82,10 @@ def sweep(*overrides: str) -> list[Run]:
 
 def _refuse_unless_here(cfg: Config | DictConfig, message: str) -> None:
     """Raises ConfigError for settings with which nothing is trained on this machine."""
-    if cfg.hardware == Hardware.slurm or cfg.dry_run:
-        raise ConfigError(f"{'hardware=slurm' if cfg.hardware == Hardware.slurm else 'dry_run=True'}: {message}")
+    settings = {"hardware=slurm": cfg.hardware == Hardware.slurm, "dry_run=True": cfg.dry_run, "prepare=True": cfg.prepare}
+    for setting, elsewhere in settings.items():
+        if elsewhere:
+            raise ConfigError(f"{setting}: {message}")
 
 
 def _trained(cfg: Config) -> Run:

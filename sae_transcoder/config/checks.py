@@ -132,13 +132,15 @@ def evaluation_faults(cfg: Config) -> list[str]:
 
 
 def hardware_faults(cfg: Config) -> list[str]:
-    """A device that contradicts `workers` or `hardware`."""
+    """A device that contradicts `workers` or `hardware`, and two ways of stopping before a run."""
     faults = []
     if cfg.workers is not None and cfg.workers > 1 and cfg.device is not None and ":" in cfg.device:
         faults.append(f"workers={cfg.workers} with device={cfg.device}: that is one device; leave device out, or use hardware=gpu")
     device_types = {Hardware.gpu: "cuda", Hardware.cpu: "cpu"}
     if cfg.hardware in device_types and cfg.device is not None and not cfg.device.startswith(device_types[cfg.hardware]):
         faults.append(f"device={cfg.device} with hardware={cfg.hardware}: they contradict each other; leave one out")
+    if cfg.dry_run and cfg.prepare:
+        faults.append("dry_run=True and prepare=True: a dry run downloads no weights; leave one out")
     return faults
 
 

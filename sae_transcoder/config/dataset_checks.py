@@ -29,8 +29,8 @@ def dataset_faults(cfg: Config) -> list[str]:
         faults.append(
             f"dataset_name={cfg.dataset_name} with dataset_kind=demo: it has one text only; choose dataset=local_text or hub for another"
         )
-    if cfg.dataset_kind == DatasetKind.hub and cfg.max_samples is None and cfg.max_steps is None:
-        faults.append("max_samples=null with dataset_kind=hub: a stream has no known end; set max_samples or max_steps")
+    if cfg.dataset_kind == DatasetKind.hub and all(limit is None for limit in (cfg.max_samples, cfg.max_tokens, cfg.max_steps)):
+        faults.append("max_samples=null with dataset_kind=hub: a stream has no known end; set max_samples, max_tokens or max_steps")
     if cfg.eval_split is not None and cfg.dataset_kind not in (DatasetKind.hub, DatasetKind.pretokenized):
         faults.append(
             f"eval_split={cfg.eval_split} with dataset_kind={cfg.dataset_kind}: only hub data sets have splits; leave it out"

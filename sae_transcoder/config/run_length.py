@@ -20,26 +20,30 @@ class RunLength:
         return index * self.batch, min((index + 1) * self.batch, self.samples)
 
 
-def samples_of_max_steps(cfg: Config, ranks: int = 1) -> int | None:
-    """Samples that `max_steps` optimizer steps read, where so many ranks share each batch; None where it is not set."""
-    return None if cfg.max_steps is None else cfg.max_steps * cfg.grad_acc_steps * cfg.batch_size * ranks
+def samples_of_limits(cfg: Config, ranks: int = 1) -> dict[str, int]:
+    """{field: samples that a run reads at most, where so many ranks share each batch} of the fields that limit it and are set."""
+    batch = cfg.batch_size * ranks
+    limits = {
+        "max_samples": cfg.max_samples,
+        "max_steps": None if cfg.max_steps is None else cfg.max_steps * cfg.grad_acc_steps * batch,
+        "max_tokens": None if cfg.max_tokens is None else cfg.max_tokens // (cfg.max_seq_length * batch) * batch,
+    }
+    return {name: limit for name, limit in limits.items() if limit is not None}
 
 
 def needed_samples(cfg: Config, ranks: int = 1) -> int | None:
     """Training samples that the run reads at most, where so many ranks share each batch; None: all there are."""
-    limits = (cfg.max_samples, samples_of_max_steps(cfg, ranks))
-    return min((limit for limit in limits if limit is not None), default=None)
+    return min(samples_of_limits(cfg, ranks).values(), default=None)
 
 
 def run_length(cfg: Config, samples: int, ranks: int = 1) -> RunLength:
-    """The length of a run that has `samples` sequences to read, before `max_steps` ends it; ranks: how many share each batch.
+    """The length of a run that has `samples` sequences to read, before `max_steps` or `max_tokens` ends it; ranks: how many share each batch.
 
     A last batch that is not full, and a last step of fewer batches, count; sparsify drops the latter.
     """
     size = cfg.batch_size * ranks
-    limit = samples_of_max_steps(cfg, ranks)
-    if limit is not None:
-        samples = min(samples, limit)
+    limits = samples_of_limits(cfg, ranks)
+    samples = min([samples, *(limits[name] for name in ("max_steps", "max_tokens") if name in limits)])
     batches = math.ceil(samples / size)
     if cfg.corrections:
         return RunLength(batches, math.ceil(batches / cfg.grad_acc_steps), samples, size)

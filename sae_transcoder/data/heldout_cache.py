@@ -3,6 +3,7 @@
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,9 @@ def cached_heldout(
     *,
     own_split: bool,
     label: str,
+    in_all: Callable[[], int | None],
 ) -> StoredHeldOut:
-    """At most `count` sequences of these documents.
+    """At most `count` sequences of these documents, of which there are `in_all` (None: not known).
 
     made_from: everything that the documents depend on; how: they are encoded; own_split: whether nothing else of them is trained on.
     """
@@ -52,7 +54,7 @@ def cached_heldout(
                 return StoredHeldOut(**{f.name: file[f.name] for f in fields(StoredHeldOut)})
         except (FileNotFoundError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
             pass  # not chosen yet, or its file was cut off
-        choose = from_own_split if own_split else from_training_split
+        choose = from_own_split if own_split else partial(from_training_split, in_all=in_all())
         with progress(f"{label}, to hold some out,", None, "documents") as show:
             heldout = choose(report_progress(documents, show), count, how.length, seed, how.step)
         stored = StoredHeldOut(

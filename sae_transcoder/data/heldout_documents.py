@@ -30,13 +30,18 @@ def from_own_split(documents: Iterable[Document], count: int, length: int, seed:
     return cut(taken, count, length, seed, step)
 
 
-def from_training_split(documents: Iterable[Document], count: int, length: int, seed: int, step: int) -> HeldOut:
-    """The same from the first documents of a split whose others are trained on.
+def from_training_split(
+    documents: Iterable[Document], count: int, length: int, seed: int, step: int, in_all: int | None = None
+) -> HeldOut:
+    """The same from the first documents of a split whose others are trained on. in_all: how many documents there are, None where that is
+    not known; only where these are too few, or not known, are more read than are held out.
 
     At most a tenth of the documents are held out, unless they do not suffice. Where they would be more than half of the data, none is: `divided`.
     """
     remaining = iter(documents)
     taken = take(remaining, count, length, 1, seed, step)
+    if in_all is not None and in_all >= AT_MOST * len(taken):
+        return cut(taken, count, length, seed, step)
     others = [document.size for document in itertools.islice(remaining, (AT_MOST - 1) * len(taken))]
     if len(others) < (AT_MOST - 1) * len(taken):  # these are all
         sizes = [document.size for document in taken] + others

@@ -3,7 +3,7 @@
 import glob
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from sae_transcoder.data.file_values import (
     stored_values,
     value_blocks,
 )
+from sae_transcoder.process.progress import progress
 
 LAYOUT = 1  # raised when files are read in another way, so that Arrow files of older versions are left alone
 ROWS_IN_MEMORY = 100  # before they are written
@@ -54,15 +55,18 @@ def open_lines(names: list[str], column: str, wanted: Wanted, arrow_folder: Path
         return datasets.Dataset.from_dict({column: []})
 
     key = json.dumps([LAYOUT, column, wanted, [file_identity(Path(name)) for name in names]])
+    first = f"{names[0]}{f' and {len(names) - 1:,} more' if len(names) > 1 else ''}"
     try:
-        rows = datasets.Dataset.from_generator(
-            arrow_rows,
-            features=column_features(column, wanted),
-            cache_dir=str(arrow_folder),
-            gen_kwargs={"names": tuple(names), "column": column, "wanted": wanted},  # a tuple: datasets cuts lists into shards
-            fingerprint=hashlib.sha256(key.encode()).hexdigest()[:16],
-            writer_batch_size=ROWS_IN_MEMORY,
-        )
+        with progress(f"reading {first}", None, "documents") as show:
+            rows = datasets.Dataset.from_generator(
+                shown_rows,
+                features=column_features(column, wanted),
+                cache_dir=str(arrow_folder),
+                # A tuple: datasets cuts lists into shards.
+                gen_kwargs={"names": tuple(names), "column": column, "wanted": wanted, "show": show},
+                fingerprint=hashlib.sha256(key.encode()).hexdigest()[:16],
+                writer_batch_size=ROWS_IN_MEMORY,
+            )
     except datasets.exceptions.DatasetGenerationError as error:
         raise (error.__cause__ if isinstance(error.__cause__, ConfigError) else error) from None
     if wanted is not None:
@@ -77,6 +81,13 @@ def arrow_rows(names: tuple[str, ...], column: str, wanted: Wanted) -> Iterator[
         assert kind is not None
         for values in value_blocks(name, kind, column, wanted):
             yield from ({column: value} for value in stored_values(values, wanted))
+
+
+def shown_rows(names: tuple[str, ...], column: str, wanted: Wanted, show: Callable[[int], None]) -> Iterator[dict[str, Any]]:
+    """The same; calls `show` with how many there were."""
+    for number, row in enumerate(arrow_rows(names, column, wanted), 1):
+        show(number)
+        yield row
 
 
 def open_parquet(names: list[str], column: str, wanted: Wanted, arrow_folder: Path) -> Any:

@@ -45,6 +45,12 @@ def draw_rows(cfg: Config, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         yield part, row
 
 
+def count_documents(cfg: Config, split: str) -> int | None:
+    """How many documents a split holds; None where that is not known: of a stream, and of a mixture, which ends with one of its parts."""
+    (first, *others) = parts(cfg)
+    return None if others else sources.count_rows(first, split)
+
+
 def shares(cfg: Config, tokens: Sequence[int]) -> dict[str, float]:
     """{part: its share of the tokens}; tokens: how many come from each part. Empty for a data set that is no mixture."""
     names = part_names(cfg)

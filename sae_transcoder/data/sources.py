@@ -3,7 +3,8 @@
 import glob
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -115,18 +116,34 @@ def is_stream(cfg: Config) -> bool:
 def read_rows(cfg: Config, split: str) -> Iterator[dict[str, Any]]:
     """Yields the rows of a split in their shuffled order. Raises ConfigError for any error of reading them, and where all are empty."""
     has_content = False
-    try:
+    with reading(cfg, split):
         for row in open_rows(cfg, split):
             has_content = has_content or any(value.strip() if isinstance(value, str) else value for value in row.values())
             yield row
-    except ConfigError:
-        raise
-    except Exception as error:  # each loader raises its own kinds
-        raise cannot_load(cfg, split, error) from error
     if not has_content:
         raise ConfigError(
             f"dataset_name={cfg.dataset_name}: no document in it (empty, blank lines or a header alone); give data that holds some"
         )
+
+
+@contextmanager
+def reading(cfg: Config, split: str) -> Iterator[None]:
+    """Raises ConfigError for any error of a loader while it is open."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:  # each loader raises its own kinds
+        raise cannot_load(cfg, split, error) from error
+
+
+def count_rows(cfg: Config, split: str) -> int | None:
+    """How many rows a split has; None where only reading it to its end would tell, as of a stream. Raises ConfigError as `read_rows` does."""
+    if is_stream(cfg):
+        return None
+    with reading(cfg, split):
+        rows = open_rows(cfg, split)
+        return len(rows) if isinstance(rows, Sized) else None
 
 
 def open_rows(cfg: Config, split: str) -> Iterable[dict[str, Any]]:
@@ -134,7 +151,7 @@ def open_rows(cfg: Config, split: str) -> Iterable[dict[str, Any]]:
     if cfg.dataset_kind == DatasetKind.demo:
         texts = list(demo_text.documents(split))
         order = np.random.default_rng(cfg.shuffle_seed).permutation(len(texts))
-        return ({cfg.text_column: texts[i]} for i in order)
+        return [{cfg.text_column: texts[i]} for i in order]
     import datasets
 
     datasets.disable_progress_bars()

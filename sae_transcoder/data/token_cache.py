@@ -21,12 +21,14 @@ RECORD = np.dtype([("identity", "<u8"), ("tokens", "<u4"), ("part", "<u2")])  # 
 
 @dataclass
 class CacheState:
-    """How far a source has been written: sequences, the documents they came from, and ids that do not fill a sequence yet."""
+    """How far a source has been written: sequences, the documents they came from, and ids that do not fill a sequence yet. `of_documents`: how
+    many the source holds, None where that is not known."""
 
     sequences: int = 0
     documents: int = 0
     carry: list[int] = field(default_factory=list)
     exhausted: bool = False
+    of_documents: int | None = None
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,9 @@ class TokenFile:
         try:
             values = json.loads((self.folder / "state.json").read_text())
             state = CacheState(
-                int(values["sequences"]), int(values["documents"]), list(map(int, values["carry"])), bool(values["exhausted"])
-            )
+                int(values["sequences"]), int(values["documents"]), list(map(int, values["carry"])), bool(values["exhausted"]),
+                values.get("of_documents"),  # which earlier versions did not write
+            )  # fmt: skip
         except (OSError, ValueError, KeyError, TypeError):
             return CacheState()
         needed = {self.path: self.num_bytes(state.sequences), self.records_path: state.documents * RECORD.itemsize}
@@ -70,10 +73,10 @@ class TokenFile:
         """Replaces state.json."""
         replace_text(self.folder / "state.json", json.dumps({**vars(state), "made_from": self.made_from}, default=str))
 
-    def append(self, state: CacheState, needed: int | None, documents: Iterable[Document], show: Callable[[int], None]) -> None:
+    def append(self, state: CacheState, needed: int | None, documents: Iterable[Document], show: Callable[[], None]) -> None:
         """Appends the documents' sequences until there are `needed` (None: all); advances `state` and writes it with them.
 
-        show: called with the number of sequences that have been written.
+        show: called once some have been written.
         """
         pending: list[Document] = []
         written = state.sequences
@@ -95,7 +98,7 @@ class TokenFile:
                 carry = ids[full:]
                 written, state.carry = state.sequences, carry.tolist()
                 self.write_state(state)
-                show(state.sequences)
+                show()
 
             left_over = len(carry)
             for document in documents:
@@ -121,24 +124,35 @@ def cached_sequences(
     needed: int | None,
     documents: Callable[[int], Iterable[Document]],
     label: str,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The sequences of a source as a memory map [sequence, position], at least `needed` (None: all) where the source has so many, and a RECORD
-    of each document that they come from, at the end of some that they do not.
+    count: Callable[[], int | None],
+) -> tuple[np.ndarray, np.ndarray, CacheState]:
+    """The sequences of a source as a memory map [sequence, position], at least `needed` (None: all) where the source has so many, a RECORD
+    of each document that they come from, at the end of some that they do not, and how far the source has been read.
 
     made_from: everything that the tokens depend on; names the folder. documents: (number to skip) -> the following documents, which are packed
-    one after the other. A killed process leaves a state from which the next goes on; processes that need the same tokens wait for each other.
+    one after the other. count: how many there are, None where that is not known. A killed process leaves a state from which the next goes on;
+    processes that need the same tokens wait for each other.
     """
     folder = folder_of(cache, made_from)
     tokens = TokenFile(folder, made_from, length, dtype)
     with FileLock(folder / "lock"):
         state = tokens.read_state()
+        if not state.exhausted and state.of_documents is None and (of_documents := count()) is not None:
+            state.of_documents = of_documents
+            tokens.write_state(state)
         if not state.exhausted and (needed is None or state.sequences < needed):
-            with progress(label, needed) as show:
-                tokens.append(state, needed, documents(state.documents), show)
+            by_documents = needed is None and state.of_documents is not None
+            total, unit = (state.of_documents, "documents") if by_documents else (needed, "sequences")
+            with progress(label, total, unit) as show:
+                # A long document may give more sequences than are needed.
+                def show_state() -> None:
+                    show(state.documents if by_documents else state.sequences if needed is None else min(state.sequences, needed))
+
+                tokens.append(state, needed, documents(state.documents), show_state)
     records = np.fromfile(tokens.records_path, RECORD, state.documents) if state.documents else np.zeros(0, RECORD)
     if not state.sequences:
-        return np.zeros((0, length), tokens.dtype), records
-    return np.memmap(tokens.path, tokens.dtype, "r", shape=(state.sequences, length)), records
+        return np.zeros((0, length), tokens.dtype), records, state
+    return np.memmap(tokens.path, tokens.dtype, "r", shape=(state.sequences, length)), records, state
 
 
 def folder_of(cache: Path, made_from: Mapping[str, Any]) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ from sae_transcoder.data import chat
 from sae_transcoder.data.sequences import left_out
 from sae_transcoder.data.special_tokens import SpecialTokens
 
-TOKENIZE = 64  # documents at a time
+TOKENIZE, CHARACTERS = 64, 2**20  # documents at a time, or fewer where they have so many characters
 
 
 @dataclass(frozen=True)
@@ -34,12 +33,24 @@ def document(ids: np.ndarray, part: int = 0) -> Document:
     return Document(ids, len(ids), int.from_bytes(hashlib.blake2b(unmarked.tobytes(), digest_size=8).digest(), "little"), part)
 
 
+def batches(texts: Iterable[Any]) -> Iterator[list[Any]]:
+    """Yields the texts in lists that are tokenised at once: at most TOKENIZE, and no more once they have CHARACTERS."""
+    batch: list[Any] = []
+    characters = 0
+    for text in texts:
+        batch.append(text)
+        characters += len(text) if isinstance(text, str) else 0
+        if len(batch) == TOKENIZE or characters >= CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
 def tokenize(cfg: Config, rows: Iterable[dict[str, Any]], tokenizer: Any, special: SpecialTokens) -> Iterator[np.ndarray]:
     """Yields each document's ids with the separator after them; a document without text yields no ids."""
     split_special = {"split_special_tokens": True} if cfg.special_tokens_in_text == SpecialTokensInText.as_text else {}
-    rows = iter(rows)
-    while batch := list(itertools.islice(rows, TOKENIZE)):
-        texts = [row[cfg.text_column] for row in batch]
+    for texts in batches(row[cfg.text_column] for row in rows):
         no_text = next((t for t in texts if t is not None and not isinstance(t, str)), None)
         if no_text is not None:
             raise ConfigError(

@@ -14,9 +14,9 @@ from sae_transcoder.data.cache_key import cache_key_parts
 from sae_transcoder.data.documents import Encoding, documents, encoding
 from sae_transcoder.data.heldout_cache import StoredHeldOut, cached_heldout
 from sae_transcoder.data.memmap import open_ids
-from sae_transcoder.data.mixture import part_names, parts, shares
+from sae_transcoder.data.mixture import count_documents, part_names, parts, shares
 from sae_transcoder.data.sequences import WINDOW, Sequences, in_order, mixed_order
-from sae_transcoder.data.token_cache import RECORD, cached_sequences
+from sae_transcoder.data.token_cache import RECORD, CacheState, cached_sequences
 from sae_transcoder.run_store.data_origin import DataOrigin
 
 MEMMAP_BLOCK = 64  # consecutive sequences of a memmap that stay together when the file is shuffled
@@ -24,12 +24,21 @@ BEGINNINGS = 64  # sequences of stored ids that are looked at for a begin token
 
 
 @dataclass(frozen=True)
+class Supply:
+    """How many sequences the data holds to train on; exact: whether they were counted, or follow from the documents read so far."""
+
+    sequences: int
+    exact: bool
+
+
+@dataclass(frozen=True)
 class TokenSets:
-    """Sequences to train on and sequences that are never trained on."""
+    """Sequences to train on and sequences that are never trained on. `supply`: of how many the first are; None where that is not known."""
 
     train: Sequences
     heldout: Sequences
     origin: DataOrigin
+    supply: Supply | None = None
 
 
 def prepare(cfg: Config, tokenizer: Callable[[], Any], vocabulary: int, ranks: int = 1) -> TokenSets:
@@ -47,7 +56,7 @@ def prepare(cfg: Config, tokenizer: Callable[[], Any], vocabulary: int, ranks: i
     num_first, left_out = not_trained_on(cfg, how, heldout)
     # Whole windows, so that the order of what is read does not depend on how much is read.
     total = None if needed is None else num_first + math.ceil(needed / WINDOW) * WINDOW
-    rows, records = training_rows(cfg, how, total)
+    rows, records, state = training_rows(cfg, how, total)
     available = (len(rows) if total is None else min(len(rows), total)) - num_first
     if available < 1:
         raise ConfigError(nothing_left(cfg, len(rows)))
@@ -60,10 +69,21 @@ def prepare(cfg: Config, tokenizer: Callable[[], Any], vocabulary: int, ranks: i
         shares=shares(cfg, np.bincount(read["part"], read["tokens"], len(part_names(cfg))).tolist()),
         copies=int(np.isin(read["identity"], heldout.identities[heldout.sizes > 0]).sum()),
     )
-    sets = TokenSets(train, heldout_of(cfg, how, heldout, rows, records), origin)
+    held_out = heldout_of(cfg, how, heldout, rows, records)
+    sets = TokenSets(train, held_out, origin, supply(state, records[left_out:], len(rows) - num_first, how.length))
     for sequences, kind in ((sets.train, "to train on"), (sets.heldout, "held out")):
         refuse_no_assistant(cfg, sequences, kind)
     return sets
+
+
+def supply(state: CacheState, records: np.ndarray, num_rows: int, length: int) -> Supply | None:
+    """How many sequences of `length` ids there are to train on, of which `num_rows` have been read, from the documents of these records."""
+    if state.exhausted or state.documents == state.of_documents:
+        return Supply(num_rows, exact=True)
+    if state.of_documents is None or not len(records):
+        return None
+    unread = (state.of_documents - state.documents) * records["tokens"].mean()
+    return Supply(num_rows + round(unread / length), exact=False)
 
 
 def refuse_no_assistant(cfg: Config, sequences: Sequences, kind: str) -> None:
@@ -92,12 +112,14 @@ def not_trained_on(cfg: Config, how: Encoding, heldout: StoredHeldOut) -> tuple[
     return math.ceil(int(heldout.sizes.sum()) / how.length), len(heldout.sizes)
 
 
-def training_rows(cfg: Config, how: Encoding, total: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """The rows [sequence, position] of the training split, at least `total` (None: all) where there are so many, and their documents' records."""
+def training_rows(cfg: Config, how: Encoding, total: int | None) -> tuple[np.ndarray, np.ndarray, CacheState]:
+    """The rows [sequence, position] of the training split, at least `total` (None: all) where there are so many, their documents' records, and
+    how far the split has been read."""
     split = sources.train_split(cfg)
     key_parts = cache_key_parts(cfg, split, how.vocabulary, how.special)
     return cached_sequences(
-        sources.cache_dir(cfg), key_parts, how.length, how.dtype, total, lambda skip: documents(cfg, split, how, skip), label(cfg, split, how)
+        sources.cache_dir(cfg), key_parts, how.length, how.dtype, total, lambda skip: documents(cfg, split, how, skip), label(cfg, split, how),
+        lambda: count_documents(cfg, split),
     )  # fmt: skip
 
 
@@ -127,6 +149,7 @@ def stored_heldout(cfg: Config, how: Encoding) -> StoredHeldOut:
     stored = cached_heldout(
         sources.cache_dir(cfg), made_from, documents(cfg, split, how), cfg.eval_samples, cfg.shuffle_seed, how,
         own_split=has_own_split(cfg), label=label(cfg, split, how),
+        in_all=lambda: count_documents(cfg, split),
     )  # fmt: skip
     if not len(stored.rows) and not stored.divided:
         setting = f"eval_split={cfg.eval_split}" if cfg.eval_split else f"dataset_name={cfg.dataset_name}"
@@ -173,7 +196,7 @@ def heldout_sequences(cfg: Config, tokenizer: Callable[[], Any], vocabulary: int
     refuse_eval_split(cfg)
     how = encoding(cfg, tokenizer, vocabulary)
     stored = stored_heldout(cfg, how)
-    rows, records = training_rows(cfg, how, cfg.eval_samples) if stored.divided else (stored.rows, np.zeros(0, RECORD))
+    rows, records = training_rows(cfg, how, cfg.eval_samples)[:2] if stored.divided else (stored.rows, np.zeros(0, RECORD))
     first = before(records, cfg.eval_samples * how.length) if stored.divided else records
     sequences = heldout_of(cfg, how, stored, rows, records)
     refuse_no_assistant(cfg, sequences, "held out")
@@ -226,7 +249,8 @@ def from_memmap(cfg: Config, needed: int | None, vocabulary: int) -> TokenSets:
     train = Sequences(
         rows, lambda positions: in_blocks(within_windows(positions)), available if needed is None else min(available, needed)
     )
-    sets = TokenSets(train, Sequences(rows, in_blocks, cfg.eval_samples), DataOrigin(common_begin(train)))
+    held_out = Sequences(rows, in_blocks, cfg.eval_samples)
+    sets = TokenSets(train, held_out, DataOrigin(common_begin(train)), Supply(available, exact=True))
     for sequences in (sets.heldout, sets.train):
         for start in range(0, len(sequences), WINDOW):
             window = sequences[start : start + WINDOW]

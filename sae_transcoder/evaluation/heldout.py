@@ -5,7 +5,7 @@ place need whole forwards: one of the model as it is, one for each coder, with s
 with zeros in each coder's place. Sums are float64.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,6 +24,7 @@ from sae_transcoder.language_model.forward import capture
 from sae_transcoder.language_model.loading import text_config
 from sae_transcoder.language_model.model_class import has_head
 from sae_transcoder.metric_names import LEVEL_METRICS, level_metric
+from sae_transcoder.process.progress import Progress, progress
 from sae_transcoder.run_store.data_origin import UNKNOWN, DataOrigin
 from sae_transcoder.run_store.eval_file import CoderMetrics, Evaluation, LevelMetrics, TogetherMetrics
 
@@ -92,19 +93,25 @@ class EvalResult:
 
 
 @torch.no_grad()
-def measure(model: PreTrainedModel, runs: Sequence[CodersToEvaluate], heldout: Sequences, *, all_metrics: bool) -> list[EvalResult]:
+def measure(
+    model: PreTrainedModel,
+    runs: Sequence[CodersToEvaluate],
+    heldout: Sequences,
+    *,
+    all_metrics: bool,
+    progress: Progress = progress,
+) -> list[EvalResult]:
     """The metrics of each run's coders over all of `heldout` [sequence, position]; the runs share batch and sequence length.
 
     all_metrics: all that the run's settings ask for; otherwise only the coders' reconstruction metrics and the end-to-end loss.
+    progress: shows how far it is.
     """
     cfg = runs[0].cfg
     batch_size = evaluation_batch(cfg, text_config(model).vocab_size)
-    results = measure_reconstruction(model, runs, heldout, batch_size)
+    with progress("evaluation of the coders", len(heldout)) as show:
+        results = measure_reconstruction(model, runs, token_batches(heldout, batch_size, model.device, show))
     if all_metrics:
-        for run, result in zip(runs, results, strict=True):
-            for name, coder in run.coders.items():
-                result.coders[name]["average_max_encoder_cosine_sim"] = average_max_cosine(coder.encoder.weight)
-                result.coders[name]["average_max_decoder_cosine_sim"] = average_max_cosine(coder.W_dec)
+        measure_cosines(runs, results, progress)
     splices = [
         Splice(run.cfg, {hookpoint: run.coders[name] for hookpoint, name in names.items()}, metrics)
         for run, result in zip(runs, results, strict=True)
@@ -112,23 +119,35 @@ def measure(model: PreTrainedModel, runs: Sequence[CodersToEvaluate], heldout: S
         for names, metrics in coders_to_splice(result, all_metrics)
     ]
     if splices:
-        measure_splices(model, splices, token_batches(heldout, min(batch_size, cfg.forward_batch_size or batch_size), model.device))
+        with progress("evaluation of the model with coders in place", len(heldout)) as show:
+            size = min(batch_size, cfg.forward_batch_size or batch_size)
+            measure_splices(model, splices, token_batches(heldout, size, model.device, show))
     return results
 
 
-def token_batches(heldout: Sequences, batch_size: int, device: torch.device) -> Iterator[Tensor]:
-    """Yields the held-out tokens in order, [sequence, position]."""
+def token_batches(heldout: Sequences, batch_size: int, device: torch.device, show: Callable[[int], None]) -> Iterator[Tensor]:
+    """Yields the held-out tokens in order, [sequence, position]; calls `show` with how many sequences are done."""
     for start in range(0, len(heldout), batch_size):
         yield torch.from_numpy(heldout[start : start + batch_size]).to(device)
+        show(min(start + batch_size, len(heldout)))
 
 
-def measure_reconstruction(
-    model: PreTrainedModel, runs: Sequence[CodersToEvaluate], heldout: Sequences, batch_size: int
-) -> list[EvalResult]:
-    """The reconstruction, shrinkage, sparsity and density of every coder; one forward to the last hookpoint serves all."""
+def measure_cosines(runs: Sequence[CodersToEvaluate], results: Sequence[EvalResult], progress: Progress) -> None:
+    """Adds to each coder's metrics how alike the latents of its encoder and its decoder are."""
+    coders = [(result.coders[name], coder) for run, result in zip(runs, results, strict=True) for name, coder in run.coders.items()]
+    with progress("evaluation of likeness between latents", len(coders), "coders") as show:
+        for number, (metrics, coder) in enumerate(coders, 1):
+            metrics["average_max_encoder_cosine_sim"] = average_max_cosine(coder.encoder.weight)
+            metrics["average_max_decoder_cosine_sim"] = average_max_cosine(coder.W_dec)
+            show(number)
+
+
+def measure_reconstruction(model: PreTrainedModel, runs: Sequence[CodersToEvaluate], batches: Iterable[Tensor]) -> list[EvalResult]:
+    """The reconstruction, shrinkage, sparsity and density of every coder on batches [sequence, position]; one forward to the last hookpoint
+    serves all."""
     hookpoints = list(dict.fromkeys(hookpoint_of(name) for run in runs for name in run.coders))
     stats = [{name: ReconstructionStats(coder) for name, coder in run.coders.items()} for run in runs]
-    for tokens in token_batches(heldout, batch_size, model.device):
+    for tokens in batches:
         activations = capture(model, hookpoints, tokens, runs[0].cfg.forward_batch_size)
         for run, run_stats in zip(runs, stats, strict=True):
             position_filter = PositionFilter.of(run.cfg)

@@ -1,7 +1,7 @@
 """Loads the language model: its config, its outline without weights, or the model with weights in the wanted number format."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,12 @@ def fetch(cfg: ModelConfig) -> None:
                     get_checkpoint_shard_files(cfg.model_name, path, revision=cfg.revision)
                 if path:
                     return
+
+
+def fetch_all(cfgs: Iterable[Config]) -> None:
+    """The same for the models of several runs, each once."""
+    for cfg in {(cfg.model_name, cfg.revision): cfg for cfg in cfgs}.values():
+        fetch(cfg)
 
 
 def load(cfg: Config, device: torch.device, layers: int | None = None) -> PreTrainedModel:

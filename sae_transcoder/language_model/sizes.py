@@ -1,5 +1,6 @@
 """The sizes of a language model that the memory estimate needs, read from its outline."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,37 @@ class ModelSizes:
     widest: int  # the largest width inside a layer
     layers: int
     predicts: bool  # whether it is loaded with a head
+
+
+@dataclass(frozen=True)
+class ForwardSizes:
+    """By how many weights each token is multiplied in a forward: up to the last hookpoint, through all layers, in the head; and the ids that the
+    head predicts."""
+
+    to_hookpoints: int
+    whole: int
+    head: int
+    vocabulary: int
+
+
+def forward_sizes(outline: PreTrainedModel, hookpoints: Collection[str]) -> ForwardSizes:
+    """The weights of a model's outline that a forward passes; where its layers are not found, as if each hookpoint were in the last."""
+    text = loading.text_config(outline)
+    head = text.vocab_size * text.hidden_size if has_head(outline) else 0
+    try:
+        name, layers = layer_stack(outline)
+    except ConfigError:
+        weights = num_weights(base(outline))
+        return ForwardSizes(weights, weights, head, text.vocab_size)
+    by_layer = [num_weights(layer) for layer in layers]
+    places = [point.removeprefix(f"{name}.").split(".")[0] for point in hookpoints if point.startswith(f"{name}.")]
+    last = max(map(int, places)) if len(places) == len(hookpoints) else len(by_layer)
+    return ForwardSizes(sum(by_layer[: last + 1]), sum(by_layer), head, text.vocab_size)
+
+
+def num_weights(module: nn.Module) -> int:
+    """Parameters of a module."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def sizes_of(cfg: Config, outline: PreTrainedModel, dtype: torch.dtype) -> ModelSizes:

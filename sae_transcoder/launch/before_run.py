@@ -42,9 +42,10 @@ class BeforeTheRun(Callback):
 
 
 def end_unless_to_be_trained(config: DictConfig) -> None:
-    """Checks all that the run needs, here or on the cluster. Ends the program if the run is refused, need not be started, or is a dry run."""
+    """Checks all that the run needs, here or on the cluster. Ends the program if the run is refused, need not be started,
+    or only to be shown or prepared."""
     # Hydra imports this file for --cfg too, which checks nothing.
-    from sae_transcoder.launch.checks import check_cluster, end_dry_run, plan_run
+    from sae_transcoder.launch.checks import check_cluster, end_before_training, plan_run
     from sae_transcoder.preflight.plan import check_settings
     from sae_transcoder.run_store import observed_status
 
@@ -56,10 +57,10 @@ def end_unless_to_be_trained(config: DictConfig) -> None:
             sys.exit(0)
         check_cluster(cfg)
         plan = plan_run(cfg)
-    if cfg.dry_run:
-        from rich.console import Console
+        if cfg.dry_run or cfg.prepare:
+            from rich.console import Console
 
-        from sae_transcoder.training import display
+            from sae_transcoder.training import display
 
-        display.header([plan], Console(highlight=False))
-        end_dry_run()
+            display.header([plan], Console(highlight=False))
+            end_before_training([[cfg]])

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from sae_transcoder.config import Hardware, run_dir, sweep_dir
 from sae_transcoder.launch import packs, worker_pool
-from sae_transcoder.launch.checks import check_cluster, end_dry_run
+from sae_transcoder.launch.checks import check_cluster, end_before_training
 from sae_transcoder.launch.endings import RunFailed
 from sae_transcoder.launch.sweep_files import write_sweep_files
 from sae_transcoder.launch.sweep_jobs import SweepJob, compose_sweep, is_grid, plan_jobs
@@ -51,7 +51,7 @@ def train_jobs(loader: ConfigLoader, master: DictConfig, job_overrides: Sequence
     """Trains the jobs that are not done, here or on the cluster. Returns all jobs; failed ones carry their error.
 
     loader, master: Hydra's; first: the number of the first job. Raises ConfigError before anything starts if the sweep has any fault, Stopped
-    after a signal. Ends the program after a dry run.
+    after a signal. Ends the program after dry_run and prepare.
     """
     console = Console(highlight=False)
     jobs = compose_sweep(loader, master, job_overrides, first)
@@ -64,13 +64,13 @@ def train_jobs(loader: ConfigLoader, master: DictConfig, job_overrides: Sequence
     num_workers = worker_pool.worker_count(to_train[0]) if to_train else 0
     planned = [[to_train[i] for i in pack] for pack in packs.group_into_packs(to_train, num_workers)]
     print_counts(jobs, console)
-    if lead.dry_run:
+    configs = [[plan.cfg for plan in pack] for pack in planned]
+    if lead.dry_run or lead.prepare:
         if not planned:
             sys.exit(0)
-        print_packs(planned, console)
-        end_dry_run()
+        print_packs(planned, num_workers, console)
+        end_before_training(configs)
     write_sweep_files(master, jobs)
-    configs = [[plan.cfg for plan in pack] for pack in planned]
     if lead.hardware == Hardware.slurm:
         from sae_transcoder.launch.slurm.submit_and_wait import submit_and_wait
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from sae_transcoder.config import run_dir, run_name, sweep_dir
+from sae_transcoder.config import Hardware, run_dir, run_name, sweep_dir
 from sae_transcoder.launch import packs
 from sae_transcoder.launch.sweep_jobs import SweepJob
 from sae_transcoder.preflight.plan import Plan
@@ -27,19 +27,27 @@ def print_counts(jobs: Sequence[SweepJob], console: Console) -> None:
         console.print(line, markup=False, soft_wrap=True)
 
 
-def print_packs(planned: Sequence[Sequence[Plan]], console: Console) -> None:
-    """The packs that would be trained, with their runs."""
+def print_packs(planned: Sequence[Sequence[Plan]], workers: int, console: Console) -> None:
+    """The packs that would be trained, with their runs and their time; on this machine, where `workers` processes share them, the time of all."""
+    from sae_transcoder.preflight import time_estimate
     from sae_transcoder.training import display
 
     for number, plans in enumerate(planned, 1):
         tokens = max(plan.length.samples * plan.cfg.max_seq_length for plan in plans)
         console.print(
             f"pack {number}: {len(plans)} runs on {plans[0].device}, {tokens:,} tokens through {plans[0].cfg.model_name}, "
-            f"about {display.size(packs.memory(plans), 'B')}",
+            f"about {display.size(packs.memory(plans), 'B')}; time: {display.time_needed(plans)}",
             markup=False, soft_wrap=True,
         )  # fmt: skip
         for plan in plans:
             console.print(f"  {run_name(plan.cfg)}: {plan.length.steps:,} steps", markup=False, soft_wrap=True)
+    estimates = [time_estimate.estimate(plans) for plans in planned]
+    totals = [found.total for found in estimates if found and found.total is not None]
+    if 1 < len(planned) == len(totals) and planned[0][0].cfg.hardware != Hardware.slurm:
+        ends = [0.0] * workers
+        for seconds in totals:  # the next process that is free takes the next pack
+            ends[ends.index(min(ends))] += seconds
+        console.print(f"time of all packs: about {time_estimate.in_words(max(ends))}", markup=False)
 
 
 def print_table(jobs: Sequence[SweepJob], console: Console) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sae_transcoder.config import Config, warmup_steps
+from sae_transcoder.config.run_length import samples_of_limits
 
 if TYPE_CHECKING:
     from sae_transcoder.config.run_length import RunLength
@@ -15,7 +16,18 @@ def length_faults(cfg: Config, length: RunLength, samples: int) -> list[str]:
     batch = f"batch_size={cfg.batch_size}" + (
         f" on {length.batch // cfg.batch_size} ranks" if length.batch > cfg.batch_size else ""
     )
-    limit = f"max_samples={cfg.max_samples}" if samples == cfg.max_samples else None
+    limits = samples_of_limits(cfg, length.batch // cfg.batch_size)
+    if limits.get("max_tokens") == 0:
+        return [
+            f"max_tokens={cfg.max_tokens}: not one batch of {batch.replace('=', ' ')} x max_seq_length {cfg.max_seq_length} tokens; raise it, or "
+            "lower batch_size"
+        ]
+    if cfg.max_tokens is not None and cfg.max_samples is not None and limits["max_tokens"] > cfg.max_samples:
+        return [
+            f"max_tokens={cfg.max_tokens} with max_samples={cfg.max_samples}: these are {cfg.max_samples * cfg.max_seq_length} tokens; set "
+            "max_samples=null, or lower max_tokens"
+        ]
+    limit = next((f"{name}={getattr(cfg, name)}" for name in ("max_samples", "max_tokens") if samples == limits.get(name)), None)
     if length.batch > samples:
         source = limit or f"the data gives {samples} training samples"
         return [f"{batch} with {source}: not one full batch; lower batch_size or give more samples"]
@@ -28,7 +40,7 @@ def length_faults(cfg: Config, length: RunLength, samples: int) -> list[str]:
     if cfg.max_steps is not None and length.steps < cfg.max_steps:
         faults.append(
             f"max_steps={cfg.max_steps}: {limit or 'the data'} gives {samples} samples, which make {length.steps} optimizer steps; "
-            "raise max_samples (null: all) or lower max_steps"
+            f"raise {'max_tokens' if limit and limit.startswith('max_tokens') else 'max_samples (null: all)'} or lower max_steps"
         )
     division = f"{length.samples} samples / ({batch.replace('=', ' ')} x grad_acc_steps {cfg.grad_acc_steps})"
     twentieth = "lower it, or leave it out for a twentieth of the run"

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from sae_transcoder.config import Activation, Config, LossFn, NormalizeActivations, has_stored_ids, threshold_beta
-from sae_transcoder.config.run_length import needed_samples
+from sae_transcoder.config.run_length import needed_samples, samples_of_limits
 
 if TYPE_CHECKING:
     from sae_transcoder.config.run_length import RunLength
@@ -64,7 +64,7 @@ def data_warnings(cfg: Config, length: RunLength, origin: DataOrigin) -> list[st
     asked = needed_samples(cfg, length.batch // cfg.batch_size)
     if asked is not None and length.samples < asked:
         messages.append(
-            f"{cfg.dataset_name}: {asked:,} sequences are asked for (max_samples, max_steps), it has {length.samples:,} to train on"
+            f"{cfg.dataset_name}: {asked:,} sequences are asked for ({', '.join(samples_of_limits(cfg))}), it has {length.samples:,} to train on"
         )
     if origin.divided:
         messages.append(

@@ -149,8 +149,8 @@ def end_to_end_parts(cfg: Config, widths: Mapping[str, int], model: ModelSizes) 
 
 def auxk_can_act(cfg: Config) -> bool:
     """Whether the run may be long enough for dead latents, on which AuxK acts."""
-    samples = math.inf if cfg.max_samples is None else cfg.max_samples
-    return cfg.auxk_alpha > 0 and samples * cfg.max_seq_length > cfg.dead_feature_threshold
+    tokens = min(math.inf if cfg.max_samples is None else cfg.max_samples * cfg.max_seq_length, cfg.max_tokens or math.inf)
+    return cfg.auxk_alpha > 0 and tokens > cfg.dead_feature_threshold
 
 
 def latents_per_token(cfg: Config, d: int) -> list[int]:

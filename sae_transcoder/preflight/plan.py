@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sae_transcoder.config.run_length import RunLength
     from sae_transcoder.data.token_sets import TokenSets
     from sae_transcoder.language_model.compilation import CompileObstacle
-    from sae_transcoder.language_model.sizes import ModelSizes
+    from sae_transcoder.language_model.sizes import ForwardSizes, ModelSizes
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class Plan:
     warnings: list[str]
     start_from: dict[str, Path]  # {coder: folder of the weights to start from}
     compile_obstacle: CompileObstacle | None  # why the language model's layers are not compiled; None: they are
+    forward: ForwardSizes
+    predicts: bool  # whether the language model is loaded with a head
     ranks: int = 1  # processes that train it together
 
     @property
@@ -74,7 +76,7 @@ def make_plan(cfg: Config, cache: PlanCache | None = None, *, on_slurm: bool = F
     check_tracker(cfg)
 
     from sae_transcoder.language_model.loading import resolve_dtype
-    from sae_transcoder.language_model.sizes import sizes_of
+    from sae_transcoder.language_model.sizes import forward_sizes, sizes_of
 
     device = torch_device(cfg) if on_slurm else find_device(cfg)
     dtype = resolve_dtype(cfg, device)
@@ -97,6 +99,8 @@ def make_plan(cfg: Config, cache: PlanCache | None = None, *, on_slurm: bool = F
         warnings=warnings(cfg, length, device.type, model_sizes.width) + data_warnings(cfg, length, tokens.origin),
         start_from=start_from,
         compile_obstacle=obstacle,
+        forward=forward_sizes(outline, list(widths)),
+        predicts=model_sizes.predicts,
         ranks=processes,
     )
 

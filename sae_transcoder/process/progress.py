@@ -2,22 +2,33 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
 
+import rich.progress
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 PLAIN_EVERY = 5.0  # seconds between two lines where there is no terminal
 
 
+class Progress(Protocol):
+    """Opens what shows how many units are done. It yields a function that is called with their number; needed: of how many, None where that is
+    not known."""
+
+    def __call__(self, label: str, needed: int | None, unit: str = ...) -> AbstractContextManager[Callable[[int], None]]: ...
+
+
 @contextmanager
-def progress(label: str, needed: int | None, unit: str = "sequences") -> Iterator[Callable[[int], None]]:
-    """Yields a function that is called with how many sequences, or other units, are done; needed: of how many, None where it is not known."""
-    console = Console(stderr=True)
+def progress(
+    label: str, needed: int | None, unit: str = "sequences", console: Console | None = None
+) -> Iterator[Callable[[int], None]]:
+    """As Progress says, on the console; None: on standard error."""
+    console = console or Console(stderr=True)
     if console.is_terminal:
         ends = (BarColumn(), TimeRemainingColumn()) if needed else (TimeElapsedColumn(),)
         columns = (SpinnerColumn(), TextColumn(label), MofNCompleteColumn(), TextColumn(unit), *ends)
-        with Progress(*columns, console=console, transient=True) as bar:
+        with rich.progress.Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task("", total=needed)
             yield lambda count: bar.update(task, completed=count)
         return
@@ -32,6 +43,6 @@ def progress(label: str, needed: int | None, unit: str = "sequences") -> Iterato
             last = now
             of_all = f" of {needed:,}" if needed else ""
             left = f", {(needed - count) * (now - begin) / (count - first):,.0f} s left" if needed and count > first else ""
-            console.print(f"{label} {count:,}{of_all} {unit}{left}", markup=False, highlight=False)
+            console.print(f"{label} {count:,}{of_all} {unit}{left}", markup=False, highlight=False, soft_wrap=True)
 
     yield show

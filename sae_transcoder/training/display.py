@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
@@ -28,10 +28,15 @@ from sae_transcoder.config import (
     run_name,
     warmup_steps,
 )
+from sae_transcoder.config.run_length import samples_of_limits
+from sae_transcoder.preflight import time_estimate
 from sae_transcoder.preflight.peak import peak
 from sae_transcoder.preflight.plan import Plan
+from sae_transcoder.preflight.time_estimate import in_words
+from sae_transcoder.process.progress import progress
 from sae_transcoder.run_store.eval_file import Evaluation
 
+UNKNOWN_TIME = "not known before the first batches: nothing like it has run on this machine"
 PLAIN_EVERY = 10.0  # seconds between two lines where there is no terminal
 
 
@@ -67,7 +72,7 @@ def facts(plan: Plan) -> dict[str, str]:
         f"{listed([f'{n:,}' for n in latents.values()])} latents, k {cfg.k}{kind(plan)}{dead}",
         **scaling(plan),
         "parameters": f"{size(plan.coder_parameters)} trained",
-        "data": f"{listed(as_list(cfg.dataset_name))}, {length.samples:,} sequences of {cfg.max_seq_length}, "
+        "data": f"{listed(as_list(cfg.dataset_name))}, {sequences(plan)}, "
         f"{length.samples * cfg.max_seq_length:,} tokens; {len(plan.tokens.heldout):,} held out{from_documents(plan)}",
         **mixture(plan),
         "special tokens": special_tokens(plan),
@@ -77,6 +82,26 @@ def facts(plan: Plan) -> dict[str, str]:
         "memory": f"about {size(needed.total_bytes, 'B')}, most {needed.moment} ({parts})",
         "directory": str(run_dir(cfg)),
     }
+
+
+def time_needed(plans: Sequence[Plan]) -> str:
+    """How long runs side by side will take, in words."""
+    found = time_estimate.estimate(plans)
+    return UNKNOWN_TIME if found is None else str(found)
+
+
+def sequences(plan: Plan) -> str:
+    """How many sequences of which length are trained on, of how many where that is known, and the field that leaves the others out."""
+    supply, count, length = plan.tokens.supply, plan.length.samples, plan.cfg.max_seq_length
+    if supply is None:
+        return f"{count:,} sequences of {length}"
+    if supply.exact and count >= supply.sequences:
+        return f"all {count:,} sequences of {length}"
+    limits = samples_of_limits(plan.cfg, plan.length.batch // plan.cfg.batch_size)
+    field = min(limits, key=lambda name: limits[name], default=None)
+    # Of an estimate, two digits.
+    in_all = f"{supply.sequences:,}" if supply.exact else f"about {int(float(f'{supply.sequences:.2g}')):,}"
+    return f"{count:,} of {in_all} sequences of {length}{f' ({field})' if field else ''}"
 
 
 def kind(plan: Plan) -> str:
@@ -154,6 +179,8 @@ def ranks(plan: Plan) -> dict[str, str]:
 def header(plans: Sequence[Plan], console: Console) -> None:
     """Shows what will be trained and likely mistakes; of several runs what they share and where they differ."""
     facts_by_run = [facts(plan) for plan in plans]
+    together = {"time": time_needed(plans)}
+    facts_by_run = [facts_of_run | together for facts_of_run in facts_by_run]
     shared = {name: value for name, value in facts_by_run[0].items() if all(other.get(name) == value for other in facts_by_run)}
     if console.is_terminal:
         table = Table.grid(padding=(0, 2))
@@ -173,24 +200,26 @@ def header(plans: Sequence[Plan], console: Console) -> None:
 
 
 class Bar:
-    """A context manager that shows progress in optimizer steps, with tokens per second, time left and FVU."""
+    """A context manager that shows progress in optimizer steps, with tokens per second, time left and FVU; and that of an evaluation."""
 
-    def __init__(self, console: Console, total: int, tokens_total: int):
-        self.console, self.total, self.tokens_total = console, total, tokens_total
+    def __init__(self, console: Console, total: int, tokens_total: int, evaluation: float | None = None):
+        """total: optimizer steps; tokens_total: tokens that this process will read; evaluation: seconds that measuring will take after the last
+        step, None where that is not known."""
+        self.console, self.total, self.tokens_total, self.evaluation = console, total, tokens_total, evaluation
         self.fvu: float | None = None
         self.start = self.printed = time.monotonic()
         self.tokens = 0
         self.progress = Progress(
-            TextColumn("step"),
+            TextColumn("{task.description}"),
             MofNCompleteColumn(),
             BarColumn(),
-            TextColumn("{task.fields[rate]} tokens/s"),
-            TextColumn("FVU {task.fields[fvu]}"),
+            TextColumn("{task.fields[state]}"),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[after]}"),
             console=console,
             disable=not console.is_terminal,
         )
-        self.task = self.progress.add_task("", total=total, rate="-", fvu="-")
+        self.task = self.progress.add_task("step", total=total, state="", after=self.after)
 
     def __enter__(self) -> "Bar":
         self.progress.start()
@@ -199,17 +228,40 @@ class Bar:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.progress.stop()
 
+    @property
+    def after(self) -> str:
+        """What follows the last step, in words."""
+        return ", then the evaluation" if self.evaluation is None else f", then about {in_words(self.evaluation)} of evaluation"
+
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Stops the clock of tokens per second while it is open."""
+        """Stops the clock of training while it is open."""
         before = time.monotonic()
         yield
         self.start += time.monotonic() - before
 
+    @contextmanager
+    def show_progress(self, label: str, needed: int | None, unit: str = "sequences") -> Iterator[Callable[[int], None]]:
+        """Shows how far something else is than training, as process.progress.Progress says."""
+        if not self.console.is_terminal:
+            with progress(label, needed, unit, self.console) as show:
+                yield show
+            return
+        task = self.progress.add_task(label, total=needed, state=unit, after="")
+        try:
+            yield lambda count: self.progress.update(task, completed=count)
+        finally:
+            self.progress.remove_task(task)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far."""
+        return time.monotonic() - self.start
+
     @property
     def tokens_per_s(self) -> float:
         """Tokens per second since the start."""
-        return self.tokens / max(1e-9, time.monotonic() - self.start)
+        return self.tokens / max(1e-9, self.seconds)
 
     def set_fvu(self, fvu: Sequence[float]) -> None:
         """Shows the mean of the coders' FVU from now on."""
@@ -220,11 +272,12 @@ class Bar:
         self.tokens = tokens
         fvu = "-" if self.fvu is None else f"{self.fvu:.4f}"
         if self.console.is_terminal:
-            self.progress.update(self.task, completed=step, rate=f"{self.tokens_per_s:,.0f}", fvu=fvu)
+            self.progress.update(self.task, completed=step, state=f"{self.tokens_per_s:,.0f} tokens/s FVU {fvu}")
         elif time.monotonic() - self.printed > PLAIN_EVERY or step == self.total:
             self.printed = time.monotonic()
-            left = (self.tokens_total - tokens) / max(1.0, self.tokens_per_s)
-            print(f"step {step}/{self.total}  {self.tokens_per_s:,.0f} tokens/s  FVU {fvu}  {left:.0f} s left", flush=True)
+            left = in_words((self.tokens_total - tokens) / max(1.0, self.tokens_per_s))
+            after = self.after if step < self.total else ""
+            print(f"step {step}/{self.total}  {self.tokens_per_s:,.0f} tokens/s  FVU {fvu}  {left} left{after}", flush=True)
 
 
 def fvu_by_width(evaluation: Evaluation) -> dict[int, float]:

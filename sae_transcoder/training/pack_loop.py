@@ -14,6 +14,7 @@ from sae_transcoder.config import LossFn
 from sae_transcoder.distributed import Ranks, rank_rows
 from sae_transcoder.language_model import forward
 from sae_transcoder.language_model.forward import Activations
+from sae_transcoder.preflight import time_estimate
 from sae_transcoder.process.broken_device import raise_if_broken
 from sae_transcoder.process.memory_errors import is_out_of_memory
 from sae_transcoder.process.stop_signal import Stopped, StopSignal
@@ -39,7 +40,9 @@ def train_batches(model: PreTrainedModel, runs: Sequence[ManagedRun], stop: Stop
     tokens_before = longest.trainer.tokens
     tokens_left = longest.trainer.length.samples * longest.cfg.max_seq_length - tokens_before
     errors: Errors = {}
-    with display.Bar(console, longest.trainer.length.steps, tokens_left) as bar:
+    plans, begins = [run.plan for run in runs], not any(run.trainer.batch for run in runs)
+    expected = time_estimate.estimate(plans)
+    with display.Bar(console, longest.trainer.length.steps, tokens_left, expected.evaluation if expected else None) as bar:
         while active := [run for run in runs if not run.closed]:
             batch_errors = train_next_batch(model, active, bar)
             for error in batch_errors.values():
@@ -56,6 +59,8 @@ def train_batches(model: PreTrainedModel, runs: Sequence[ManagedRun], stop: Stop
             number = ranks.max_integer(stop.number or 0)  # a signal reaches ranks at different times
             if number and not all(run.closed for run in runs):
                 interrupt(runs, number, ranks)
+        if begins and ranks.leads and all(run.finished for run in runs):
+            time_estimate.add_training(plans, bar.seconds)
     for run in runs:
         if run.finished and run.evaluation:
             display.closing_line(run.directory, run.trainer.step, time.monotonic() - start, run.evaluation, console)

@@ -1,5 +1,6 @@
 """What is due for the runs of a pack after an optimizer step: evaluation, metrics, exports, saves; and which run fails if that fails."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 
@@ -7,6 +8,7 @@ from transformers import PreTrainedModel
 
 from sae_transcoder.evaluation import heldout
 from sae_transcoder.evaluation.heldout import CodersToEvaluate, EvalResult
+from sae_transcoder.preflight import time_estimate
 from sae_transcoder.process.memory_errors import is_out_of_memory
 from sae_transcoder.run_store.run_log import log_to_run
 from sae_transcoder.training import display
@@ -72,22 +74,23 @@ def evaluate(
                 if copies := run.coders_to_evaluate():
                     coders[run] = copies
     with bar.paused():
-        results = heldout_metrics(model, coders, errors)
+        results = heldout_metrics(model, coders, errors, bar)
     return coders, results, errors
 
 
 def heldout_metrics(
-    model: PreTrainedModel, coders: Mapping[ManagedRun, CodersToEvaluate], errors: Errors
+    model: PreTrainedModel, coders: Mapping[ManagedRun, CodersToEvaluate], errors: Errors, bar: display.Bar
 ) -> dict[ManagedRun, EvalResult]:
     """Held-out metrics of the runs that evaluate now, and of those that look for their best coders; each kind shares its forwards."""
     results: dict[ManagedRun, EvalResult] = {}
 
     def measure(runs: Sequence[ManagedRun], *, all_metrics: bool) -> None:
-        tokens = runs[0].plan.tokens.heldout
+        tokens, start = runs[0].plan.tokens.heldout, time.monotonic()
         try:
-            results.update(
-                zip(runs, heldout.measure(model, [coders[run] for run in runs], tokens, all_metrics=all_metrics), strict=True)
+            measured = heldout.measure(
+                model, [coders[run] for run in runs], tokens, all_metrics=all_metrics, progress=bar.show_progress
             )
+            results.update(zip(runs, measured, strict=True))
         except Exception as error:
             if runs[0].ranks.size > 1:
                 raise
@@ -95,6 +98,9 @@ def heldout_metrics(
                 errors[runs[0]] = error
             for run in runs if len(runs) > 1 else ():  # each alone, which shows whose failure it is
                 measure([run], all_metrics=all_metrics)
+        else:
+            if all_metrics:
+                time_estimate.add_evaluation([run.plan for run in runs], time.monotonic() - start)
 
     if evaluating := [run for run in coders if run.should_evaluate]:
         measure(evaluating, all_metrics=True)

@@ -233,7 +233,7 @@ def test_the_default_run_name_tells_kinds_of_coders_that_are_not_sparsifys(overr
         (["model_type=sae", "site=mlp", "hookpoints=[h.1]"], ["site=mlp and hookpoints"]),
         (["model_type=sae", "optimizer=signum", "weight_decay=0.1"], ["weight_decay=0.1 with optimizer=signum"]),
         (["model_type=sae", "optimizer=signum", "lr_warmup_steps=5"], ["lr_warmup_steps=5 with optimizer=signum"]),
-        (["model_type=sae", "max_samples=null"], ["max_samples=null", "set max_samples or max_steps"]),
+        (["model_type=sae", "max_samples=null"], ["max_samples=null", "set max_samples, max_tokens or max_steps"]),
         (["model_type=transcoder", "normalize_decoder=true"], ["normalize_decoder=True with model_type=transcoder"]),
         (["model_type=sae", "activation=groupmax", "multi_topk=true"], ["multi_topk=True with activation=groupmax"]),
         (["model_type=sae", "lr=-1"], ["lr=-1.0", "above 0"]),

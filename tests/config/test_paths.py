@@ -229,7 +229,7 @@ def test_a_tokenizer_at_home_is_known_by_its_files(home: Path) -> None:
 
 
 def test_a_jobs_script_sets_the_variables_that_paths_need(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sae_transcoder.launch.slurm.submit import path_lines
+    from sae_transcoder.launch.slurm.script import path_lines
 
     monkeypatch.setenv("DATA", "/a folder/it's")
     cfg = composed("model_type=sae", "model=demo", "dataset=demo", "save_dir=~/out", "cache_dir=$DATA/c")

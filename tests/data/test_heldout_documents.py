@@ -93,7 +93,7 @@ def test_a_document_that_is_most_of_the_data_is_divided_and_not_held_out_whole(t
 def test_fewer_sequences_than_were_asked_for_are_told(tmp_path: Path) -> None:
     name = jsonl(tmp_path / "texts.jsonl", [{"text": marked(i, 3)} for i in range(40)])
     cfg = settings(tmp_path, dataset_name=name, max_samples=500, eval_samples=4)
-    assert "500 sequences are asked for (max_samples, max_steps), it has 108 to train on" in warnings_of(cfg, sets(cfg))[0]
+    assert "500 sequences are asked for (max_samples), it has 108 to train on" in warnings_of(cfg, sets(cfg))[0]
 
 
 def test_of_two_documents_one_is_held_out(tmp_path: Path) -> None:

@@ -1,12 +1,17 @@
 """The line that ends a run."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from helpers.short_runs import short
+from sae_transcoder.data.token_sets import Supply
+from sae_transcoder.preflight.plan import make_plan
+from sae_transcoder.process import progress
 from sae_transcoder.run_store.eval_file import CoderMetrics, Evaluation, LevelMetrics
-from sae_transcoder.training import display
+from sae_transcoder.training import display, engine
 
 
 def closing(capsys: pytest.CaptureFixture[str], *coders: CoderMetrics) -> str:
@@ -25,3 +30,34 @@ def test_the_closing_line_has_l0_beside_k_and_the_mean_fvu_of_each_smaller_dicti
     )
     alone = CoderMetrics("a", "a", None, 32, 128, 8, {"fvu": 0.2, "l0": 8.0})
     assert "held-out FVU 0.2000, L0 8.0 at k 8, coders in" in closing(capsys, alone)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "supply", "told"),
+    [
+        (["max_samples=64"], Supply(64, exact=True), "all 64 sequences of 32"),
+        (["max_samples=64"], Supply(1497, exact=True), "64 of 1,497 sequences of 32 (max_samples)"),
+        (["max_samples=64", "max_steps=4"], Supply(1497, exact=False), "16 of about 1,500 sequences of 32 (max_steps)"),
+        (["max_samples=64", "max_tokens=1_100"], Supply(1497, exact=True), "32 of 1,497 sequences of 32 (max_tokens)"),
+        (["max_samples=64"], None, "64 sequences of 32"),
+    ],
+    ids=str,
+)
+def test_the_header_says_of_how_many_sequences_some_are_read_and_which_field_leaves_out_the_others(
+    overrides: list[str], supply: Supply | None, told: str, cache: Path, tmp_path: Path
+) -> None:
+    plan = make_plan(short(cache, tmp_path, *overrides))
+    assert display.sequences(replace(plan, tokens=replace(plan.tokens, supply=supply))) == told
+
+
+def test_an_evaluation_shows_how_far_it_is_in_sequences_and_coders(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "PLAIN_EVERY", -1.0)
+    engine.train([short(cache, tmp_path, "max_steps=1")])
+    lines = [line.split(",")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("evaluation of")]
+    assert lines == [
+        *(f"evaluation of the coders {count} of 16 sequences" for count in (4, 8, 12, 16)),
+        "evaluation of likeness between latents 1 of 1 coders",
+        *(f"evaluation of the model with coders in place {count} of 16 sequences" for count in (4, 8, 12, 16)),
+    ]

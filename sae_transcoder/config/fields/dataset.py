@@ -68,8 +68,8 @@ class DatasetConfig:
     tokens_dtype: TokensDtype | None = None
     """Number format of a flat memmap. null: read from the `dtype` key of FILE.json beside the file; a .npy file has its own."""
     max_samples: int | None = bounded(1000, at_least=1)
-    """Number of training samples, each a packed sequence of `max_seq_length` tokens. null: all there are;
-    a hub set then needs `max_steps`."""
+    """Number of training samples, each a packed sequence of `max_seq_length` tokens. null: all there are, as
+    dataset=local_text and memmap set it; a hub set then needs `max_tokens` or `max_steps`."""
     max_seq_length: int = bounded(256, at_least=2)
     """Tokens per sequence."""
     shuffle_seed: int = bounded(42, at_least=0, at_most=2**63)

@@ -60,7 +60,7 @@ def factors(sae: float, transcoder: float) -> dict[ModelType, float]:
 OPTIMIZERS = {
     Optimizer.adam: OptimizerFacts(over_root_of_latents(2e-4), factors(sae=16, transcoder=48), states=2, step_bytes=4, fused=True),
     Optimizer.muon: OptimizerFacts(
-        lambda _: 2e-3, factors(sae=1, transcoder=1), states=1, step_bytes=4 * 2, weight_decay=0.1
+        lambda _: 2e-3, factors(sae=8, transcoder=8), states=1, step_bytes=4 * 2, weight_decay=0.1
     ),  # four copies in bfloat16
     Optimizer.signum: OptimizerFacts(
         over_root_of_latents(5e-3),

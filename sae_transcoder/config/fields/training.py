@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from sae_transcoder.config.fields.metadata import bounded, path
+from sae_transcoder.config.fields.metadata import added, bounded, path
 
 
 class LossFn(StrEnum):
@@ -25,6 +25,9 @@ class TrainingConfig:
     """Pieces in which a batch's activations pass through the coder. More pieces save memory and change no gradient."""
     max_steps: int | None = bounded(None, at_least=1)
     """Optimizer steps after which the run ends; there must be samples for all of them. null: all samples once."""
+    max_tokens: int | None = added(None, at_least=1)
+    """Tokens to train on at most, rounded down to whole batches (all ranks' `batch_size` x `max_seq_length`). A smaller `max_samples` is refused,
+    a smaller `max_steps` ends the run. null: as these say."""
     loss_fn: LossFn = LossFn.fvu
     """fvu: fraction of the activations' variance that is left unexplained. ce, kl: the language model's next-token cross-entropy,
     or KL(original || spliced) of its predictions, with the coders' outputs in place of the modules'."""

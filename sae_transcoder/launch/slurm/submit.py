@@ -1,24 +1,21 @@
 """Submits packs of runs to a SLURM cluster as one array; before that, asks whether the cluster would accept such a job."""
 
 import os
-import shlex
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import submitit
 from filelock import Timeout
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from sae_transcoder import distributed, slurm_client
-from sae_transcoder.config import PATH_FIELDS, Config, ConfigError, run_dir, signature, sweep_dir
-from sae_transcoder.config.paths import exported
+from sae_transcoder.config import Config, ConfigError, run_dir, signature
 from sae_transcoder.launch.slurm.job import PackTask
+from sae_transcoder.launch.slurm.script import CODE, jobs_folder, make_executor, sbatch_options
 from sae_transcoder.process import code_version
 from sae_transcoder.run_store import job_record, status
 from sae_transcoder.run_store.job_record import JobRecord
@@ -43,17 +40,6 @@ FIELDS_BY_MESSAGE = {
 }
 
 
-def sbatch_options(cfg: Config) -> dict[str, Any]:
-    """Options of sbatch: {name: value, or true for an option without one}."""
-    options = {
-        "partition": cfg.partition, "account": cfg.account, "qos": cfg.qos, "constraint": cfg.constraint, "gres": cfg.gres,
-        "nodes": cfg.nodes, "ntasks-per-node": cfg.tasks_per_node, "cpus-per-task": cfg.cpus, "mem": cfg.memory, "time": cfg.time,
-        "requeue": True,
-    }  # fmt: skip
-    others = {name: value or True for name, _, value in (option.removeprefix("--").partition("=") for option in cfg.sbatch)}
-    return {name: value for name, value in options.items() if value is not None} | others
-
-
 def check_job(cfg: Config, *, search: bool = False) -> None:
     """Raises ConfigError if the cluster would refuse a job with these settings. Submits nothing. search: a sweeper waits for the results."""
     if search and not cfg.wait:
@@ -63,9 +49,12 @@ def check_job(cfg: Config, *, search: bool = False) -> None:
             f"hardware=slurm on {distributed.world_size()} ranks (torchrun): one process submits; start the command without torchrun, "
             "and set tasks_per_node"
         )
-    if shutil.which("sbatch") is None or shutil.which("srun") is None:
+    if not has_sbatch():
+        if cfg.dry_run or cfg.prepare:  # which submit nothing
+            return
         raise ConfigError(
-            "hardware=slurm: there is no sbatch on this machine; run the command on a login node of the cluster, or use hardware=auto"
+            "hardware=slurm: there is no sbatch on this machine; run the command on a login node of the cluster, or use hardware=auto; "
+            "dry_run=true shows here what would be submitted"
         )
     flags = [f"--{name}" if value is True else f"--{name}={value}" for name, value in sbatch_options(cfg).items()]
     with outside_of_jobs(), tempfile.TemporaryDirectory() as folder:
@@ -75,6 +64,11 @@ def check_job(cfg: Config, *, search: bool = False) -> None:
             slurm_client.ask("sbatch", "--test-only", *flags, str(script))
         except SlurmError as error:
             raise ConfigError(explain_refusal(cfg, str(error))) from error
+
+
+def has_sbatch() -> bool:
+    """Whether jobs can be submitted from this machine."""
+    return shutil.which("sbatch") is not None and shutil.which("srun") is not None
 
 
 @contextmanager
@@ -115,18 +109,22 @@ def submit_packs(packs: Sequence[Sequence[Config]]) -> list[str]:
 
     All jobs form one array, or several where the cluster limits the size of arrays.
     """
+    from sae_transcoder.language_model import loading
+
     cfg = packs[0][0]
-    folder = (sweep_dir(cfg) / job_record.FOLDER).absolute()
+    folder = jobs_folder(cfg)
     folder.mkdir(parents=True, exist_ok=True)
-    code = code_version.snapshot(folder / "code") if cfg.snapshot else code_version.PACKAGE.parent
-    download_models(packs)
+    if cfg.snapshot:
+        code_version.snapshot(folder / CODE)
+    # Now, because all jobs would otherwise download the weights at once. (The text is tokenised by now.)
+    loading.fetch_all(cfg for pack in packs for cfg in pack)
     numbers: list[str] = []
     try:
         array_size = slurm_client.max_array_size()
         num_arrays = -(-len(packs) // array_size)
         for array in slurm_client.chunks(packs, array_size):
             with outside_of_jobs(), redirect_stderr(StringIO()):  # submitit prints what it raises
-                executor = make_executor(cfg, folder, code, num_arrays, path_lines(packs))
+                executor = make_executor(packs, num_arrays)
                 with executor.batch():
                     jobs = [executor.submit(PackTask(list(pack), code_version.current().digest)) for pack in array]
             for pack, job in zip(array, jobs, strict=True):
@@ -136,52 +134,6 @@ def submit_packs(packs: Sequence[Sequence[Config]]) -> list[str]:
         already = f"; submitted before that: {', '.join(numbers)}" if numbers else ""
         raise ConfigError(explain_refusal(cfg, str(error)) + already) from error
     return numbers
-
-
-def path_lines(packs: Sequence[Sequence[Config]]) -> list[str]:
-    """Shell lines by which the paths in the settings lead to the same places in the job as here, whatever its node and SBATCH_EXPORT set."""
-    values = (getattr(cfg, name) for pack in packs for cfg in pack for name in PATH_FIELDS)
-    return exported(value for value in values if value is not None)
-
-
-def make_executor(cfg: Config, folder: Path, code: Path, num_arrays: int, first_lines: Sequence[str] = ()) -> submitit.AutoExecutor:
-    """submitit's executor for jobs with these settings.
-
-    folder: for submitit's files and the logs; code: folder from which jobs import this package; num_arrays: arrays that share
-    `array_parallelism`; first_lines: of the job's script, before `setup`.
-    """
-    python = shlex.quote(sys.executable)
-    path = os.pathsep.join(filter(None, [str(code), os.environ.get("PYTHONPATH")]))
-    setup = [
-        *first_lines, "set -e", *cfg.setup, "set +e",
-        # Else the working directory would precede the copied code in sys.path, and SBATCH_EXPORT=NONE, which some sites set, would hide this.
-        f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(path)} SLURM_EXPORT_ENV=ALL",
-    ]  # fmt: skip
-    teardown = ["code=$?", f"{python} -m sae_transcoder.launch.slurm.job_end {shlex.quote(str(folder))} $code", "exit $?"]
-    executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=10**6)  # after.py counts them
-    executor.update_parameters(
-        name=cfg.sweep_name or "sae-train",
-        timeout_min=max(1, int(slurm_client.seconds(cfg.time) // 60)),
-        nodes=cfg.nodes,
-        tasks_per_node=cfg.tasks_per_node,
-        stderr_to_stdout=True,
-        slurm_setup=setup,
-        slurm_teardown=teardown,
-        slurm_signal_delay_s=cfg.signal_delay,
-        slurm_array_parallelism=max(1, cfg.array_parallelism // num_arrays) if cfg.array_parallelism else 10**6,
-        # srun ignores sbatch's --cpus-per-task. When one rank dies, the others cannot continue.
-        slurm_srun_args=["--kill-on-bad-exit=1", *([f"--cpus-per-task={cfg.cpus}"] if cfg.cpus else [])],
-        slurm_additional_parameters=sbatch_options(cfg),
-    )
-    return executor
-
-
-def download_models(packs: Sequence[Sequence[Config]]) -> None:
-    """Downloads the models' weights, which all jobs would otherwise download at once. (The text is tokenised by now.)"""
-    from sae_transcoder.language_model import loading
-
-    for cfg in {(cfg.model_name, cfg.revision): cfg for pack in packs for cfg in pack}.values():
-        loading.fetch(cfg)
 
 
 def record_job(folder: Path, number: str, pack: Sequence[Config]) -> None:

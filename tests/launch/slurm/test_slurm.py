@@ -138,6 +138,12 @@ def test_raising_killed_preempted_requeued_and_timed_out_runs_end_as_they_should
     assert record.timeouts >= 1
 
 
+PRINT_ENVIRONMENT = """
+names = ("HF_HOME", "HF_HUB_OFFLINE", "HF_DATASETS_CACHE", "XDG_CACHE_HOME")
+print("found", [os.environ.get(name) for name in names], flush=True)
+"""
+
+
 def test_a_command_that_does_not_wait_says_which_jobs_and_the_same_command_finds_them(
     on_cluster: Cluster, cache: Path, tmp_path: Path
 ) -> None:
@@ -154,6 +160,32 @@ def test_a_command_that_does_not_wait_says_which_jobs_and_the_same_command_finds
     assert report(tmp_path) == {"cancelled": 2}
     code, printed, _ = here(*sweep)
     assert (code, "submitted 2 jobs" in printed) == (0, True), "tried again"
+
+
+def test_a_job_is_the_script_that_a_dry_run_shows_and_finds_what_was_downloaded_though_slurm_exports_nothing(
+    on_cluster: Cluster, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {
+        "HF_HOME": f"{tmp_path}/a home",
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_CACHE": f"{tmp_path}/sets",
+        "XDG_CACHE_HOME": str(cache),
+    }
+    for name, value in (given | {"SBATCH_EXPORT": "NONE"} | plant(tmp_path / "plant", PRINT_ENVIRONMENT)).items():
+        monkeypatch.setenv(name, value)
+    one = [*RUN, "max_samples=16", "k=4", *ON_SLURM, f"save_dir={tmp_path}/out"]  # cache_dir=null: in XDG_CACHE_HOME
+    shown = here(*one, "dry_run=true")[1]
+    code, _, errors = here(*one, 'sbatch=["--hold"]')
+    assert code == 0, errors
+    (directory,) = runs(tmp_path / "out").values()
+    (script,) = (tmp_path / "out" / job_record.FOLDER).glob("*_submission.sh")
+    submitted = [line for line in script.read_text().splitlines() if line != "#SBATCH --hold"]
+    assert "\n".join(submitted).strip() in shown
+    on_cluster.ask("scontrol", "release", status.read(directory).slurm_job)
+    on_cluster.wait(lambda: status.read(directory).state == State.done)
+    log = (directory / "slurm.log").read_text()
+    assert [line for line in log.splitlines() if line.startswith("found ")][:1] == [f"found {[*given.values()]}"]
+    assert "tokenising" not in log
 
 
 def report(folder: Path) -> dict[str, int]:
