@@ -96,7 +96,7 @@ class Panels:
 
 def draw_pareto(coders: Numbered) -> tuple[go.Figure, str] | None:
     """L0 against held-out FVU and CE loss score; None where no coder has such a point."""
-    tradeoffs = [tradeoff for tradeoff in TRADEOFFS if tradeoff.plottable(coder for _, coder in coders)]
+    tradeoffs = [tradeoff for tradeoff in TRADEOFFS if any(tradeoff.is_shown(coder) for _, coder in coders)]
     shown = [(i, coder) for i, coder in coders if any(tradeoff.plottable([coder]) for tradeoff in tradeoffs)]
     if not shown:
         return None

@@ -14,6 +14,7 @@ from plotly.offline import get_plotlyjs
 from sae_transcoder.reports.columns import Column, columns, count_states
 from sae_transcoder.reports.interactive_plots import PLOTS
 from sae_transcoder.reports.matching import NOT_MATCHED, Matching
+from sae_transcoder.reports.notes import notes
 from sae_transcoder.reports.plot_data import PlottedCoder
 from sae_transcoder.reports.seed_columns import IN_COMMON, OVER_SEEDS, PAIR_COLUMNS, group_columns, group_values, pair_values
 from sae_transcoder.reports.seed_groups import CoderPlace, seed_groups
@@ -105,6 +106,7 @@ def report_page(
     return (
         f"{HEAD}<h1>{len(records):,} runs, {sum(not coder.seeds for coder in coders):,} coders</h1>\n<p>{states}</p>\n"
         f'<div class="runs">{html_table(columns(records), list(map(run_records.values, records)))}</div>\n'
+        f"{''.join(f'<p>{html.escape(note)}</p>{chr(10)}' for note in notes(records))}"
         f'{comparisons(records, matching)}{"".join(sections)}<div id="tip" role="tooltip"></div>\n'
         f"<script>{get_plotlyjs()}</script>\n<script>\nconst FACTS = {facts};\nconst LATENTS = {links};\n"
         f"const FIGURES = {{{figures}}};\n{SCRIPT}</script>\n"

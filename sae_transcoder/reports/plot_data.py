@@ -13,8 +13,13 @@ from sae_transcoder.reports.seed_groups import CoderPlace
 from sae_transcoder.run_store import eval_file, run_files, run_records
 from sae_transcoder.run_store.eval_file import CoderMetrics, LevelMetrics
 from sae_transcoder.run_store.run_records import Complain, Record
+from sae_transcoder.run_store.scores import reasons
 
 CURVE_POINTS = 300  # of one coder, at most
+SCORE_LABELS = {
+    "ce_loss_score": COLUMNS["ce_loss_score"].header,
+    "ce_loss_score_mean_ablation": f"{COLUMNS['ce_loss_score'].header}, mean ablation",
+}
 BIN = 0.2  # width of a histogram's bins, in decades of density
 
 
@@ -55,7 +60,7 @@ class Histogram:
 @dataclass(frozen=True)
 class PlottedCoder:
     """One coder of one run. `facts`: labels and texts of its tooltip; `curve`: [2, n], tokens and training FVU; `aims_at_k`:
-    whether k sets the sparsity, else `l0_coefficient` does; `levels`, `thresholds`: as in eval.json; `place`: its run and name. Or the mean of
+    whether k sets the sparsity, else `l0_coefficient` does; `no_score`: why ce_loss_score is NaN, "" where it was not measured; `levels`, `thresholds`: as in eval.json; `place`: its run and name. Or the mean of
     several coders that differ in their seed alone (seed_means.py): `deviations` of its numbers, and the `seeds`' coders."""
 
     panel: str
@@ -76,6 +81,7 @@ class PlottedCoder:
     place: CoderPlace | None = None
     deviations: Mapping[str, float] = field(default_factory=dict)
     seeds: Sequence[CoderPlace] = ()
+    no_score: str = ""
 
     @property
     def series(self) -> Series:
@@ -114,7 +120,7 @@ def plotted_coders(records: Sequence[Record], complain: Complain) -> list[Plotte
             plotted.append(
                 PlottedCoder(
                     coder_panel, model_type, size, k, l0, fvu, score, facts, curve, histogram, *of_kind, *found,
-                    place=(record.directory, name),
+                    place=(record.directory, name), no_score=reasons(metrics).get("ce_loss_score", ""),
                 )
             )  # fmt: skip
     return plotted
@@ -144,10 +150,12 @@ def tooltip_facts(
     if coder:
         facts["k"] = str(coder.k)
         facts |= {"held-out FVU": formats.fvu(coder.metrics.get("fvu")), "L0": formats.number(".2f")(coder.metrics.get("l0"))}
-        if "ce_loss_score" in coder.metrics:
-            facts[COLUMNS["ce_loss_score"].header] = formats.fvu(coder.metrics["ce_loss_score"])
-        if "frac_alive" in coder.metrics:
-            facts["never fired"] = formats.percent(1 - coder.metrics["frac_alive"])
+        why = reasons(coder.metrics)
+        for score, label in SCORE_LABELS.items():
+            if score in coder.metrics:
+                facts[label] = f"- ({why[score]})" if score in why else formats.fvu(coder.metrics[score])
+        if (share := eval_file.never_fired(coder.metrics)) is not None:
+            facts[COLUMNS["never_fired"].header] = formats.percent(share)
         facts |= {f"FVU of the first {level.width:,}": formats.fvu(level.fvu) for level in coder.levels[:-1]}
         if coder.thresholds:
             facts["fires above"] = coder.thresholds_in_words()

@@ -1,6 +1,5 @@
 """Which runs are shown, and in what order: the options `--where` and `--sort`."""
 
-import math
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +38,7 @@ KEYS = (
     *FIELDS,
     "kind",
     *NAMES,
+    "never_fired",
     "train_fvu",
     "dead_fraction",
 )
@@ -104,15 +104,10 @@ def select(records: Sequence[Record], where: Sequence[str], sort: str | None) ->
     if sort:
         key = check_key(sort.removeprefix("-"))
         order = natsort_keygen()
-        without = [pair for pair in kept if is_missing(pair[1][key])]
-        ascending = sorted((pair for pair in kept if not is_missing(pair[1][key])), key=lambda pair: order(pair[1][key]))
+        without = [pair for pair in kept if formats.is_missing(pair[1][key])]
+        ascending = sorted((pair for pair in kept if not formats.is_missing(pair[1][key])), key=lambda pair: order(pair[1][key]))
         kept = (ascending[::-1] if sort.startswith("-") else ascending) + without
     return [record for record, _ in kept]
-
-
-def is_missing(value: Any) -> bool:
-    """Whether a value is None or NaN."""
-    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def distinct(texts: Sequence[str]) -> str:

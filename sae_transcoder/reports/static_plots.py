@@ -5,6 +5,7 @@ plots, in others its k.
 """
 
 import io
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -96,7 +97,7 @@ def hookpoint_panels(coders: Sequence[PlottedCoder], rows: int = 1) -> tuple[Fig
 
 def draw_pareto(coders: Sequence[PlottedCoder]) -> Figure | None:
     """L0 against held-out FVU and CE loss score; None where no coder has such a point."""
-    tradeoffs = [tradeoff for tradeoff in TRADEOFFS if tradeoff.plottable(coders)]
+    tradeoffs = [tradeoff for tradeoff in TRADEOFFS if any(map(tradeoff.is_shown, coders))]
     shown = [coder for coder in coders if any(tradeoff.plottable([coder]) for tradeoff in tradeoffs)]
     if not shown:
         return None
@@ -110,8 +111,11 @@ def draw_pareto(coders: Sequence[PlottedCoder]) -> Figure | None:
         axis.set_xlabel(plot_style.L0_LABEL)
         if plottable:
             draw_points(axis, plottable, tradeoffs[row], colours)
-        else:
-            axis.text(0.5, 0.5, "none was measured", transform=axis.transAxes, ha="center", color="#777777")
+        reason = textwrap.fill(tradeoffs[row].reason(in_panel), 46)
+        if reason or not plottable:
+            place = (0.02, 0.02, "left", "bottom") if plottable else (0.5, 0.5, "center", "center")
+            text = {"fontsize": 6 if reason else 9, "color": "#555555", "zorder": 5, "transform": axis.transAxes}
+            axis.text(*place[:2], reason or "none was measured", ha=place[2], va=place[3], **text)
     add_legend(
         figure,
         [*series_handles(shown, dashes=True), ring_handle(), *([mean_handle()] if any(coder.seeds for coder in shown) else [])],

@@ -114,7 +114,15 @@ def read(directory: Path, name: str, observed: ObservedStatus, complain: Complai
     """The run in a directory, without the files that cannot be read."""
     config, last = read_or_none(read_config, directory, complain), read_or_none(read_last, directory, complain)
     evaluation = read_or_none(eval_file.read, directory, complain)
-    return Record(directory, name, observed.status, config or {}, last or {}, evaluation, observed.goes_on)
+    return Record(
+        directory, name, observed.status, config or {}, without_early_dead(last or {}, config or {}), evaluation, observed.goes_on
+    )
+
+
+def without_early_dead(last: Mapping[str, float], config: Mapping[str, Any]) -> dict[str, float]:
+    """A line of metrics, with NaN for dead fractions of a time when no latent could be dead, for which earlier versions wrote 0."""
+    too_early = last.get("tokens", math.inf) <= (config.get("dead_feature_threshold") or 0)
+    return {name: math.nan if too_early and name.startswith("dead_fraction/") else value for name, value in last.items()}
 
 
 def read_or_none(reader: Callable[[Path], T], directory: Path, complain: Complain) -> T | None:
@@ -153,7 +161,8 @@ def seconds_left(run: Status) -> float | None:
 def values(record: Record) -> dict[str, Any]:
     """Every value of a run that sae-report can show, sort by and select by: {name: value or None}.
 
-    `eta` is in seconds, `kind` that of coder_kind; metrics are means over the coders.
+    `eta` is in seconds, `kind` that of coder_kind; metrics are means over the coders. `never_fired` is the share of latents that fired on no
+    held-out token, `dead_fraction` of those that have not fired for dead_feature_threshold tokens of training.
     """
     run = record.status
     means = record.evaluation.mean() if record.evaluation else {}
@@ -163,6 +172,7 @@ def values(record: Record) -> dict[str, Any]:
         | {name: record.config.get(name) for name in FIELDS}
         | {"kind": coder_kind(record.config)}
         | {name: means.get(name) for name in eval_file.NAMES}
+        | {"never_fired": eval_file.never_fired(means)}
         | {"train_fvu": mean_of(record.last, "fvu"), "dead_fraction": mean_of(record.last, "dead_fraction")}
     )
 
