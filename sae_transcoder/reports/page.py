@@ -47,6 +47,7 @@ th { position: sticky; top: 0; background: #fff; border-bottom: 1px solid #999; 
 .left { text-align: left; }
 .done { color: #1a7f37; } .failed { color: #c62828; } .running { color: #00718f; } .cancelled { color: #8e24aa; }
 .interrupted, .preempted { color: #8a6100; } .queued { color: #777; }
+@media (max-width: 700px) { body { padding: 0 8px; } #tip { max-width: 90vw; } }
 #tip { position: fixed; display: none; pointer-events: none; background: #fff; border: 1px solid #888; border-radius: 3px;
   padding: 6px 9px; font-size: 12px; box-shadow: 0 2px 6px #0003; z-index: 9; max-width: 46em; }
 #tip td { padding: 0 8px 0 0; border: 0; text-align: left; white-space: normal; overflow-wrap: anywhere; }
@@ -71,11 +72,15 @@ function show(event) {
   tip.style.left = (x + 18 + width < innerWidth ? x + 18 : Math.max(0, x - 18 - width)) + "px";
   tip.style.top = Math.max(0, Math.min(y + 12, innerHeight - height - 4)) + "px";
 }
+const narrow = matchMedia("(max-width: 700px)");
 for (const [id, figure] of Object.entries(FIGURES)) {
   // Without showSendToCloud=false plotly offers to upload the picture.
   const options = {responsive: true, displaylogo: false, showSendToCloud: false, plotlyServerURL: "",
     modeBarButtonsToRemove: ["select2d", "lasso2d"], toImageButtonOptions: {format: "svg", filename: id}};
   Plotly.newPlot(id, figure.data, figure.layout, options).then(plot => {
+    const arrange = () => Plotly.relayout(plot, structuredClone(figure.layout.meta[narrow.matches ? "narrow" : "wide"]));
+    narrow.addEventListener("change", arrange);
+    if (narrow.matches) arrange();
     plot.on("plotly_hover", show);
     plot.on("plotly_click", event => { if (LATENTS[pointed(event)]) location.href = LATENTS[pointed(event)]; });
     plot.on("plotly_unhover", () => { tip.style.display = "none"; });

@@ -1,7 +1,7 @@
 """The plots for a paper: Pareto fronts, training curves and densities, by matplotlib, as png and svg.
 
-The same runs give the same bytes. Colour shows a coder's size and kind, the marker its type and kind; the line's style its kind in Pareto
-plots, in others its k.
+The same runs give the same bytes. Colour shows a coder's size, kind and setting, the marker its type and kind; the line's style its kind and
+setting in Pareto plots, in others its k.
 """
 
 import io
@@ -18,7 +18,6 @@ from sae_transcoder.reports import plot_style
 from sae_transcoder.reports.pareto import TRADEOFFS, Tradeoff, best_of_each_k, pareto_optimal, points_and_seeds
 from sae_transcoder.reports.plot_data import PlottedCoder, Series, outline, thin_out
 from sae_transcoder.reports.plot_legend import (
-    LINE_WIDTHS,
     add_legend,
     k_handles,
     line_styles,
@@ -211,7 +210,7 @@ def draw_densities(coders: Sequence[PlottedCoder]) -> Figure | None:
                 line = {
                     "color": colours[coder.series],
                     "linestyle": styles[coder.k],
-                    "linewidth": LINE_WIDTHS.get(coder.model_type, 1),
+                    "linewidth": plot_style.LINE_WIDTHS.get(coder.model_type, 1),
                 }
                 axis.plot(*outline(coder.densities), alpha=opacity(len(in_panel)), **line)
         axis.set_ylim(bottom=0)

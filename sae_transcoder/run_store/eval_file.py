@@ -18,7 +18,8 @@
                              undefined as above
     sae_cfg_dict, sae_bench_commit_hash, sae_lens_*   fields of SAEBench that are null or empty here
 
-A metric that is undefined (a division by zero, a model that predicts no tokens, an ablation of too small an effect) is null. Nothing here imports torch.
+A metric that is undefined (a division by zero, a model that predicts no tokens, an ablation of too small an effect) is null.
+Nothing here imports torch.
 """
 
 import json
