@@ -81,10 +81,10 @@ class Panels:
                 self.add(position, series, **look, **joined(members, line))
                 continue
             width = plot_style.LINE_WIDTHS.get(series.model_type, 1.3)
-            for k in sorted({coder.k for _, coder in members}):
-                of_k = [(i, coder) for i, coder in members if coder.k == k]
-                drawn = {"line": {"color": colour, "dash": self.k_dashes[k], "width": width}, "mode": "lines"}
-                self.add(position, series, **drawn, **joined(of_k, line))
+            for dash in dict.fromkeys(self.k_dashes.values()):
+                if dashed := [(i, coder) for i, coder in members if self.k_dashes[coder.k] == dash]:
+                    drawn = {"line": {"color": colour, "dash": dash, "width": width}, "mode": "lines"}
+                    self.add(position, series, **drawn, **joined(dashed, line))
         if not markers and len(set(self.k_dashes.values())) > 1:
             for k, dash in self.k_dashes.items():
                 self.add(
