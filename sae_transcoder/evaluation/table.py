@@ -37,16 +37,16 @@ def print_table(evaluation: Evaluation, eval_path: Path) -> None:
         table.add_row(coder, latents, k, *cells, "" if share is None else f"{100 * share:.1f} %")
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     console.print(table)
+    for c in evaluation.coders:
+        if c.thresholds:
+            console.print(f"latents of {c.coder} fire above {c.thresholds_in_words()}", markup=False, soft_wrap=True)
+        if c.metrics.get("fvu", 0) > 1:
+            console.print(f"FVU of {c.coder} is above 1: worse than the mean output at every token", markup=False, soft_wrap=True)
     for name, metrics in [(c.coder, c.metrics) for c in evaluation.coders] + [
         ("all together", t.metrics) for t in evaluation.together
     ]:
         for score in reasons(metrics).keys() & COLUMNS.values():
             console.print(f"{name} has no {score}: {reasons(metrics)[score]}", markup=False, soft_wrap=True)
-    for c in evaluation.coders:
-        if c.metrics.get("fvu", 0) > 1:
-            console.print(f"FVU of {c.coder} is above 1: worse than the mean output at every token", markup=False, soft_wrap=True)
-        if c.thresholds:
-            console.print(f"latents of {c.coder} fire above {c.thresholds_in_words()}", markup=False, soft_wrap=True)
     tokens = evaluation.coders[0].metrics["total_tokens_eval_sparsity_variance"]
     names = evaluation.config["dataset_name"]
     console.print(

@@ -82,7 +82,7 @@ def test_dead_is_a_dash_where_no_latent_can_be_dead_and_never_fired_is_the_same_
         (row,) = json.loads((tmp_path / "one.json").read_text())
         assert row["dead_fraction"] == dead
         line = call(capsys, place)[1].splitlines()[1]
-        assert line.rstrip().endswith(f"3.0 %  {shown:>5}")
+        assert line.split()[-4 if dead else -3 :] == ["3.0", "%", *shown.split()]
     records = run_records.read_all([directory], print)
     (coder,) = plot_data.plotted_coders(records, print)
     assert dict(coder.facts)["never fired"] == "3.0 %"
