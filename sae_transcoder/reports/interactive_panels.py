@@ -105,7 +105,7 @@ class Panels:
             for row in range(self.rows):
                 places[i * self.rows + row] = self.figure.get_subplot(*self.position(name, row).values())
         count, entries = len(places), len(self.in_legend)
-        title, gap = 34, 62  # pixels above a panel, and below it for the labels of its axis
+        title, gap = 34, 80  # pixels above a panel, and below it for the labels of its axis
         below = 30 + 21 * entries
         inner = count * (HEIGHT - gap) + (count - 1) * gap
         margin = {"l": 56, "r": 8, "t": title, "b": gap + below}
