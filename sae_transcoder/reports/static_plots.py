@@ -113,7 +113,7 @@ def draw_pareto(coders: Sequence[PlottedCoder]) -> Figure | None:
         reason = textwrap.fill(tradeoffs[row].reason(in_panel), 46)
         if reason or not plottable:
             place = (0.02, 0.02, "left", "bottom") if plottable else (0.5, 0.5, "center", "center")
-            text = {"fontsize": 6 if reason else 9, "color": "#555555", "zorder": 5, "transform": axis.transAxes}
+            text: dict[str, Any] = {"fontsize": 6 if reason else 9, "color": "#555555", "zorder": 5, "transform": axis.transAxes}
             axis.text(*place[:2], reason or "none was measured", ha=place[2], va=place[3], **text)
     add_legend(
         figure,
