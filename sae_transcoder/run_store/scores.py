@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 LEAST_EFFECT = 4.0
-"""Standard errors that an ablation's effect must have, for the score's distance from 1 to be known to about a quarter."""
+"""Standard errors that an ablation's effect must have, for the denominator to be known to about a quarter."""
 
 
 @dataclass(frozen=True)
