@@ -1,17 +1,26 @@
 """The held-out metrics by category, in the names of SAELens and SAEBench's core evaluation, and what each means."""
 
-# y: a module's output at a token that counts; out: the coder's. Scores and losses: the coder's output in the module's place.
+# y: a module's output at a token that counts; out: the coder's. Scores and losses: the coder's output in the module's place. The scores against
+# zeros bear SAELens's and SAEBench's names, because theirs are; run_store/scores.py says when a score is undefined.
 METRICS = {
     "model_behavior_preservation": {
         "kl_div_score": "1 - kl_div_with_sae / kl_div_with_ablation",
         "kl_div_with_ablation": "KL(original || module's output zero), nats per token",
         "kl_div_with_sae": "KL(original || coder in place), nats per token",
+        "kl_div_score_mean_ablation": "1 - kl_div_with_sae / kl_div_with_mean_ablation",
+        "kl_div_with_mean_ablation": "KL(original || module's output its mean over the tokens), nats per token",
+        "kl_div_ablation_std_error": "standard error of kl_div_with_ablation, over held-out sequences",
+        "kl_div_mean_ablation_std_error": "standard error of kl_div_with_mean_ablation, over held-out sequences",
     },
     "model_performance_preservation": {
         "ce_loss_score": "(ce_loss_with_ablation - ce_loss_with_sae) / (ce_loss_with_ablation - ce_loss_without_sae)",
         "ce_loss_with_ablation": "cross-entropy of the next token, module's output zero, nats",
         "ce_loss_with_sae": "the same, coder in place",
         "ce_loss_without_sae": "the same, the model as it is",
+        "ce_loss_score_mean_ablation": "as ce_loss_score, with ce_loss_with_mean_ablation",
+        "ce_loss_with_mean_ablation": "cross-entropy of the next token, module's output its mean over the tokens, nats",
+        "ce_loss_ablation_std_error": "standard error of ce_loss_with_ablation - ce_loss_without_sae, over held-out sequences",
+        "ce_loss_mean_ablation_std_error": "standard error of ce_loss_with_mean_ablation - ce_loss_without_sae, over held-out sequences",
     },
     "reconstruction_quality": {
         "fvu": "sum |y - out|^2 / sum |y - mean y|^2, the mean over all tokens",

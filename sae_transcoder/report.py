@@ -28,7 +28,7 @@ from sae_transcoder.run_store.run_records import Record
 WATCH_EVERY = 5.0  # seconds
 MATCHED = ("seeds", "all")  # values of --matching
 EPILOG = """KEY is a field of sae-train (k, layers, lr, ...) or one of run, state, step, tokens_per_s, eta, train_fvu,
-dead_fraction, fvu, ce_loss_score, l0 and the other metrics of eval.json, or kind: the activation of coders, or
+dead_fraction, never_fired, fvu, ce_loss_score, l0 and the other metrics of eval.json, or kind: the activation of coders, or
 matryoshka (with batchtopk), matryoshka_topk; or METRIC@DATA, of data that sae-eval has measured beside the run's own.
 
   sae-report outputs/my_sweep --sort fvu                          the best first

@@ -1,8 +1,8 @@
 """Held-out metrics: how well coders do on tokens that were never trained on. metric_names.py says what each means.
 
 The coders' own metrics need a forward to the last hookpoint, which all of them share. The metrics of the language model with coders in
-place need whole forwards: one of the model as it is, one for each coder, with several hookpoints one for all of them at once, and one
-with zeros in each coder's place. Sums are float64.
+place need whole forwards: one of the model as it is, one for each coder, with several hookpoints one for all of them at once, one with
+zeros and one with the mean in each coder's place. Sums are float64.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -48,13 +48,15 @@ class EvalResult:
 
     coders: {coder: {metric: value}}, NaN for a metric that does not exist; densities: {coder: share of tokens on which each latent fires
     [latent]}; levels: {coder: the nested dictionaries of a Matryoshka coder, else empty}; thresholds: {coder: {name: value}}, empty for a
-    coder without; together: {seed or "": {metric: value}} with the coders of all hookpoints in place, empty where there is one hookpoint.
+    coder without; target_means: {coder: the mean of what it reconstructs [d]}; together: {seed or "": {metric: value}} with the coders of all
+    hookpoints in place, empty where there is one hookpoint.
     """
 
     coders: dict[str, dict[str, float]]
     densities: dict[str, np.ndarray]
     levels: dict[str, tuple[LevelMetrics, ...]]
     thresholds: dict[str, dict[str, float]]
+    target_means: dict[str, Tensor]
     together: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def loss(self, loss_fn: LossFn) -> dict[str, float]:
@@ -113,7 +115,12 @@ def measure(
     if all_metrics:
         measure_cosines(runs, results, progress)
     splices = [
-        Splice(run.cfg, {hookpoint: run.coders[name] for hookpoint, name in names.items()}, metrics)
+        Splice(
+            run.cfg,
+            {hookpoint: run.coders[name] for hookpoint, name in names.items()},
+            metrics,
+            {hookpoint: result.target_means[name] for hookpoint, name in names.items()},
+        )
         for run, result in zip(runs, results, strict=True)
         if has_head(model) and (run.cfg.loss_fn != LossFn.fvu or (all_metrics and run.cfg.eval_end_to_end))
         for names, metrics in coders_to_splice(result, all_metrics)
@@ -162,6 +169,7 @@ def measure_reconstruction(model: PreTrainedModel, runs: Sequence[CodersToEvalua
             {name: s.density().cpu().numpy() for name, s in run_stats.items()},
             {name: s.levels() for name, s in run_stats.items()},
             {name: threshold_distribution(s.coder) for name, s in run_stats.items()},
+            {name: s.y_sum / s.tokens for name, s in run_stats.items()},
         )
         for run_stats in stats
     ]

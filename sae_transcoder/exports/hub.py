@@ -1,5 +1,6 @@
 """Exports coders for the Hugging Face Hub: their files as they are, which sparsify and `sae_transcoder.api.load_coders` read, and a model card."""
 
+import math
 import shutil
 from dataclasses import fields
 from pathlib import Path
@@ -22,8 +23,13 @@ from sae_transcoder.config import (
 from sae_transcoder.config.paths import is_path
 from sae_transcoder.exports.source import Source, StoredCoder
 from sae_transcoder.exports.targets import WriteFiles
+from sae_transcoder.run_store.eval_file import Evaluation, never_fired
+from sae_transcoder.run_store.scores import reasons
 
-CARD_METRICS = {"fvu": "FVU", "l0": "L0", "ce_loss_score": "CE loss score", "ce_loss_with_sae": "CE loss", "frac_alive": "alive"}
+CARD_METRICS = {
+    "fvu": "FVU", "l0": "L0", "ce_loss_score": "CE loss score", "ce_loss_score_mean_ablation": "against mean ablation",
+    "ce_loss_with_sae": "CE loss",
+}  # fmt: skip
 # The settings that are published; folders, accounts and the like are nobody's business.
 PUBLISHED_CONFIGS = (ModelTypeConfig, ModelConfig, DatasetConfig, ArchitectureConfig, OptimizerConfig, TrainingConfig)
 PLACEHOLDER = "THIS_REPOSITORY"  # stands in the card for the repository's name until it is uploaded
@@ -83,6 +89,34 @@ def how_to_load(name: str, coder: StoredCoder) -> list[str]:
     ]
 
 
+def metric_cell(value: float | None) -> str:
+    """A metric in the card's table; a dash where it is undefined."""
+    return "" if value is None else "-" if math.isnan(value) else f"{value:.4f}"
+
+
+def heldout_lines(evaluation: Evaluation) -> list[str]:
+    """The card's lines on held-out metrics, and why some are undefined."""
+    metrics = [metric for metric in CARD_METRICS if any(metric in coder.metrics for coder in evaluation.coders)]
+    lines = [
+        *("On sequences that were not trained on (all metrics: eval.json):", ""),
+        f"| coder | latents | k | {' | '.join(CARD_METRICS[metric] for metric in metrics)} | never fired |",
+        f"| --- | --- | --- |{' --- |' * (len(metrics) + 1)}",
+    ]
+    for coder in evaluation.coders:
+        values = " | ".join(metric_cell(coder.metrics.get(metric)) for metric in metrics)
+        share = never_fired(coder.metrics)
+        lines.append(
+            f"| {coder.coder} | {coder.num_latents:,} | {coder.k} | {values} | {'' if share is None else f'{100 * share:.1f} %'} |"
+        )
+    lines.append("")
+    for coder in evaluation.coders:
+        for metric, reason in reasons(coder.metrics).items():
+            lines += [f"{coder.coder} has no {CARD_METRICS[metric]}: {reason}.", ""] if metric in CARD_METRICS else []
+        if coder.metrics.get("fvu", 0) > 1:
+            lines += [f"The FVU of {coder.coder} is above 1: it is worse than the mean output at every token.", ""]
+    return lines
+
+
 def model_card(source: Source) -> str:
     """The model card: what the coders are, how they were trained, how to load them, their held-out metrics."""
     settings = source.settings
@@ -107,16 +141,7 @@ def model_card(source: Source) -> str:
         *how_to_load(name, coder),
     ]
     if source.evaluation:
-        metrics = [metric for metric in CARD_METRICS if any(metric in measured.metrics for measured in source.evaluation.coders)]
-        lines += ["On sequences that were not trained on (all metrics: eval.json):", ""]
-        lines += [
-            f"| coder | latents | k | {' | '.join(CARD_METRICS[metric] for metric in metrics)} |",
-            f"| --- | --- | --- |{' --- |' * len(metrics)}",
-        ]
-        for measured in source.evaluation.coders:
-            values = " | ".join(f"{measured.metrics[metric]:.4f}" if metric in measured.metrics else "" for metric in metrics)
-            lines.append(f"| {measured.coder} | {measured.num_latents:,} | {measured.k} | {values} |")
-        lines.append("")
+        lines += heldout_lines(source.evaluation)
     return "\n".join(lines)
 
 

@@ -47,6 +47,7 @@ METRICS = (
     value_column("train_fvu", "train FVU", formats.fvu),
     value_column("fvu", "held-out FVU", formats.fvu),
     value_column("ce_loss_score", "CE score", formats.number(".4f")),
+    value_column("never_fired", "never fired", formats.percent),
     value_column("dead_fraction", "dead", formats.percent),
 )
 COLUMNS = {column.key: column for column in (*PROGRESS, *METRICS)}

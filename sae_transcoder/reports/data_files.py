@@ -16,6 +16,7 @@ from sae_transcoder.reports.seed_groups import CoderPlace
 from sae_transcoder.run_store.eval_file import CoderMetrics
 from sae_transcoder.run_store.run_files import TYPES
 from sae_transcoder.run_store.run_records import Record, coder_kind, mean_of, on_data
+from sae_transcoder.run_store.scores import reasons
 
 TOGETHER = tuple(f"together_{name}" for name in END_TO_END)
 THRESHOLDS = (THRESHOLD, *THRESHOLD_QUANTILES)
@@ -23,7 +24,7 @@ COLUMN_TYPES: dict[str, type] = (
     {"run": str, "state": str, "step": int, "total": int, "tokens": int, "tokens_per_s": float, "why": str}
     | {name: TYPES[name] for name in FIELDS}
     | {"kind": str}
-    | {"coder": str, "hookpoint": str, "seed": int, "d": int, "latents": int}
+    | {"coder": str, "hookpoint": str, "seed": int, "d": int, "latents": int, "undefined_scores": str}
     | dict.fromkeys([*NAMES, *TOGETHER, "train_fvu", "dead_fraction", *THRESHOLDS, "shared_latents"], float)
 )
 """{column: its type}, without those of `level_columns` and `other_columns`; `num_latents` is the setting, `latents` the number that the coder has."""
@@ -47,7 +48,8 @@ def other_columns(records: Iterable[Record]) -> dict[str, type]:
 def coder_rows(records: Sequence[Record], shared: Mapping[CoderPlace, float] | None = None) -> Iterator[dict[str, Any]]:
     """A row for each coder of each run; for a run without an evaluation, one row without a coder. Missing numbers are None.
 
-    All rows have the same columns, those of COLUMN_TYPES, `level_columns` and `other_columns`.
+    All rows have the same columns, those of COLUMN_TYPES, `level_columns` and `other_columns`. `undefined_scores`: which scores of the coder are
+    missing and why.
 
     `train_fvu` and `dead_fraction` are the coder's last values in training; without a coder, the means over the run's coders. shared: {coder: the
     share of its latents that other seeds' coders have too}, for `shared_latents`.
@@ -72,6 +74,7 @@ def coder_values(record: Record, coder: CoderMetrics) -> dict[str, Any]:
     shared = next((t.metrics for t in together if coder.coder in t.coders), {})
     return (
         {"coder": coder.coder, "hookpoint": coder.hookpoint, "seed": coder.seed, "d": coder.d, "latents": coder.num_latents}
+        | {"undefined_scores": "; ".join(f"{score}: {why}" for score, why in reasons(coder.metrics).items()) or None}
         | {name: coder.metrics.get(name) for name in NAMES}
         | {name: shared.get(name.removeprefix("together_")) for name in TOGETHER}
         | {name: record.last.get(f"{key}/{coder.coder}") for name, key in LAST_METRICS.items()}

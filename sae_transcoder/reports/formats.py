@@ -1,5 +1,6 @@
 """How a value of a run reads in tables, messages and tooltips."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,17 +18,22 @@ def setting(value: Any) -> str:
 
 
 def number(spec: str) -> Callable[[Any], str]:
-    """Returns a function that formats a number; None is a dash."""
-    return lambda value: "-" if value is None else format(value, spec)
+    """Returns a function that formats a number; a dash is one that does not exist."""
+    return lambda value: "-" if is_missing(value) else format(value, spec)
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a value is None or NaN."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def fvu(value: float | None) -> str:
     """An FVU with four decimals; from 10 on, as after a divergence, with three digits."""
-    return "-" if value is None else f"{value:.4f}" if not abs(value) >= 10 else f"{value:.3g}"
+    return "-" if value is None or is_missing(value) else f"{value:.4f}" if not abs(value) >= 10 else f"{value:.3g}"
 
 
 def percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f} %"
+    return "-" if value is None or is_missing(value) else f"{100 * value:.1f} %"
 
 
 def spread(show: Callable[[Any], str]) -> Callable[[Spread | None], str]:
@@ -35,7 +41,7 @@ def spread(show: Callable[[Any], str]) -> Callable[[Spread | None], str]:
 
     def text(value: Spread | None) -> str:
         mean = show(None if value is None else value.mean)
-        return mean if value is None or value.std is None else f"{mean} ± {show(value.std)}"
+        return mean if value is None or value.std is None or is_missing(value.mean) else f"{mean} ± {show(value.std)}"
 
     return text
 

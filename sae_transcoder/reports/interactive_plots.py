@@ -4,99 +4,22 @@ In a panel, all coders of a series are one trace. The `customdata` of a point is
 for the tooltip.
 """
 
-import html
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from sae_transcoder.metric_names import THRESHOLD_QUANTILES
 from sae_transcoder.reports import plot_style
+from sae_transcoder.reports.interactive_panels import RING, Numbered, Panels
 from sae_transcoder.reports.pareto import TRADEOFFS, Tradeoff, best_of_each_k, pareto_optimal, points_and_seeds
-from sae_transcoder.reports.plot_data import PlottedCoder, Series, outline, thin_out
-
-COLUMNS = 3
-MOST_PANELS = 60
-HEIGHT = 310  # pixels of a panel
-RING = "Pareto-optimal"
-Numbered = Sequence[tuple[int, PlottedCoder]]
-"""Coders with their index in the page."""
-
-
-class Panels:
-    """A figure with `rows` panels for each hookpoint, and a legend that lists each series once. page: all coders of the page, in whose figures
-    a series has one colour."""
-
-    def __init__(self, coders: Numbered, page: Numbered, rows: int = 1):
-        names = plot_style.panels(coder for _, coder in coders)
-        self.names = plot_style.evenly_spaced(names, MOST_PANELS)
-        self.left_out = len(names) - len(self.names)
-        self.num_columns = min(COLUMNS, len(self.names))
-        self.rows = rows
-        num_rows = -(-len(self.names) // self.num_columns) * rows
-        titles = [""] * (num_rows * self.num_columns)
-        for i, name in enumerate(self.names):
-            titles[(i // self.num_columns) * rows * self.num_columns + i % self.num_columns] = html.escape(name)
-        gap = min(95 / (HEIGHT * num_rows), 0.9 / max(1, num_rows - 1))
-        self.figure = make_subplots(
-            num_rows, self.num_columns, subplot_titles=titles, horizontal_spacing=0.07, vertical_spacing=gap
-        )
-        self.figure.update_layout(
-            height=HEIGHT * num_rows + 120, template="plotly_white", hovermode="closest", margin=dict(l=60, r=10, t=40, b=50),
-            legend=dict(itemsizing="constant"), font=dict(family="system-ui, sans-serif", size=12),
-        )  # fmt: skip
-        self.figure.update_annotations(font_size=13)
-        self.figure.update_xaxes(showline=True, linecolor="#999", ticks="outside")
-        self.figure.update_yaxes(showline=True, linecolor="#999", ticks="outside")
-        self.colours = plot_style.palette(coder.series for _, coder in page)
-        ordered = [*sorted({coder.series for _, coder in coders}), RING]
-        self.legend_ranks: dict[Any, int] = {series: 1 + i for i, series in enumerate(ordered)}
-        self.in_legend: set[Any] = set()
-
-    def position(self, name: str, row: int) -> dict[str, int]:
-        """The row and column of a hookpoint's panel in the figure, from 1."""
-        i = self.names.index(name)
-        return {"row": (i // self.num_columns) * self.rows + row + 1, "col": i % self.num_columns + 1}
-
-    def add(self, position: dict[str, int], series: Series | str, **trace: Any) -> None:
-        """Adds a trace of a series. A trace without `customdata` has no tooltip; with listed=False it is not in the legend."""
-        trace.setdefault("hoverinfo", "none" if "customdata" in trace else "skip")
-        listed = trace.pop("listed", True) and series not in self.in_legend
-        if listed:
-            self.in_legend.add(series)
-        self.figure.add_trace(
-            go.Scatter(name=str(series), legendgroup=str(series), legendrank=self.legend_ranks[series], showlegend=listed, **trace),
-            **position,
-        )
-
-    def add_lines(
-        self, name: str, coders: Numbered, line: Callable[[PlottedCoder], np.ndarray], *, markers: bool = False
-    ) -> dict[str, int]:
-        """Adds one trace for each series, the coders' lines of a panel, with a marker at each point or without; returns the panel's position."""
-        position = self.position(name, 0)
-        for series, members, colour in self.by_series([(i, coder) for i, coder in coders if coder.panel == name]):
-            look: dict[str, Any] = {"line": {"color": colour, "dash": plot_style.dash(series)[1], "width": 1.3}, "mode": "lines"}
-            if markers:
-                look |= {"mode": "lines+markers", "marker": {"symbol": plot_style.marker(series)[1], "size": 7}}
-            self.add(position, series, **look, **joined(members, line))
-        return position
-
-    def by_series(self, coders: Numbered) -> Iterable[tuple[Series, Numbered, str]]:
-        """(series, its coders, its colour) for each series of the coders."""
-        for series in sorted({coder.series for _, coder in coders}):
-            yield series, [(i, coder) for i, coder in coders if coder.series == series], self.colours[series]
-
-    def note(self, text: str) -> str:
-        """The text above the plot, which says if some hookpoints are left out."""
-        shown = len(self.names)
-        return text + (f" {shown} of {shown + self.left_out} hookpoints are shown, evenly taken." if self.left_out else "")
+from sae_transcoder.reports.plot_data import PlottedCoder, outline, thin_out
 
 
 def draw_pareto(coders: Numbered) -> tuple[go.Figure, str] | None:
     """L0 against held-out FVU and CE loss score; None where no coder has such a point."""
-    tradeoffs = [tradeoff for tradeoff in TRADEOFFS if tradeoff.plottable(coder for _, coder in coders)]
+    tradeoffs = [tradeoff for tradeoff in TRADEOFFS if any(tradeoff.is_shown(coder) for _, coder in coders)]
     shown = [(i, coder) for i, coder in coders if any(tradeoff.plottable([coder]) for tradeoff in tradeoffs)]
     if not shown:
         return None
@@ -114,9 +37,11 @@ def draw_pareto(coders: Numbered) -> tuple[go.Figure, str] | None:
             values = [tradeoff.metric(coder) for _, coder in in_panel]
             scale = log_axis(values) if plot_style.is_logarithmic(values) else {}
             drawing.figure.update_yaxes(**scale, title_text=tradeoff.label, **position)
+    missing = [tradeoff.reason([coder for _, coder in coders]) for tradeoff in tradeoffs]
     means = " With whiskers: the mean of several seeds ± one standard deviation; small and pale: each seed."
-    return drawing.figure, drawing.note(
-        "Every coder is a point; a line joins the best of each k. Rings: Pareto-optimal within the panel."
+    return drawing.arrange(), drawing.note(
+        "Every coder is a point; a line joins the best of each k. Rings: Pareto-optimal within the panel, of an FVU of 1 at most."
+        + "".join(f" {reason}." for reason in missing if reason)
         + (means if any(coder.seeds for _, coder in shown) else "")
     )
 
@@ -163,14 +88,6 @@ def log_axis(values: Sequence[float]) -> dict[str, Any]:
     return {"type": "log", "tickformat": "~g"} | ({"dtick": "D2"} if plot_style.spans_few_decades(values) else {})
 
 
-def joined(coders: Numbered, line: Callable[[PlottedCoder], np.ndarray]) -> dict[str, np.ndarray]:
-    """The lines of several coders as one trace, with a gap after each; every point has its coder's index."""
-    gap = np.full((2, 1), np.nan)
-    lines = [(i, np.concatenate([line(coder), gap], axis=1)) for i, coder in coders]
-    x, y = np.concatenate([points for _, points in lines], axis=1).astype(np.float32)
-    return {"x": x, "y": y, "customdata": np.concatenate([np.full(points.shape[1], i, np.int32) for i, points in lines])}
-
-
 def draw_curves(coders: Numbered) -> tuple[go.Figure, str] | None:
     """Training FVU against tokens; None where there is no curve."""
     shown = [(i, coder) for i, coder in coders if coder.curve.shape[1]]
@@ -184,7 +101,7 @@ def draw_curves(coders: Numbered) -> tuple[go.Figure, str] | None:
         drawing.figure.update_xaxes(title_text="training tokens", **position)
         drawing.figure.update_yaxes(**log_axis(values), title_text=plot_style.TRAINING_FVU_LABEL, **position)
     longest = max(min(coder.curve.shape[1], most) for _, coder in shown)
-    return drawing.figure, drawing.note(f"A line for each coder, of at most {longest} points, evenly taken.")
+    return drawing.arrange(), drawing.note(f"A line for each coder, of at most {longest} points, evenly taken.")
 
 
 def draw_densities(coders: Numbered) -> tuple[go.Figure, str] | None:
@@ -197,7 +114,7 @@ def draw_densities(coders: Numbered) -> tuple[go.Figure, str] | None:
         position = drawing.add_lines(name, shown, density_line)
         drawing.figure.update_xaxes(title_text=plot_style.DENSITY_LABEL, **position)
         drawing.figure.update_yaxes(title_text=plot_style.LATENTS_LABEL, rangemode="tozero", **position)
-    return drawing.figure, drawing.note(
+    return drawing.arrange(), drawing.note(
         "A step line for each coder; latents that never fired are not in it, their share is in the tooltip."
     )
 
@@ -221,7 +138,7 @@ def draw_levels(coders: Numbered) -> tuple[go.Figure, str] | None:
             title_text="first latents", type="log", tickvals=widths, ticktext=[f"{width:,}" for width in widths], **position
         )
         drawing.figure.update_yaxes(title_text="FVU, held out", rangemode="tozero", **position)
-    return drawing.figure, drawing.note("A line for each coder: the FVU of what its first latents reconstruct by themselves.")
+    return drawing.arrange(), drawing.note("A line for each coder: the FVU of what its first latents reconstruct by themselves.")
 
 
 def level_line(coder: PlottedCoder) -> np.ndarray:
@@ -239,7 +156,7 @@ def draw_thresholds(coders: Numbered) -> tuple[go.Figure, str] | None:
         position = drawing.add_lines(name, shown, threshold_line, markers=True)
         drawing.figure.update_xaxes(title_text="threshold", **position)
         drawing.figure.update_yaxes(title_text="latents below (%)", **position)
-    return drawing.figure, drawing.note("A line for each coder, through the quantiles of its thresholds.")
+    return drawing.arrange(), drawing.note("A line for each coder, through the quantiles of its thresholds.")
 
 
 def threshold_line(coder: PlottedCoder) -> np.ndarray:

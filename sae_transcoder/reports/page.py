@@ -14,6 +14,7 @@ from plotly.offline import get_plotlyjs
 from sae_transcoder.reports.columns import Column, columns, count_states
 from sae_transcoder.reports.interactive_plots import PLOTS
 from sae_transcoder.reports.matching import NOT_MATCHED, Matching
+from sae_transcoder.reports.notes import notes
 from sae_transcoder.reports.plot_data import PlottedCoder
 from sae_transcoder.reports.seed_columns import IN_COMMON, OVER_SEEDS, PAIR_COLUMNS, group_columns, group_values, pair_values
 from sae_transcoder.reports.seed_groups import CoderPlace, seed_groups
@@ -46,6 +47,7 @@ th { position: sticky; top: 0; background: #fff; border-bottom: 1px solid #999; 
 .left { text-align: left; }
 .done { color: #1a7f37; } .failed { color: #c62828; } .running { color: #00718f; } .cancelled { color: #8e24aa; }
 .interrupted, .preempted { color: #8a6100; } .queued { color: #777; }
+@media (max-width: 700px) { body { padding: 0 8px; } #tip { max-width: 90vw; } }
 #tip { position: fixed; display: none; pointer-events: none; background: #fff; border: 1px solid #888; border-radius: 3px;
   padding: 6px 9px; font-size: 12px; box-shadow: 0 2px 6px #0003; z-index: 9; max-width: 46em; }
 #tip td { padding: 0 8px 0 0; border: 0; text-align: left; white-space: normal; overflow-wrap: anywhere; }
@@ -70,11 +72,15 @@ function show(event) {
   tip.style.left = (x + 18 + width < innerWidth ? x + 18 : Math.max(0, x - 18 - width)) + "px";
   tip.style.top = Math.max(0, Math.min(y + 12, innerHeight - height - 4)) + "px";
 }
+const narrow = matchMedia("(max-width: 700px)");
 for (const [id, figure] of Object.entries(FIGURES)) {
   // Without showSendToCloud=false plotly offers to upload the picture.
   const options = {responsive: true, displaylogo: false, showSendToCloud: false, plotlyServerURL: "",
     modeBarButtonsToRemove: ["select2d", "lasso2d"], toImageButtonOptions: {format: "svg", filename: id}};
   Plotly.newPlot(id, figure.data, figure.layout, options).then(plot => {
+    const arrange = () => Plotly.relayout(plot, structuredClone(figure.layout.meta[narrow.matches ? "narrow" : "wide"]));
+    narrow.addEventListener("change", arrange);
+    if (narrow.matches) arrange();
     plot.on("plotly_hover", show);
     plot.on("plotly_click", event => { if (LATENTS[pointed(event)]) location.href = LATENTS[pointed(event)]; });
     plot.on("plotly_unhover", () => { tip.style.display = "none"; });
@@ -106,6 +112,7 @@ def report_page(
     return (
         f"{HEAD}<h1>{len(records):,} runs, {sum(not coder.seeds for coder in coders):,} coders</h1>\n<p>{states}</p>\n"
         f'<div class="runs">{html_table(columns(records, asked), list(map(run_records.values, records)))}</div>\n'
+        f"{''.join(f'<p>{html.escape(note)}</p>{chr(10)}' for note in notes(records))}"
         f'{comparisons(records, matching)}{"".join(sections)}<div id="tip" role="tooltip"></div>\n'
         f"<script>{get_plotlyjs()}</script>\n<script>\nconst FACTS = {facts};\nconst LATENTS = {links};\n"
         f"const FIGURES = {{{figures}}};\n{SCRIPT}</script>\n"

@@ -10,16 +10,30 @@ from sae_transcoder.reports.plot_data import PlottedCoder
 
 @dataclass(frozen=True)
 class Tradeoff:
-    """One row of the Pareto plot, L0 against a metric. `name`: the metric's; `cost`: its value, or the negative where a high one is good."""
+    """One row of the Pareto plot, L0 against a metric. `name`: the metric's; `cost`: its value, or the negative where a high one is good;
+    `missing`: why a coder has no value, "" where it has or where nothing was measured."""
 
     name: str
     label: str
     metric: Callable[[PlottedCoder], float]
     cost: Callable[[PlottedCoder], float]
+    missing: Callable[[PlottedCoder], str] = lambda coder: ""
 
     def plottable(self, coders: Iterable[PlottedCoder]) -> list[PlottedCoder]:
         """The coders that have a point: the metric exists, and L0 has a logarithm."""
         return [coder for coder in coders if math.isfinite(self.metric(coder)) and coder.l0 > 0]
+
+    def is_shown(self, coder: PlottedCoder) -> bool:
+        """Whether the coder has a point, or a reason to have none."""
+        return bool(self.plottable([coder]) or self.missing(coder))
+
+    def reason(self, coders: Iterable[PlottedCoder]) -> str:
+        """How many coders of a panel have no point, and why; empty where all have one."""
+        lacking = [reason for coder in coders if not coder.seeds and (reason := self.missing(coder))]
+        if not lacking:
+            return ""
+        others = "" if len(set(lacking)) == 1 else ", or the like"
+        return f"{len(lacking):,} without {self.label}: {lacking[0]}{others}"
 
     def deviations(self, coder: PlottedCoder) -> tuple[float, float]:
         """The standard deviations of L0 and of the metric of a mean over seeds; 0 for a coder."""
@@ -28,7 +42,13 @@ class Tradeoff:
 
 TRADEOFFS = (
     Tradeoff("fvu", "FVU, held out", lambda coder: coder.fvu, lambda coder: coder.fvu),
-    Tradeoff("ce_loss_score", "CE loss score", lambda coder: coder.ce_loss_score, lambda coder: -coder.ce_loss_score),
+    Tradeoff(
+        "ce_loss_score",
+        "CE loss score",
+        lambda coder: coder.ce_loss_score,
+        lambda coder: -coder.ce_loss_score,
+        lambda coder: coder.no_score,
+    ),
 )
 
 
@@ -54,8 +74,9 @@ def pareto_mask(costs: Sequence[tuple[float, float]]) -> list[bool]:
 
 
 def pareto_optimal(coders: Sequence[PlottedCoder], tradeoff: Tradeoff) -> list[PlottedCoder]:
-    """The Pareto-optimal coders of a panel."""
-    return list(itertools.compress(coders, pareto_mask([(coder.l0, tradeoff.cost(coder)) for coder in coders])))
+    """The Pareto-optimal coders of a panel, among those that are better than the mean output: of an FVU of 1 at most."""
+    useful = [coder for coder in coders if not coder.fvu > 1]
+    return list(itertools.compress(useful, pareto_mask([(coder.l0, tradeoff.cost(coder)) for coder in useful])))
 
 
 def best_of_each_k(coders: Sequence[PlottedCoder], cost: Callable[[PlottedCoder], float]) -> list[PlottedCoder]:

@@ -1,20 +1,31 @@
 """What the plots show of each coder: its point, its training curve, how often its latents fire; numbers only, no drawing."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from natsort import natsorted
 
 from sae_transcoder.reports import formats
 from sae_transcoder.reports.columns import COLUMNS, differing_settings
-from sae_transcoder.reports.seed_groups import CoderPlace
+from sae_transcoder.reports.seed_groups import SAME_SETTINGS, CoderPlace
 from sae_transcoder.run_store import eval_file, run_files, run_records
 from sae_transcoder.run_store.eval_file import CoderMetrics, LevelMetrics
 from sae_transcoder.run_store.run_records import Complain, Record
+from sae_transcoder.run_store.scores import reasons
 
 CURVE_POINTS = 300  # of one coder, at most
+SCORE_LABELS = {
+    "ce_loss_score": COLUMNS["ce_loss_score"].header,
+    "ce_loss_score_mean_ablation": f"{COLUMNS['ce_loss_score'].header}, mean ablation",
+}
+MOST_SETTINGS = 6  # by which series are told apart: as many as there are dashes
+SERIES_FIELDS = ("model_type", "activation", "matryoshka_widths", "expansion_factor", "num_latents", "model_name")
+TOLD_OTHERWISE = ("k", "l0_coefficient", "layers", "hookpoints", "site")  # by axes and panels
 BIN = 0.2  # width of a histogram's bins, in decades of density
 
 
@@ -30,15 +41,24 @@ class CoderSize:
 
 
 @dataclass(frozen=True, order=True)
+class Setting:
+    """The settings by which runs of the same type, kind and size differ, as `lr=0.01`; its rank among those of the page."""
+
+    rank: int = 0
+    text: str = ""
+
+
+@dataclass(frozen=True, order=True)
 class Series:
     """Coders that have one colour and marker, and one legend entry. `kind`: one of run_records.CODER_KINDS, "" where it is unknown."""
 
     size: CoderSize
     model_type: str
     kind: str
+    setting: Setting = Setting()
 
     def __str__(self) -> str:
-        return ", ".join(filter(None, (self.model_type, self.kind, str(self.size))))
+        return ", ".join(filter(None, (self.model_type, self.kind, str(self.size), self.setting.text)))
 
 
 @dataclass(frozen=True)
@@ -54,9 +74,12 @@ class Histogram:
 
 @dataclass(frozen=True)
 class PlottedCoder:
-    """One coder of one run. `facts`: labels and texts of its tooltip; `curve`: [2, n], tokens and training FVU; `aims_at_k`:
-    whether k sets the sparsity, else `l0_coefficient` does; `levels`, `thresholds`: as in eval.json; `place`: its run and name. Or the mean of
-    several coders that differ in their seed alone (seed_means.py): `deviations` of its numbers, and the `seeds`' coders."""
+    """One coder of one run, or the mean of several coders that differ in their seed alone (seed_means.py).
+
+    `facts`: labels and texts of its tooltip; `curve`: [2, n], tokens and training FVU; `aims_at_k`: whether k sets the sparsity, else
+    `l0_coefficient` does; `levels`, `thresholds`: as in eval.json; `place`: its run and name; `no_score`: why ce_loss_score is NaN, "" where it was
+    not measured; `setting`: what tells it from coders of the same type, kind and size. Of a mean: `deviations` of its numbers, the `seeds`' coders.
+    """
 
     panel: str
     model_type: str
@@ -76,11 +99,13 @@ class PlottedCoder:
     place: CoderPlace | None = None
     deviations: Mapping[str, float] = field(default_factory=dict)
     seeds: Sequence[CoderPlace] = ()
+    no_score: str = ""
+    setting: Setting = Setting()
 
     @property
     def series(self) -> Series:
         """The series that the coder is of."""
-        return Series(self.size, self.model_type, self.kind)
+        return Series(self.size, self.model_type, self.kind, self.setting)
 
 
 def plotted_coders(records: Sequence[Record], complain: Complain) -> list[PlottedCoder]:
@@ -93,6 +118,7 @@ def plotted_coders(records: Sequence[Record], complain: Complain) -> list[Plotte
     evaluated = [(panel(r, c.hookpoint), c) for r in records if r.evaluation for c in r.evaluation.coders]
     widths = {name: coder.d for name, coder in evaluated}
     differing = differing_settings(records)
+    settings = series_settings(records)
     plotted = []
     for record in records:
         curves = run_records.read_or_none(run_files.read_curve, record.directory, complain) or {}
@@ -114,7 +140,8 @@ def plotted_coders(records: Sequence[Record], complain: Complain) -> list[Plotte
             plotted.append(
                 PlottedCoder(
                     coder_panel, model_type, size, k, l0, fvu, score, facts, curve, histogram, *of_kind, *found,
-                    place=(record.directory, name),
+                    place=(record.directory, name), no_score=reasons(metrics).get("ce_loss_score", ""),
+                    setting=settings.get(record.directory, Setting()),
                 )
             )  # fmt: skip
     return plotted
@@ -123,6 +150,31 @@ def plotted_coders(records: Sequence[Record], complain: Complain) -> list[Plotte
 def aims_at_k(config: Mapping[str, Any]) -> bool:
     """Whether k sets the sparsity of a run's coders; for JumpReLU coders l0_coefficient does, where their loss does not aim at k."""
     return config.get("activation") != "jumprelu" or config.get("jumprelu_loss") == "quadratic"
+
+
+def series_settings(records: Sequence[Record]) -> dict[Path, Setting]:
+    """{run: the settings by which it differs from runs of the same type, kind and size}; nothing where these are more than MOST_SETTINGS.
+
+    k, the place of the coders and seeds are told otherwise; what changes no result does not count.
+    """
+    configs = {record.directory: record.config for record in records if record.config}
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for config in configs.values():
+        groups.setdefault(json.dumps([config.get(name) for name in SERIES_FIELDS], default=str), []).append(config)
+    names = [
+        name
+        for name in SAME_SETTINGS
+        if name not in (*SERIES_FIELDS, *TOLD_OTHERWISE)
+        and any(len({json.dumps(config.get(name), default=str) for config in alike}) > 1 for alike in groups.values())
+    ]
+    texts = {
+        directory: ", ".join(f"{name}={formats.setting(config.get(name))}" for name in names)
+        for directory, config in configs.items()
+    }
+    ordered = natsorted(set(texts.values()))
+    if not names or len(ordered) > MOST_SETTINGS:
+        return {}
+    return {directory: Setting(ordered.index(text), text) for directory, text in texts.items()}
 
 
 def planned_size(config: Mapping[str, Any], width: int) -> CoderSize:
@@ -144,10 +196,12 @@ def tooltip_facts(
     if coder:
         facts["k"] = str(coder.k)
         facts |= {"held-out FVU": formats.fvu(coder.metrics.get("fvu")), "L0": formats.number(".2f")(coder.metrics.get("l0"))}
-        if "ce_loss_score" in coder.metrics:
-            facts[COLUMNS["ce_loss_score"].header] = formats.fvu(coder.metrics["ce_loss_score"])
-        if "frac_alive" in coder.metrics:
-            facts["never fired"] = formats.percent(1 - coder.metrics["frac_alive"])
+        why = reasons(coder.metrics)
+        for score, label in SCORE_LABELS.items():
+            if score in coder.metrics:
+                facts[label] = f"- ({why[score]})" if score in why else formats.fvu(coder.metrics[score])
+        if (share := eval_file.never_fired(coder.metrics)) is not None:
+            facts[COLUMNS["never_fired"].header] = formats.percent(share)
         facts |= {f"FVU of the first {level.width:,}": formats.fvu(level.fvu) for level in coder.levels[:-1]}
         if coder.thresholds:
             facts["fires above"] = coder.thresholds_in_words()

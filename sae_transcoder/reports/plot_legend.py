@@ -12,15 +12,14 @@ from sae_transcoder.reports import plot_style
 from sae_transcoder.reports.plot_data import PlottedCoder, Series
 
 MEAN_LABEL = "with whiskers: the mean of several seeds,\n± one standard deviation; small: each seed"
-LINE_WIDTHS = {"sae": 0.9, "transcoder": 1.7}  # lines of densities, which have no markers
-DASHES = [style for style, _ in plot_style.DASHES]
-RING_LABEL = "Pareto-optimal: no other point of the panel has both\na lower L0 and a lower FVU (a higher CE score)"
+RING_LABEL = (
+    "Pareto-optimal: FVU of 1 at most, and no other point of\nthe panel has both a lower L0 and a lower FVU (a higher CE score)"
+)
 
 
 def line_styles(coders: Iterable[PlottedCoder]) -> dict[int, Any]:
     """A line style for each k; the same for all if there are more k than styles."""
-    ks = sorted({coder.k for coder in coders})
-    return dict(zip(ks, DASHES, strict=False)) if len(ks) <= len(DASHES) else dict.fromkeys(ks, DASHES[0])
+    return {k: style for k, (style, _) in plot_style.k_dashes(coders).items()}
 
 
 def ring_handle() -> Line2D:
@@ -45,7 +44,7 @@ def series_handles(
         look: dict[str, Any] = (
             {"marker": plot_style.marker(series)[0], "markersize": 5}
             if markers
-            else {"linewidth": LINE_WIDTHS.get(series.model_type, 1)}
+            else {"linewidth": plot_style.LINE_WIDTHS.get(series.model_type, 1)}
         )
         look["linestyle"] = plot_style.dash(series)[0] if dashes else "-"
         handles.append(Line2D([], [], color=colour, label=label(series), **look))

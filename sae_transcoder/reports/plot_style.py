@@ -16,6 +16,7 @@ TRAINING_FVU_LABEL = "FVU, training"
 DENSITY_LABEL = "log10 of density (share of tokens)"
 LATENTS_LABEL = "latents (% per bin)"
 SEED_OPACITY = 0.4  # of the points whose mean is drawn
+LINE_WIDTHS = {"sae": 0.9, "transcoder": 1.7}  # lines of densities, which have no markers
 
 
 # {kind: colour}, distinct for the colour-blind (Okabe and Ito 2008; its two lightest are darkened).
@@ -41,15 +42,17 @@ DASHES: Sequence[tuple[Any, str]] = (
 
 
 def palette(series: Iterable[Series]) -> dict[Series, str]:
-    """A colour for each series: of one kind by its size, of several a colour for each kind, paler for smaller sizes."""
+    """A colour for each series: of one kind by its size and setting, of several a colour for each kind, paler for smaller sizes and settings of a
+    lower rank."""
     distinct = sorted(set(series))
-    sizes = sorted({each.size for each in distinct})
+    sizes = sorted({(each.size, each.setting) for each in distinct})
     if len({each.kind for each in distinct}) < 2:
         viridis = matplotlib.colormaps["viridis"]  # without its light end, which is hard to see on white
         by_size = {size: to_hex(viridis(0.05 + 0.7 * i / max(1, len(sizes) - 1))) for i, size in enumerate(sizes)}
-        return {each: by_size[each.size] for each in distinct}
+        return {each: by_size[each.size, each.setting] for each in distinct}
     return {
-        each: paler(COLOURS.get(each.kind, "#333333"), 0.5 * (1 - (sizes.index(each.size) + 1) / len(sizes))) for each in distinct
+        each: paler(COLOURS.get(each.kind, "#333333"), 0.5 * (1 - (sizes.index((each.size, each.setting)) + 1) / len(sizes)))
+        for each in distinct
     }
 
 
@@ -65,9 +68,16 @@ def marker(series: Series) -> tuple[str, str]:
 
 
 def dash(series: Series) -> tuple[Any, str]:
-    """The line style of a series in matplotlib and in plotly: six for the kinds, which differ between SAEs and transcoders."""
+    """The line style of a series in matplotlib and in plotly: six for the kinds and settings, which differ between SAEs and
+    transcoders."""
     place = CODER_KINDS.index(series.kind) if series.kind in CODER_KINDS else 0
-    return DASHES[(place + (series.model_type == "transcoder")) % len(DASHES)]
+    return DASHES[(place + (series.model_type == "transcoder") + series.setting.rank) % len(DASHES)]
+
+
+def k_dashes(coders: Iterable[PlottedCoder]) -> dict[int, tuple[Any, str]]:
+    """A line style for each k in matplotlib and in plotly; the same for all if there are more k than styles."""
+    ks = sorted({coder.k for coder in coders})
+    return dict(zip(ks, DASHES, strict=False)) if len(ks) <= len(DASHES) else dict.fromkeys(ks, DASHES[0])
 
 
 def panels(coders: Iterable[PlottedCoder]) -> list[str]:

@@ -1,6 +1,5 @@
 """Which runs are shown, and in what order: the options `--where` and `--sort`."""
 
-import math
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +38,7 @@ KEYS = (
     *FIELDS,
     "kind",
     *NAMES,
+    "never_fired",
     "train_fvu",
     "dead_fraction",
 )
@@ -105,8 +105,10 @@ def select(records: Sequence[Record], where: Sequence[str], sort: str | None) ->
     if sort:
         key = check_key(sort.removeprefix("-"))
         order = natsort_keygen()
-        without = [pair for pair in kept if is_missing(pair[1].get(key))]
-        ascending = sorted((pair for pair in kept if not is_missing(pair[1].get(key))), key=lambda pair: order(pair[1][key]))
+        without = [pair for pair in kept if formats.is_missing(pair[1].get(key))]
+        ascending = sorted(
+            (pair for pair in kept if not formats.is_missing(pair[1].get(key))), key=lambda pair: order(pair[1][key])
+        )
         kept = (ascending[::-1] if sort.startswith("-") else ascending) + without
     return [record for record, _ in kept]
 
@@ -119,11 +121,6 @@ def refuse_unmeasured(keys: Sequence[str], rows: Sequence[tuple[Record, Mapping[
         if sign and label not in labels:
             have = f"sae-eval has measured {', '.join(labels)}" if labels else "sae-eval has measured none on other data"
             raise ReportError(f"{key}: none of these runs was measured on {label}; {have}")
-
-
-def is_missing(value: Any) -> bool:
-    """Whether a value is None or NaN."""
-    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def distinct(texts: Sequence[str]) -> str:

@@ -6,7 +6,8 @@ from typing import Any
 from sae_transcoder.reports import formats
 from sae_transcoder.reports.columns import COLUMNS, Column, differing_settings, setting_column, value_column
 from sae_transcoder.reports.matching import CommonLatents, Matching
-from sae_transcoder.reports.seed_groups import SAME_SETTINGS, SeedGroup, metric_spread, training_spread
+from sae_transcoder.reports.seed_groups import SAME_SETTINGS, SeedGroup, metric_spread, spread, training_spread
+from sae_transcoder.run_store import eval_file
 from sae_transcoder.run_store.run_records import coder_kind
 
 OVER_SEEDS = "Over seeds: mean ± standard deviation"
@@ -23,6 +24,7 @@ SPREADS = (
     spread_column("l0", COLUMNS["l0"].header, formats.number(".2f")),
     spread_column("fvu", COLUMNS["fvu"].header, formats.fvu),
     spread_column("ce_loss_score", COLUMNS["ce_loss_score"].header, formats.number(".4f")),
+    spread_column("never_fired", COLUMNS["never_fired"].header, formats.percent),
     spread_column("dead_fraction", COLUMNS["dead_fraction"].header, formats.percent),
 )
 SHARED_COLUMN = spread_column("shared", SHARED, formats.percent)
@@ -55,7 +57,12 @@ def group_columns(groups: Sequence[SeedGroup], matching: Matching) -> list[Colum
 def group_values(group: SeedGroup, matching: Matching) -> dict[str, Any]:
     """What the columns show of a group; a metric is a Spread or None."""
     metrics = {column.key: metric_spread(group, column.key) for column in SPREADS}
-    found = {"dead_fraction": training_spread(group, "dead_fraction"), "shared": matching.of_group(group)}
+    never_fired = spread([eval_file.never_fired(member.coder.metrics) for member in group.members])
+    found = {
+        "never_fired": never_fired,
+        "dead_fraction": training_spread(group, "dead_fraction"),
+        "shared": matching.of_group(group),
+    }
     place = {"kind": coder_kind(group.config), "hookpoint": group.hookpoint, "seeds": len(group.seeds)}
     return {**dict.fromkeys(SAME_SETTINGS), **group.config, **place, **metrics, **found}
 

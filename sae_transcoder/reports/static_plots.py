@@ -1,10 +1,11 @@
 """The plots for a paper: Pareto fronts, training curves and densities, by matplotlib, as png and svg.
 
-The same runs give the same bytes. Colour shows a coder's size and kind, the marker its type and kind; the line's style its kind in Pareto
-plots, in others its k.
+The same runs give the same bytes. Colour shows a coder's size, kind and setting, the marker its type and kind; the line's style its kind and
+setting in Pareto plots, in others its k.
 """
 
 import io
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,7 +18,6 @@ from sae_transcoder.reports import plot_style
 from sae_transcoder.reports.pareto import TRADEOFFS, Tradeoff, best_of_each_k, pareto_optimal, points_and_seeds
 from sae_transcoder.reports.plot_data import PlottedCoder, Series, outline, thin_out
 from sae_transcoder.reports.plot_legend import (
-    LINE_WIDTHS,
     add_legend,
     k_handles,
     line_styles,
@@ -96,7 +96,7 @@ def hookpoint_panels(coders: Sequence[PlottedCoder], rows: int = 1) -> tuple[Fig
 
 def draw_pareto(coders: Sequence[PlottedCoder]) -> Figure | None:
     """L0 against held-out FVU and CE loss score; None where no coder has such a point."""
-    tradeoffs = [tradeoff for tradeoff in TRADEOFFS if tradeoff.plottable(coders)]
+    tradeoffs = [tradeoff for tradeoff in TRADEOFFS if any(map(tradeoff.is_shown, coders))]
     shown = [coder for coder in coders if any(tradeoff.plottable([coder]) for tradeoff in tradeoffs)]
     if not shown:
         return None
@@ -110,8 +110,11 @@ def draw_pareto(coders: Sequence[PlottedCoder]) -> Figure | None:
         axis.set_xlabel(plot_style.L0_LABEL)
         if plottable:
             draw_points(axis, plottable, tradeoffs[row], colours)
-        else:
-            axis.text(0.5, 0.5, "none was measured", transform=axis.transAxes, ha="center", color="#777777")
+        reason = textwrap.fill(tradeoffs[row].reason(in_panel), 46)
+        if reason or not plottable:
+            place = (0.02, 0.02, "left", "bottom") if plottable else (0.5, 0.5, "center", "center")
+            text: dict[str, Any] = {"fontsize": 6 if reason else 9, "color": "#555555", "zorder": 5, "transform": axis.transAxes}
+            axis.text(*place[:2], reason or "none was measured", ha=place[2], va=place[3], **text)
     add_legend(
         figure,
         [*series_handles(shown, dashes=True), ring_handle(), *([mean_handle()] if any(coder.seeds for coder in shown) else [])],
@@ -207,7 +210,7 @@ def draw_densities(coders: Sequence[PlottedCoder]) -> Figure | None:
                 line = {
                     "color": colours[coder.series],
                     "linestyle": styles[coder.k],
-                    "linewidth": LINE_WIDTHS.get(coder.model_type, 1),
+                    "linewidth": plot_style.LINE_WIDTHS.get(coder.model_type, 1),
                 }
                 axis.plot(*outline(coder.densities), alpha=opacity(len(in_panel)), **line)
         axis.set_ylim(bottom=0)

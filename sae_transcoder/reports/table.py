@@ -11,6 +11,7 @@ from rich.text import Text
 
 from sae_transcoder.reports.columns import COLUMNS, Column, columns, count_states
 from sae_transcoder.reports.matching import Matching
+from sae_transcoder.reports.notes import notes
 from sae_transcoder.reports.seed_columns import (
     IN_COMMON,
     OVER_SEEDS,
@@ -37,7 +38,7 @@ COLOURS = {
 ENDED_EARLY = (State.failed, State.cancelled, State.interrupted, State.preempted)
 NAME_WIDTH = 30  # of run names on a terminal that is too narrow
 FOLDED = ("run", "one", "other")  # columns of names
-LEAST_IMPORTANT = ("eta", "tokens_per_s", "dead_fraction", "train_fvu", "step", "l0")  # left out in this order
+LEAST_IMPORTANT = ("eta", "tokens_per_s", "dead_fraction", "never_fired", "train_fvu", "step", "l0")  # left out in this order
 
 
 def overview(
@@ -55,7 +56,7 @@ def overview(
 def runs_table(
     records: Sequence[Record], console: Console, counts_first: bool = False, asked: Sequence[str] = ()
 ) -> RenderableType:
-    """The runs and a count of their states, as wide as they need.
+    """The runs, a count of their states and the `notes`, as wide as they need.
 
     On a narrower terminal names are folded and columns left out: those without any value, then settings from the right, then
     LEAST_IMPORTANT.
@@ -64,7 +65,8 @@ def runs_table(
     chosen = columns(records, asked)
     settings = [column for column in chosen if column.key not in COLUMNS]
     shown = fitted(chosen, rows, console, [*reversed(settings), *(COLUMNS[key] for key in LEAST_IMPORTANT)])
-    return Group(state_counts(records), *shown) if counts_first else Group(shown[0], state_counts(records), *shown[1:])
+    below = [*shown[1:], *(Text(note, style="yellow") for note in notes(records))]
+    return Group(state_counts(records), shown[0], *below) if counts_first else Group(shown[0], state_counts(records), *below)
 
 
 def fitted(
@@ -92,8 +94,8 @@ def seeds_table(groups: Sequence[SeedGroup], matching: Matching, console: Consol
     chosen = group_columns(groups, matching)
     rows = [group_values(group, matching) for group in groups]
     settings = [column for column in chosen[1:] if column not in SPREADS and column.key not in ("k", "seeds", "shared")]
-    l0, _, score, dead = SPREADS
-    return [Text(f"\n{OVER_SEEDS}"), *fitted(chosen, rows, console, [dead, l0, score, *reversed(settings)])]
+    l0, _, score, never_fired, dead = SPREADS
+    return [Text(f"\n{OVER_SEEDS}"), *fitted(chosen, rows, console, [dead, never_fired, l0, score, *reversed(settings)])]
 
 
 def pairs_table(matching: Matching, console: Console) -> list[RenderableType]:

@@ -11,12 +11,15 @@
       step, tokens           progress of the training; null for coders trained by another program
       coders                 an entry for each: coder, hookpoint, seed, d, num_latents, k, metrics as above
         levels               only of Matryoshka coders: an entry for each nested dictionary, {width, fvu, l0}; the last is the coder itself
+        undefined            only of coders with a score that says nothing: {score: why}; see scores.py
         thresholds           only of coders with thresholds, in units of pre-activations: {threshold} where all latents share one (batchtopk),
                              else {threshold_min, _p10, _p25, _p50, _p75, _p90, _max}, quantiles over the latents (jumprelu)
-      together               with several hookpoints, an entry for each seed: the coders, and the model's metrics with all in place
+      together               with several hookpoints, an entry for each seed: the coders, and the model's metrics with all in place;
+                             undefined as above
     sae_cfg_dict, sae_bench_commit_hash, sae_lens_*   fields of SAEBench that are null or empty here
 
-A metric that is undefined (a division by zero, a model that predicts no tokens) is null. Nothing here imports torch.
+A metric that is undefined (a division by zero, a model that predicts no tokens, an ablation of too small an effect) is null.
+Nothing here imports torch.
 """
 
 import json
@@ -35,6 +38,7 @@ from sae_transcoder.process.atomic_files import replace_file, replace_text
 from sae_transcoder.run_store import data_origin
 from sae_transcoder.run_store.checked_files import damaged, is_integer, is_number, read_object
 from sae_transcoder.run_store.data_origin import UNKNOWN, DataOrigin
+from sae_transcoder.run_store.scores import judged, reasons
 
 NAME = "eval.json"
 DENSITIES = "feature_density.npz"
@@ -106,6 +110,11 @@ class Evaluation:
         }
 
 
+def never_fired(metrics: Metrics) -> float | None:
+    """The share of latents that fire on no held-out token; None where it was not measured."""
+    return 1 - metrics["frac_alive"] if "frac_alive" in metrics else None
+
+
 def by_category(metrics: Metrics) -> dict[str, dict[str, float | None]]:
     """{category: {name: value}} as in the file, null for a value that is not finite."""
     return {
@@ -121,18 +130,35 @@ def finite_or_null(value: float) -> float | None:
 
 
 def coder_entry(coder: CoderMetrics) -> dict[str, Any]:
-    """A coder as in the file, without the levels and thresholds of a coder that has none."""
+    """A coder as in the file, without levels, thresholds and undefined scores of a coder that has none."""
     entry = asdict(coder) | {"metrics": by_category(coder.metrics)}
     entry["levels"] = [{name: finite_or_null(value) for name, value in asdict(level).items()} for level in coder.levels]
     entry["thresholds"] = {name: finite_or_null(value) for name, value in coder.thresholds.items()}
-    return {name: value for name, value in entry.items() if name not in ("levels", "thresholds") or value}
+    entry["undefined"] = reasons(coder.metrics)
+    return {name: value for name, value in entry.items() if name not in ("levels", "thresholds", "undefined") or value}
 
 
 def coder_metrics(entry: Mapping[str, Any]) -> CoderMetrics:
     """A coder's entry in the file as it is in code. Raises TypeError and the like for an entry of another shape."""
     levels = tuple(LevelMetrics(**nan_for_null(level)) for level in entry.get("levels", ()))
     more = {"levels": levels, "thresholds": nan_for_null(entry.get("thresholds", {}))}
-    return CoderMetrics(**(dict(entry) | {"metrics": flat(entry["metrics"])} | more))
+    return CoderMetrics(**(without_reasons(entry) | {"metrics": judged(flat(entry["metrics"]))} | more))
+
+
+def together_entry(together: TogetherMetrics) -> dict[str, Any]:
+    """Several coders evaluated together, as in the file."""
+    undefined = reasons(together.metrics)
+    return asdict(together) | {"metrics": by_category(together.metrics)} | ({"undefined": undefined} if undefined else {})
+
+
+def together_metrics(entry: Mapping[str, Any]) -> TogetherMetrics:
+    """The entry in the file of several coders evaluated together, as it is in code."""
+    return TogetherMetrics(**(without_reasons(entry) | {"metrics": judged(flat(entry["metrics"]))}))
+
+
+def without_reasons(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry without what follows from its metrics."""
+    return {name: value for name, value in entry.items() if name != "undefined"}
 
 
 def nan_for_null(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,7 +188,7 @@ def write(directory: Path, evaluation: Evaluation) -> None:
             "tokens": evaluation.tokens,
             "data": {name: value for name, value in asdict(evaluation.origin).items() if name != "heldout_identities"},
             "coders": [coder_entry(coder) for coder in evaluation.coders],
-            "together": [asdict(t) | {"metrics": by_category(t.metrics)} for t in evaluation.together],
+            "together": list(map(together_entry, evaluation.together)),
         },
         "sae_cfg_dict": None,
         "sae_bench_commit_hash": "",
@@ -186,7 +212,7 @@ def read(directory: Path, fix: str = "") -> Evaluation | None:
             raise ValueError(f"eval_format {values['eval_format']}, this version writes {FORMAT}")
         details = values["eval_result_unstructured"]
         coders = [coder_metrics(entry) for entry in details["coders"]]
-        together = [TogetherMetrics(**(t | {"metrics": flat(t["metrics"])})) for t in details["together"]]
+        together = list(map(together_metrics, details["together"]))
         origin = data_origin.from_values(details["data"])
         evaluation = Evaluation(values["eval_config"], coders, together, details["step"], details["tokens"], origin=origin)
     except (ValueError, TypeError, KeyError, AttributeError) as error:

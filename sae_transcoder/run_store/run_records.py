@@ -122,7 +122,8 @@ def read(directory: Path, name: str, observed: ObservedStatus, complain: Complai
     config, last = read_or_none(read_config, directory, complain), read_or_none(read_last, directory, complain)
     evaluation = read_or_none(eval_file.read, directory, complain)
     others = read_others(directory, config or {}, evaluation, observed.status, complain)
-    return Record(directory, name, observed.status, config or {}, last or {}, evaluation, observed.goes_on, others)
+    last = without_early_dead(last or {}, config or {})
+    return Record(directory, name, observed.status, config or {}, last, evaluation, observed.goes_on, others)
 
 
 def read_others(
@@ -139,6 +140,12 @@ def read_others(
         other = other_evaluations.labelled(evaluation, config, [coder.coder for coder in own.coders] if own else ())
         others[other.full_label] = other
     return others
+
+
+def without_early_dead(last: Mapping[str, float], config: Mapping[str, Any]) -> dict[str, float]:
+    """A line of metrics, with NaN for dead fractions of a time when no latent could be dead, for which earlier versions wrote 0."""
+    too_early = last.get("tokens", math.inf) <= (config.get("dead_feature_threshold") or 0)
+    return {name: math.nan if too_early and name.startswith("dead_fraction/") else value for name, value in last.items()}
 
 
 def read_or_none(reader: Callable[[Path], T], directory: Path, complain: Complain) -> T | None:
@@ -177,7 +184,9 @@ def seconds_left(run: Status) -> float | None:
 def values(record: Record) -> dict[str, Any]:
     """Every value of a run that sae-report can show, sort by and select by: {name: value or None}.
 
-    `eta` is in seconds, `kind` that of coder_kind; metrics are means over the coders, those of other evaluations named by `on_data`.
+    `eta` is in seconds, `kind` that of coder_kind; metrics are means over the coders, those of other evaluations named by `on_data`. `never_fired`
+    is the share of latents that fired on no held-out token, `dead_fraction` of those that have not fired for dead_feature_threshold tokens of
+    training.
     """
     run = record.status
     means = record.evaluation.mean() if record.evaluation else {}
@@ -187,6 +196,7 @@ def values(record: Record) -> dict[str, Any]:
         | {name: record.config.get(name) for name in FIELDS}
         | {"kind": coder_kind(record.config)}
         | {name: means.get(name) for name in eval_file.NAMES}
+        | {"never_fired": eval_file.never_fired(means)}
         | {"train_fvu": mean_of(record.last, "fvu"), "dead_fraction": mean_of(record.last, "dead_fraction")}
         | {on_data(name, label): value for label, other in record.others.items() for name, value in other.evaluation.mean().items()}
     )

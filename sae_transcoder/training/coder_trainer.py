@@ -1,5 +1,6 @@
 """One run's coders, optimizers, schedules and counters, which train on activations, batch by batch."""
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -159,7 +160,11 @@ class CoderTrainer:
 
     @property
     def _auxk_may_act(self) -> bool:
-        return self.cfg.auxk_alpha > 0 and self.tokens > self.cfg.dead_feature_threshold  # before, none can be dead
+        return self.cfg.auxk_alpha > 0 and self._some_may_be_dead
+
+    @property
+    def _some_may_be_dead(self) -> bool:
+        return self.tokens > self.cfg.dead_feature_threshold
 
     def prepare(self, name: str, x: Tensor, y: Tensor, count: int) -> dict[str, Tensor | Sequence[Tensor]]:
         """Prepares a coder for a batch of `count` tokens and counts it; returns which latents AuxK may use, as the coder's forward takes them."""
@@ -258,9 +263,13 @@ class CoderTrainer:
         self.set_k()
 
     def metrics(self) -> dict[str, float]:
-        """Losses averaged over the batches since the last call, and dead fractions now, of the coders trained here. Reads from the device
-        once."""
-        now = {f"dead_fraction/{name}": mask.float().mean() for name, mask in self._dead_masks().items()}
+        """Losses averaged over the batches since the last call, and dead fractions now, of the coders trained here: NaN until latents may be
+        dead. Reads from the device once."""
+        unknown = torch.full((), math.nan, device=self.device)
+        now = {
+            f"dead_fraction/{name}": mask.float().mean() if self._some_may_be_dead else unknown
+            for name, mask in self._dead_masks().items()
+        }
         for name, coder in self.coders.items():
             if isinstance(coder, BatchTopKCoder | JumpReLUCoder):
                 now[f"threshold/{name}"] = coder.threshold.detach().mean()

@@ -34,7 +34,8 @@ from sae_transcoder.preflight.peak import peak
 from sae_transcoder.preflight.plan import Plan
 from sae_transcoder.preflight.time_estimate import in_words
 from sae_transcoder.process.progress import progress
-from sae_transcoder.run_store.eval_file import Evaluation
+from sae_transcoder.run_store.eval_file import Evaluation, never_fired
+from sae_transcoder.run_store.scores import reasons
 
 UNKNOWN_TIME = "not known before the first batches: nothing like it has run on this machine"
 PLAIN_EVERY = 10.0  # seconds between two lines where there is no terminal
@@ -288,6 +289,15 @@ def fvu_by_width(evaluation: Evaluation) -> dict[int, float]:
     return {width: fmean(values) for width, values in fvus.items()}
 
 
+def undefined(evaluation: Evaluation, label: str, score: str) -> list[str]:
+    """Why coders have no such score; empty where they have."""
+    found = [(c.coder, reason) for c in evaluation.coders if (reason := reasons(c.metrics).get(score))]
+    if not found:
+        return []
+    names = "" if len(evaluation.coders) == 1 else f" of {listed([name for name, _ in found])}"
+    return [f"{label}{names} - ({found[0][1]})"]
+
+
 def closing_line(directory: Path, steps: int, seconds: float, evaluation: Evaluation, console: Console) -> None:
     """Prints one line: where the coders are, and their held-out metrics, of Matryoshka coders also the FVU of each nested dictionary."""
     k = listed([c.k for c in evaluation.coders])
@@ -300,10 +310,16 @@ def closing_line(directory: Path, steps: int, seconds: float, evaluation: Evalua
         values = [value for c in evaluation.coders if math.isfinite(value := c.metrics.get(name, math.nan))]
         spread = "" if len(values) < 2 else f" (mean of {len(values)}: {min(values):{spec}} to {max(values):{spec}})"
         scores += [f"{label} {fmean(values):{spec}}{beside}{spread}"] if values else []
+        scores += undefined(evaluation, label, name)
+    if shares := [share for c in evaluation.coders if (share := never_fired(c.metrics)) is not None]:
+        scores.append(f"never fired {100 * fmean(shares):.1f} %")
     if by_width := fvu_by_width(evaluation):
         scores.append(
             f"FVU of the first {', '.join(map(str, by_width))} latents {', '.join(f'{fvu:.4f}' for fvu in by_width.values())}"
         )
+    if worse := [c.coder for c in evaluation.coders if c.metrics.get("fvu", 0) > 1]:
+        which = "" if len(evaluation.coders) == 1 else f" of {listed(worse)}"
+        scores.append(f"FVU{which} above 1: worse than the mean output at every token, try a lower lr")
     console.print(
         f"done: {steps:,} steps in {seconds:.0f} s, held-out {', '.join(scores)}, coders in {directory / 'coders'}",
         markup=False, highlight=False, soft_wrap=True,

@@ -14,7 +14,6 @@ from sae_transcoder.config.other_words import OTHER_WORDS
 from sae_transcoder.config.shell_words import NAMES
 from sae_transcoder.config.unknown_names import name_hint
 
-LATER = {"max_tokens"}
 COMMANDS = {"to", "push"}  # of sae-export
 
 
@@ -22,10 +21,10 @@ COMMANDS = {"to", "push"}  # of sae-export
 def test_a_word_of_another_program_is_no_name_here_and_its_answer_names_what_is(word: str) -> None:
     assert word not in NAMES
     meaning, fix = OTHER_WORDS[word]
-    assert {*re.findall(r"(\w+)=", fix)} <= {*NAMES, *LATER, *COMMANDS}
+    assert {*re.findall(r"(\w+)=", fix)} <= {*NAMES, *COMMANDS}
     assert re.match("write |leave it out|set ", fix)
     if called := re.match(r"called (\w+) here", meaning):
-        assert called[1] in {*FIELDS, *LATER}
+        assert called[1] in set(FIELDS)
 
 
 def test_what_an_answer_says_to_write_composes() -> None:

@@ -53,7 +53,7 @@ def random_coders(cfg: Config, points: list[str], width: int) -> CodersToEvaluat
 def assert_close(found: dict[str, float], expected: dict[str, float]) -> None:
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        assert found[name] == pytest.approx(value, rel=1e-5, abs=1e-5), name
+        assert found[name] == pytest.approx(value, rel=1e-5, abs=1e-5, nan_ok=True), name
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "neox", "demo"])
@@ -88,8 +88,9 @@ def test_a_perfect_sae_loses_nothing() -> None:
     cfg = tiny_config("sae", num_latents=64, k=64)
     (found,) = measure(model, [perfect(cfg, "layers.1", 32)], tokens(model), all_metrics=True)
     metrics = found.coders["layers.1"]
-    assert metrics["ce_loss_score"] == pytest.approx(1, abs=1e-5)
+    assert metrics["ce_loss_with_sae"] == pytest.approx(metrics["ce_loss_without_sae"], abs=1e-5)
     assert metrics["kl_div_score"] == pytest.approx(1, abs=1e-5)
+    assert metrics["kl_div_score_mean_ablation"] == pytest.approx(1, abs=1e-5)
     assert metrics["fvu"] == pytest.approx(0, abs=1e-9)
     assert metrics["l2_ratio"] == pytest.approx(1, abs=1e-6)
 
@@ -102,7 +103,7 @@ def test_a_perfect_transcoder_of_a_linear_module_loses_nothing() -> None:
     coder.W_dec.data.zero_()
     coder.W_skip.data, coder.b_dec.data = module.weight.T.clone(), module.bias.clone()
     (found,) = measure(model, [one], tokens(model), all_metrics=True)
-    assert found.coders["h.1.attn.c_proj"]["ce_loss_score"] == pytest.approx(1, abs=1e-5)
+    assert found.coders["h.1.attn.c_proj"]["kl_div_score"] == pytest.approx(1, abs=1e-5)
     assert found.coders["h.1.attn.c_proj"]["explained_variance"] == pytest.approx(1, abs=1e-6)
 
 
@@ -118,7 +119,12 @@ def test_predicting_the_mean_explains_no_variance(model_type: str) -> None:
     handle.remove()
     coder.b_dec.data = seen[0].flatten(0, 1).double().mean(0).float()
     (found,) = measure(model, [one], ids, all_metrics=True)
-    assert found.coders[point]["explained_variance"] == pytest.approx(0, abs=1e-6)
+    metrics = found.coders[point]
+    assert metrics["explained_variance"] == pytest.approx(0, abs=1e-6)
+    for loss in ("ce_loss", "kl_div"):
+        assert metrics[f"{loss}_with_sae"] == pytest.approx(metrics[f"{loss}_with_mean_ablation"], rel=1e-5, abs=0)
+        assert metrics[f"{loss}_with_ablation"] != pytest.approx(metrics[f"{loss}_with_mean_ablation"], rel=2e-5, abs=0)
+    assert metrics["kl_div_score_mean_ablation"] == pytest.approx(0, abs=1e-5)
 
 
 def test_coders_measured_side_by_side_score_as_they_do_alone() -> None:
@@ -134,7 +140,7 @@ def test_coders_measured_side_by_side_score_as_they_do_alone() -> None:
     together = measure(model, some, ids, all_metrics=True)
     for one, found in zip(some, together, strict=True):
         (alone,) = measure(model, [one], ids, all_metrics=True)
-        assert (found.coders, found.together) == (alone.coders, alone.together)
+        assert repr((found.coders, found.together)) == repr((alone.coders, alone.together)), "NaN among them"
     assert "ce_loss_score" not in together[4].coders["layers.2"]
     transcoder, sae = (together[i].coders[name] for i, name in ((2, "layers.1.mlp/seed1"), (3, "layers.1.mlp")))
     assert transcoder["frac_tokens_excluded"] == 0 < sae["frac_tokens_excluded"] < 1

@@ -13,7 +13,10 @@ from helpers.fake_hub import TOKEN, FakeHub, fake_hub
 from helpers.sweeps import SHORT
 from sae_transcoder.api import Run, load_config, train
 from sae_transcoder.config import Config, ConfigError
+from sae_transcoder.exports.hub import heldout_lines
 from sae_transcoder.language_model.loading import DEMO, outline
+from sae_transcoder.run_store.eval_file import CoderMetrics, Evaluation
+from sae_transcoder.run_store.scores import with_scores
 
 
 @pytest.fixture
@@ -98,3 +101,20 @@ def test_a_folder_that_holds_an_adapter_alone_is_refused_with_the_fix(tmp_path: 
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ConfigError, match="merge it into its model"):
         outline(Config(model_name=str(tmp_path)))
+
+
+def test_the_card_has_a_dash_and_the_reason_for_a_score_that_says_nothing() -> None:
+    losses = {"ce_loss_without_sae": 3.0, "ce_loss_with_sae": 3.1, "ce_loss_with_ablation": 2.5, "ce_loss_ablation_std_error": 0.1}
+    bad = CoderMetrics("layers.1.mlp", "layers.1.mlp", None, 32, 1024, 8, with_scores(losses | {"fvu": 2.5, "frac_alive": 0.605}))
+    good = CoderMetrics("layers.2.mlp", "layers.2.mlp", None, 32, 1024, 8, {"fvu": 0.25, "ce_loss_score": 0.75, "frac_alive": 1.0})
+    assert heldout_lines(Evaluation({}, [bad, good]))[2:] == [
+        "| coder | latents | k | FVU | CE loss score | CE loss | never fired |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| layers.1.mlp | 1,024 | 8 | 2.5000 | - | 3.1000 | 39.5 % |",
+        "| layers.2.mlp | 1,024 | 8 | 0.2500 | 0.7500 |  | 0.0 % |",
+        "",
+        "layers.1.mlp has no CE loss score: with zeros in the module's place the CE falls by 0.5 ± 0.1 nats.",
+        "",
+        "The FVU of layers.1.mlp is above 1: it is worse than the mean output at every token.",
+        "",
+    ]

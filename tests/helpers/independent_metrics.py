@@ -1,5 +1,6 @@
 """Every held-out metric computed by itself, one sequence and one token at a time."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -45,6 +46,18 @@ def dense(coder: nn.Module, x: Tensor, width: int | None = None) -> tuple[Tensor
     return (out if coder.W_skip is None else out + coder.W_skip.cpu().double() @ x), acts
 
 
+def mean(sequences: list[list[float]]) -> float:
+    """The mean over all positions of all sequences."""
+    return sum(map(sum, sequences)) / sum(map(len, sequences))
+
+
+def error_of_mean(sequences: list[list[float]]) -> float:
+    """The standard error of `mean`, where sequences are independent."""
+    middle = mean(sequences)
+    squares = sum(sum(value - middle for value in values) ** 2 for values in sequences)
+    return math.sqrt(squares * len(sequences) / (len(sequences) - 1)) / sum(map(len, sequences))
+
+
 class Independent:
     """Every metric computed by itself, one sequence and one token at a time, by exchanging modules of the model."""
 
@@ -69,47 +82,63 @@ class Independent:
                 parent, _, name = point.rpartition(".")
                 setattr(base.get_submodule(parent), name, module)
 
-    def replaced(self, row: Tensor, coder: nn.Module | None) -> Callable[[Tensor, Tensor], Tensor]:
-        """Where tokens count, the coder's output in the place of the module's; None: zeros."""
+    def replaced(self, row: Tensor, coder: nn.Module | Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """Where tokens count, the coder's output, or a constant [d], in the place of the module's."""
 
         def new(given: Tensor, output: Tensor) -> Tensor:
             rows = []
             for position, (one, other) in enumerate(zip(given, output, strict=True)):
                 if not self.counts(row, position):
                     rows.append(other)
-                elif coder is None:
-                    rows.append(torch.zeros_like(other))
+                elif isinstance(coder, Tensor):
+                    rows.append(coder.to(other.dtype).expand_as(other))
                 else:
                     rows.append(dense(coder, one if coder.cfg.transcode else other)[0].to(other.dtype))
             return torch.stack(rows)
 
         return new
 
+    def mean_output(self, point: str) -> Tensor:
+        """The mean of a module's output [d] over the tokens that count."""
+        seen: list[Tensor] = []
+        for row in self.ids:
+            outputs: list[Tensor] = []
+            self.logits(row, {point: lambda given, output, outputs=outputs: (outputs.append(output), output)[1]})
+            seen += [outputs[0][position].double() for position in range(row.shape[1]) if self.counts(row, position)]
+        return torch.stack(seen).mean(0)
+
     def behaviour(self, points: dict[str, str]) -> dict[str, float]:
         """What the model does with the coders {hookpoint: name} in place."""
-        sums, predictions, places = dict.fromkeys(("clean", "sae", "zero", "kl_sae", "kl_zero"), 0.0), 0, 0
+        means = {point: self.mean_output(point) for point in points}
+        ways = {
+            "sae": lambda row: {p: self.replaced(row, self.coders[name]) for p, name in points.items()},
+            "zero": lambda row: {p: self.replaced(row, torch.zeros(1)) for p in points},
+            "mean": lambda row: {p: self.replaced(row, means[p]) for p in points},
+        }
+        ce: dict[str, list[list[float]]] = {name: [] for name in ("clean", *ways)}  # of each sequence, of each position that counts
+        kl: dict[str, list[list[float]]] = {name: [] for name in ways}
         for row in self.ids:
-            clean = self.logits(row, {})
-            sae = self.logits(row, {p: self.replaced(row, self.coders[name]) for p, name in points.items()})
-            zero = self.logits(row, {p: self.replaced(row, None) for p in points})
-            for position in range(row.shape[1]):
-                if not self.counts(row, position):
-                    continue
-                places += 1
-                p = clean[position].softmax(0)
-                sums["kl_sae"] += float((p * (p.log() - sae[position].softmax(0).log())).sum())
-                sums["kl_zero"] += float((p * (p.log() - zero[position].softmax(0).log())).sum())
-                if position + 1 < row.shape[1]:
-                    predictions += 1
-                    for name, logits in (("clean", clean), ("sae", sae), ("zero", zero)):
-                        sums[name] -= float(logits[position].log_softmax(0)[row[0, position + 1]])
-        ce, kl = {n: sums[n] / predictions for n in ("clean", "sae", "zero")}, {n: sums[n] / places for n in ("kl_sae", "kl_zero")}
-        return {
-            "ce_loss_without_sae": ce["clean"], "ce_loss_with_sae": ce["sae"], "ce_loss_with_ablation": ce["zero"],
-            "ce_loss_score": (ce["zero"] - ce["sae"]) / (ce["zero"] - ce["clean"]),
-            "kl_div_with_sae": kl["kl_sae"], "kl_div_with_ablation": kl["kl_zero"],
-            "kl_div_score": 1 - kl["kl_sae"] / kl["kl_zero"], "total_tokens_eval_reconstruction": places,
+            logits = {"clean": self.logits(row, {})} | {name: self.logits(row, way(row)) for name, way in ways.items()}
+            places = [position for position in range(row.shape[1]) if self.counts(row, position)]
+            for name, values in logits.items():
+                known = [position for position in places if position + 1 < row.shape[1]]
+                ce[name].append([-float(values[i].log_softmax(0)[row[0, i + 1]]) for i in known])
+                if name != "clean":
+                    p = [logits["clean"][i].softmax(0) for i in places]
+                    kl[name].append(
+                        [float((q * (q.log() - values[i].softmax(0).log())).sum()) for q, i in zip(p, places, strict=True)]
+                    )
+        found = {
+            "ce_loss_without_sae": mean(ce["clean"]), "ce_loss_with_sae": mean(ce["sae"]), "kl_div_with_sae": mean(kl["sae"]),
+            "total_tokens_eval_reconstruction": sum(map(len, kl["sae"])),
         }  # fmt: skip
+        for name, suffix, ablation in (("zero", "", "ablation"), ("mean", "_mean_ablation", "mean_ablation")):
+            effects = [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(ce[name], ce["clean"], strict=True)]
+            for loss, values, clean, effect in (("ce_loss", ce, mean(ce["clean"]), effects), ("kl_div", kl, 0.0, kl[name])):
+                ablated, error = mean(values[name]), error_of_mean(effect)
+                score = (ablated - mean(values["sae"])) / (ablated - clean) if ablated - clean > 4 * error else math.nan
+                found |= {f"{loss}_with_{ablation}": ablated, f"{loss}_{ablation}_std_error": error, f"{loss}_score{suffix}": score}
+        return found
 
     def own(self, point: str, name: str, width: int | None = None) -> tuple[dict[str, float], Tensor]:
         """The coder's own metrics, and the share of tokens on which each latent fires; width: of its first latents alone."""

@@ -39,6 +39,13 @@ SETTINGS: dict[str, Any] = {
     "save_dir": "outputs",
 }
 
+EFFECTS = {
+    f"{loss}_{ablation}": value
+    for loss, values in {"ce_loss": (5.0, 4.5, 0.1), "kl_div": (2.0, 1.5, 0.1)}.items()
+    for ablation, value in zip(("with_ablation", "with_mean_ablation", "ablation_std_error"), values, strict=True)
+} | {"ce_loss_mean_ablation_std_error": 0.1, "kl_div_mean_ablation_std_error": 0.1}
+"""Ablations that do much."""
+
 
 def config(**settings: Any) -> dict[str, Any]:
     """Some of the fields of a run's config.yaml."""
@@ -62,13 +69,20 @@ def metrics(settings: dict[str, Any], random: np.random.Generator) -> dict[str, 
     kind = 1.3 if settings["model_type"] == "transcoder" else 1.0
     fvu = float(kind * 0.9 * k**-0.38 * (latents / 512) ** -0.2 * random.uniform(0.96, 1.04))
     given = {name: float(random.uniform(0.1, 0.9)) for name in eval_file.NAMES}
-    return given | {
-        "fvu": fvu,
-        "explained_variance": 1 - fvu,
-        "frac_alive": 0.97,
-        "l0": k * random.uniform(0.93, 1.0),
-        "ce_loss_score": 1 - 0.45 * fvu,
-    }
+    return (
+        given
+        | {
+            "fvu": fvu,
+            "explained_variance": 1 - fvu,
+            "frac_alive": 0.97,
+            "l0": k * random.uniform(0.93, 1.0),
+            "ce_loss_score": 1 - 0.45 * fvu,
+            "ce_loss_without_sae": 3.0,
+            "ce_loss_with_sae": 3 + 0.9 * fvu,
+            "kl_div_with_sae": 0.8 * fvu,
+        }
+        | EFFECTS
+    )
 
 
 def write_run(

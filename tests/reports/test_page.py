@@ -16,9 +16,9 @@ pytestmark = pytest.mark.needs("chromium")
 class Opened:
     """A page in the browser, and all that it asked for and complained of."""
 
-    def __init__(self, browser: "sync_api.Browser", path: Path):
+    def __init__(self, browser: "sync_api.Browser", path: Path, width: int = 1300):
         self.url, self.requests, self.complaints = path.as_uri(), [], []
-        self.page = browser.new_page(viewport={"width": 1300, "height": 900})
+        self.page = browser.new_page(viewport={"width": width, "height": 900})
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.on("console", lambda message: self.complaints.append(f"{message.type}: {message.text}"))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
@@ -151,13 +151,65 @@ def test_a_page_of_curves_alone(browser: "sync_api.Browser", tmp_path: Path) -> 
     assert opened.complaints == []
 
 
-def test_curves_of_many_runs_are_one_trace_a_series(tmp_path: Path) -> None:
-    grid(tmp_path, lines=400, model_type=["sae", "transcoder"], k=[8, 16], lr=[1e-3, 2e-3, 3e-3])
+def test_curves_of_many_runs_are_one_trace_for_a_series_and_k(tmp_path: Path) -> None:
+    grid(tmp_path, lines=400, model_type=["sae", "transcoder"], k=[8, 16], lr=[i / 1000 for i in range(1, 8)])
     coders = plot_data.plotted_coders(run_records.read_all([tmp_path], print), print)
     made = interactive_plots.draw_curves(list(enumerate(coders)))
     assert made is not None
-    traces = made[0].data
-    assert len(traces) == 2
+    traces = [trace for trace in made[0].data if trace.customdata is not None]
+    assert len(traces) == 2 * 2
     for trace in traces:
-        assert len(trace.x) == len(trace.y) == len(trace.customdata) == 6 * (300 + 1)
-        assert len(set(trace.customdata)) == 6
+        assert len(trace.x) == len(trace.y) == len(trace.customdata) == 7 * (300 + 1)
+        assert len(set(trace.customdata)) == 7
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a sweep over types, k and rates, at two hookpoints each."""
+    folder = tmp_path_factory.mktemp("mixed")
+    grid(folder / "runs", lines=10, model_type=["sae", "transcoder"], k=[16, 64], lr=[1e-3, 3e-3], layers=[[6, 12]])
+    records = run_records.read_all([folder / "runs"], print)
+    (folder / "report.html").write_text(page.report_page(records, plot_data.plotted_coders(records, print)))
+    return folder / "report.html"
+
+
+LOOKS = """id => document.getElementById(id)._fullData.filter(trace => trace.mode === "lines" && trace.x.length > 1).map(
+    trace => [trace.name, trace.line.color + " " + trace.line.dash + (id === "pareto" ? "" : " " + trace.line.width)])"""
+
+
+def test_series_are_told_apart_by_colour_and_dash_and_named_by_what_differs(browser: "sync_api.Browser", mixed: Path) -> None:
+    opened = Opened(browser, mixed)
+    for picture in ("pareto", "curves", "densities"):
+        looks: dict[str, set[str]] = {}
+        for name, look in opened.page.evaluate(LOOKS, picture):
+            looks.setdefault(name, set()).add(look)
+        assert set(looks) == {f"{kind}, topk, 512 latents, lr={lr}" for kind in ("sae", "transcoder") for lr in ("0.001", "0.003")}
+        assert len(set().union(*looks.values())) == sum(map(len, looks.values())) == (4 if picture == "pareto" else 4 * 2)
+        legend = opened.page.locator(f"#{picture} .legendtext").all_text_contents()
+        assert set(legend[:4]) == set(looks)
+        assert legend[4:] == (["Pareto-optimal"] if picture == "pareto" else ["k = 16", "k = 64"])
+
+
+WIDTHS = """id => Object.entries(document.getElementById(id)._fullLayout).filter(([name]) => name.startsWith("xaxis")).map(
+    ([_, axis]) => axis._length)"""
+ARRANGED = """narrow => [...document.querySelectorAll(".js-plotly-plot")].every(
+    plot => plot._fullLayout.legend.orientation === (narrow ? "h" : "v") && plot.querySelector(".legendtext"))"""
+BOXES = """id => [...document.querySelectorAll(`#${id} :is(.legendtext, .annotation-text, .xtitle, .ytitle)`)].map(
+    text => { const box = text.getBoundingClientRect(); return [text.textContent, box.left, box.top, box.right, box.bottom]; })"""
+
+
+@pytest.mark.parametrize("width", [360, 1300])
+def test_labels_and_legend_lie_on_the_screen_and_not_on_each_other(browser: "sync_api.Browser", mixed: Path, width: int) -> None:
+    opened = Opened(browser, mixed, width)
+    opened.page.wait_for_function(ARRANGED, arg=width == 360)
+    assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
+    for picture in ("pareto", "curves", "densities"):
+        boxes = opened.page.evaluate(BOXES, picture)
+        assert len(boxes) > 10
+        for i, (text, left, top, right, bottom) in enumerate(boxes):
+            assert 0 <= left < right <= width, text
+            assert bottom - top > 8 or right - left > 8, text
+            for other, x, y, end, low in boxes[:i]:
+                assert not (left < end - 1 and x < right - 1 and top < low - 1 and y < bottom - 1), (picture, text, other)
+        assert min(opened.page.evaluate(WIDTHS, picture)) > 200
+    assert opened.complaints == []

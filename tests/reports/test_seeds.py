@@ -65,7 +65,7 @@ def test_the_table_has_means_and_sample_deviations(sweep: Path, capsys: pytest.C
     assert (code, err) == (0, "")
     title, head, *lines = out.partition("\n\n")[2].splitlines()
     assert title == "Over seeds: mean ± standard deviation"
-    assert head.split() == ["hookpoint", "k", "seeds", "L0", "held-out", "FVU", "CE", "score", "dead"]
+    assert head.split() == ["hookpoint", "k", "seeds", "L0", "held-out", "FVU", "CE", "score", "never", "fired", "dead"]
     records = records_of(sweep)
     by_k = {int(line.split()[1]): line for line in lines}
     assert sorted(by_k) == [8, 16]
@@ -85,7 +85,7 @@ def test_a_narrow_terminal_keeps_what_tells_the_groups_apart(tmp_path: Path) -> 
     assert title[:2] == ["Over", "seeds:"]
     assert head == ["hookpoint", "expansion_factor", "kind", "lr", "k", "seeds", "held-out", "FVU"]
     assert len({tuple(line[1:4]) for line in lines[:8]}) == 8
-    assert " ".join(lines[8]) == "This terminal has no room for dead, L0, CE score"
+    assert " ".join(lines[8]) == "This terminal has no room for dead, never fired, L0, CE score"
 
 
 def test_runs_of_one_seed_have_no_such_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

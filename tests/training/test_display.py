@@ -11,6 +11,7 @@ from sae_transcoder.data.token_sets import Supply
 from sae_transcoder.preflight.plan import make_plan
 from sae_transcoder.process import progress
 from sae_transcoder.run_store.eval_file import CoderMetrics, Evaluation, LevelMetrics
+from sae_transcoder.run_store.scores import with_scores
 from sae_transcoder.training import display, engine
 
 
@@ -61,3 +62,17 @@ def test_an_evaluation_shows_how_far_it_is_in_sequences_and_coders(
         "evaluation of likeness between latents 1 of 1 coders",
         *(f"evaluation of the model with coders in place {count} of 16 sequences" for count in (4, 8, 12, 16)),
     ]
+
+
+def test_the_closing_line_says_that_a_run_is_worse_than_nothing_and_why_a_score_is_missing(capsys) -> None:
+    losses = {"ce_loss_without_sae": 3.0, "ce_loss_with_sae": 3.1, "ce_loss_with_ablation": 2.5, "ce_loss_ablation_std_error": 0.1}
+    bad = CoderMetrics("a", "a", None, 32, 128, 8, with_scores(losses | {"fvu": 68.98, "l0": 8.0, "frac_alive": 0.605}))
+    assert closing(capsys, bad) == (
+        "done: 12 steps in 3 s, held-out FVU 68.9800, L0 8.0 at k 8, CE loss score - (with zeros in the module's place the CE falls by 0.5 ± 0.1 "
+        "nats), never fired 39.5 %, FVU above 1: worse than the mean output at every token, try a lower lr, coders in runs/a/coders\n"
+    )
+    good = CoderMetrics("b", "b", None, 32, 128, 8, {"fvu": 0.2, "l0": 8.0})
+    line = closing(capsys, bad, good)
+    assert "CE loss score of a - (" in line
+    assert "FVU of a above 1" in line
+    assert "above 1" not in closing(capsys, good)

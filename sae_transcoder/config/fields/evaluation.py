@@ -13,5 +13,5 @@ class EvaluationConfig:
     """Optimizer steps between two evaluations before the end. null: none."""
     eval_end_to_end: bool = no_result(True)
     """Measure the language model with the coders in place (cross-entropy, KL) too: for each coder a forward of the whole model,
-    and one with zeros for each hookpoint. false: the coders' own metrics; with loss_fn=fvu layers beyond the last hookpoint are then not
-    loaded, where the model's first layers do not depend on their number."""
+    one with zeros and one with the mean for each hookpoint. false: the coders' own metrics; with loss_fn=fvu layers beyond the last
+    hookpoint are then not loaded, where the model's first layers do not depend on their number."""
