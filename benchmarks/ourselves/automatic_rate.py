@@ -25,6 +25,7 @@ VARIED: dict[str, list[dict[str, str | int]]] = {
     "k": [{"k": k} for k in (8, 128)],
     "batch": [{"batch_size": 32, "steps": 125}, {"batch_size": 2, "steps": 4000}],
     "optimizer": [{"optimizer": name, "steps": steps} for name in ("muon", "signum") for steps in (60, 250)],
+    "optimizer and k": [{"optimizer": name, "k": k} for name in ("muon", "signum") for k in (8, 128)],
     "kind": [{"architecture": kind} for kind in ("batchtopk", "matryoshka", "jumprelu")],
 }
 

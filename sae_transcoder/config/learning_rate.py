@@ -4,6 +4,7 @@ from sae_transcoder.config.fields import Config
 from sae_transcoder.config.fields.optimizer import OPTIMIZERS, LrRule
 
 SHORT_RUN = 250  # optimizer steps up to which the best rate does not fall
+USUAL_K = 32  # with which the factors were measured; the best rate follows the root of the share of latents that fire
 FALL = 0.3  # the power of the run's length by which it falls from there
 
 
@@ -19,7 +20,7 @@ def learning_rate(cfg: Config, latents: int, steps: int) -> float:
     rate = optimizer.sparsify_lr(latents)
     if not lr_follows_length(cfg):
         return rate
-    factor = optimizer.short_run_factor[cfg.model_type]
+    factor = optimizer.short_run_factor[cfg.model_type] * (cfg.k / USUAL_K) ** 0.5
     return rate * max(1.0, factor * (SHORT_RUN / max(SHORT_RUN, steps)) ** FALL)
 
 
