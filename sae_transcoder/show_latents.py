@@ -11,6 +11,7 @@ from sae_transcoder.config.paths import local_path
 from sae_transcoder.distributed import refuse
 from sae_transcoder.evaluation.request import tell, tell_notes, titles
 from sae_transcoder.latents.request import LatentsRequest, latents_requests, split_arguments
+from sae_transcoder.process import full_disk
 from sae_transcoder.process.broken_device import DeviceBroken
 from sae_transcoder.process.stop_signal import Stopped
 from sae_transcoder.reports.errors import ReportError
@@ -47,6 +48,13 @@ def main() -> None:
         refuse([str(error)])
     except DeviceBroken as error:
         refuse([f"{error}; start the command again, and the pass goes on, on a GPU that works"])
+    except OSError as error:
+        if (fault := full_disk.fault(error)) is None:
+            raise
+        refuse([fault])
+    except KeyboardInterrupt:  # before text is read, or after it: while it is read, what is done is saved first
+        print("stopped; what was tokenised and saved is kept, the same command goes on from there", file=sys.stderr)
+        sys.exit(130)
     except Stopped as stop:
         print(f"{stop}; the same command goes on from here", file=sys.stderr)
         sys.exit(128 + stop.number)

@@ -21,12 +21,17 @@ MOST_TOP = 100
 
 @dataclass(frozen=True)
 class Wanted:
-    """The command's own settings. `tokens`: of the training text, None: what is held out; `latents`: numbers, None: all; `top`: strongest
-    contexts of each latent."""
+    """The command's own settings. `tokens`: of the training text, None: what is held out; `ranges`: of the numbers of latents, None: all;
+    `top`: strongest contexts of each latent."""
 
     tokens: int | None = None
-    latents: tuple[int, ...] | None = None
+    ranges: tuple[range, ...] | None = None
     top: int = 20
+
+    @property
+    def latents(self) -> tuple[int, ...] | None:
+        """The numbers of the latents, ascending; None: all."""
+        return None if self.ranges is None else tuple(sorted({number for numbers in self.ranges for number in numbers}))
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], Wanted, list[s
             own[name] = value
     wanted = Wanted(
         number("tokens", own["tokens"], 2**63) if "tokens" in own else None,
-        latent_numbers(own["latents"]) if "latents" in own else None,
+        latent_ranges(own["latents"]) if "latents" in own else None,
         number("top", own["top"], MOST_TOP) if "top" in own else Wanted.top,
     )
     return paths, wanted, overrides
@@ -84,15 +89,16 @@ def number(name: str, text: str, most: int) -> int:
     return int(digits)
 
 
-def latent_numbers(text: str) -> tuple[int, ...]:
-    """The numbers that `0-99,200` names, ascending. Raises ConfigError for another text."""
-    numbers: set[int] = set()
+def latent_ranges(text: str) -> tuple[range, ...]:
+    """The ranges that `0-99,200` names. They are spelled out once it is known that the coders have them: a number of too many digits must not
+    fill the memory. Raises ConfigError for another text."""
+    ranges = []
     for part in text.strip("[]").split(","):
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
         if not match or int(match[2] or match[1]) < int(match[1]):
             raise ConfigError(f"latents={text}: numbers and ranges, such as 0-99,200")
-        numbers.update(range(int(match[1]), int(match[2] or match[1]) + 1))
-    return tuple(sorted(numbers))
+        ranges.append(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return tuple(ranges)
 
 
 def latents_requests(
@@ -102,20 +108,20 @@ def latents_requests(
 
     Raises ConfigError where there are no coders, and for settings that are wrong or not read.
     """
-    requests = []
+    requests: dict[Path, LatentsRequest] = {}  # by folder: a run may be named in two ways
     for path in one_output(runs_in_all(paths, tell), output):
         stored = stored_coders(path, overrides)
         faults = []
         for name, folder in stored.coder_dirs.items():
             count = num_latents(coder_settings(folder))
-            if wanted.latents is not None and wanted.latents[-1] >= count:
-                faults.append(f"latents={wanted.latents[-1]}: {name} of {path} has {count:,}, 0 to {count - 1}")
+            if wanted.ranges is not None and (last := max(numbers[-1] for numbers in wanted.ranges)) >= count:
+                faults.append(f"latents={last}: {name} of {path} has {count:,}, 0 to {count - 1}")
         if faults:
             raise ConfigError(*faults)
         folder = local_path(output, "--output") if output else folder_of(stored)
         refuse_unwritable("--output", folder)
-        requests.append(LatentsRequest(stored, wanted, folder))
-    return requests
+        requests.setdefault(folder.resolve(), LatentsRequest(stored, wanted, folder))
+    return list(requests.values())
 
 
 def folder_of(stored: StoredCoders) -> Path:

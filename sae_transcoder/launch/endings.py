@@ -1,6 +1,5 @@
 """How sae-train ends: one message and one exit code for each kind of error, in a single run and in a sweep."""
 
-import errno
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sae_transcoder.config import ConfigError
 from sae_transcoder.config.composition import explain
 from sae_transcoder.distributed import PeerFailed, rank, refuse
+from sae_transcoder.process import full_disk
 from sae_transcoder.process.broken_device import DeviceBroken
 from sae_transcoder.process.stop_signal import Stopped
 
@@ -45,9 +45,9 @@ def end_with_message(overrides: Sequence[str]) -> Iterator[None]:
         resumable = isinstance(error, DeviceBroken) or error.is_resumable
         refuse([f"{error}; {GOES_ON} the last save" if resumable else str(error)])
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if (fault := full_disk.fault(error)) is None:
             raise
-        refuse([f"{error.filename or 'the disk'}: {error.strerror}; free space and start the same command again"])
+        refuse([fault])
     except Exception as error:
         if not is_known(error):
             raise

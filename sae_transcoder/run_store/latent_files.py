@@ -115,7 +115,7 @@ def write_tables(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> N
     """The same for tables one below the other, of which only one is in memory."""
 
     def write(file: BinaryIO) -> None:
-        with parquet.ParquetWriter(file, schema, compression="zstd") as writer:
+        with parquet.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer:
             for table in tables:
                 writer.write_table(table, row_group_size=ROW_GROUP)
 
@@ -126,7 +126,8 @@ def write_tables(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> N
 def read_table(path: Path, latents: Sequence[int] | None = None) -> pa.Table:
     """A Parquet file, or its rows of some latents. Raises DamagedFile."""
     try:
-        return parquet.read_table(path, filters=None if latents is None else [("latent", "in", list(latents))])
+        filters = None if latents is None else [("latent", "in", list(latents))]
+        return parquet.read_table(path, filters=filters, page_checksum_verification=True)
     except (OSError, pa.ArrowInvalid) as error:
         raise damaged(path, str(error).splitlines()[0], FIX) from error
 
@@ -134,7 +135,9 @@ def read_table(path: Path, latents: Sequence[int] | None = None) -> pa.Table:
 def read_batches(path: Path, rows: int) -> Iterator[pa.RecordBatch]:
     """A Parquet file piece by piece, at most so many rows at once. Raises DamagedFile."""
     try:
-        with parquet.ParquetFile(path, pre_buffer=False) as file:  # with it, all that was read stays in memory
+        with parquet.ParquetFile(
+            path, pre_buffer=False, page_checksum_verification=True
+        ) as file:  # with it, all that was read stays in memory
             yield from file.iter_batches(rows)
     except (OSError, pa.ArrowInvalid) as error:
         raise damaged(path, str(error).splitlines()[0], FIX) from error

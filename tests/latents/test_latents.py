@@ -1,5 +1,6 @@
 """sae-latents: what it keeps equals a reading by brute force; it goes on where it was stopped; what is refused."""
 
+import errno
 import json
 import shutil
 import sys
@@ -20,6 +21,7 @@ from sae_transcoder.data.sequences import Sequences
 from sae_transcoder.language_model import forward
 from sae_transcoder.latents import one_pass, partial
 from sae_transcoder.latents.batch import Batch
+from sae_transcoder.latents.request import Wanted, latents_requests
 from sae_transcoder.process.stop_signal import Stopped
 from sae_transcoder.run_store import latent_files, latents_pass, run_files
 from sae_transcoder.show_latents import show_latents
@@ -256,6 +258,7 @@ def test_python_reads_what_the_command_has_found(runs: Path) -> None:
 REFUSED = {
     "latents=512": "latents=512: layers.1.mlp",
     "latents=9-3": "latents=9-3: numbers and ranges",
+    f"latents=0-{10**15}": f"latents={10**15}: layers.1.mlp",
     "top=0": "top=0: a number from 1 to 100",
     "tokens=x": "tokens=x: a number",
     "k=4": "k=4: k is not read",
@@ -277,6 +280,36 @@ def test_what_is_wrong_is_refused_with_one_message_and_nothing_is_written(
     assert REFUSED[setting] in printed
     assert "Traceback" not in printed
     assert not folder_of(trained / "topk").exists()
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "error: the disk: No space left on device; free space"),
+        (KeyboardInterrupt(), 130, "the same command goes on from there"),
+    ],
+)
+def test_a_full_disk_and_ctrl_c_before_text_is_read_end_with_one_message(
+    trained: Path, tmp_path: Path, raised: BaseException, code: int, said: str, capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    def fail(*_: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(one_pass, "describe_latents", fail)
+    monkeypatch.setattr(sys, "argv", ["sae-latents", str(trained / "topk"), "--output", str(tmp_path / "out"), *ON_DEVICE])
+    with pytest.raises(SystemExit) as stop:
+        command.main()
+    assert stop.value.code == code
+    assert said in capsys.readouterr().err
+
+
+def test_a_run_that_is_named_in_several_ways_is_described_once(trained: Path) -> None:
+    run = trained / "topk"
+    asked = latents_requests(
+        [str(run), f"{run}/", str(run / "coders"), str(trained / "jumprelu" / ".." / "topk")], Wanted(), [], None, print
+    )
+    assert [request.folder for request in asked] == [folder_of(run)]
 
 
 def test_more_tokens_than_there_are_to_train_on_are_refused_with_how_many_there_are(runs: Path, tmp_path: Path) -> None:

@@ -55,6 +55,11 @@ def test_files_that_are_not_what_they_say_are_refused(tmp_path: Path) -> None:
         latent_files.write_table(path, table)
         with pytest.raises(DamagedFile, match=said):
             write_page([("a", folder)], tmp_path / "page")
+    latent_files.write_table(path, contexts)
+    content = path.read_bytes()
+    path.write_bytes(content[:60] + bytes(255 - byte for byte in content[60:64]) + content[64:])
+    with pytest.raises(DamagedFile, match="CRC checksum verification failed"):
+        latent_files.read_table(path)
     path.write_bytes(b"PAR1")
     with pytest.raises(DamagedFile, match=r"contexts.parquet: cannot be read"):
         write_page([("a", folder)], tmp_path / "page")
