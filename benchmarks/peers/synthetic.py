@@ -126,6 +126,10 @@ def main() -> None:
         "--l0-coefficient", type=float, default=0.3, help="weight of JumpReLU's sparsity loss, of both programs (0.3)"
     )
     parser.add_argument("--init-threshold", type=float, default=0.5, help="JumpReLU's at the start, of both programs (0.5)")
+    parser.add_argument(
+        "--init-norm", type=float, default=0.5, help="of JumpReLU's decoder rows at the start, of both programs (0.5)"
+    )
+    parser.add_argument("--bandwidth", type=float, default=2.0, help="JumpReLU's, of both programs (2)")
     parser.add_argument("--seed", type=int, default=0, help="of samples and weights (0)")
     parser.add_argument(
         "--small", action="store_true", help="a model of 1,024 features and 20,480 samples, to see whether it works"
@@ -158,6 +162,8 @@ def main() -> None:
             seed=asked.seed,
             l0_coefficient=asked.l0_coefficient,
             init_threshold=asked.init_threshold,
+            init_norm=asked.init_norm,
+            bandwidth=asked.bandwidth,
         )
         path = task.write()
         made(task, path, python)

@@ -30,7 +30,8 @@ def warnings(cfg: Config, length: RunLength, device: str, width: int) -> list[st
     if cfg.activation == Activation.batchtopk:
         averaged = round(1 / (1 - threshold_beta(cfg, length.batches)))
         settled = length.batches - cfg.k_decay_steps * cfg.grad_acc_steps  # batches with the final k
-        if settled <= SETTLED * averaged:
+        # A threshold that is set to average the whole of a run with one k is what its user wants.
+        if settled <= SETTLED * averaged and (cfg.threshold_beta is None or cfg.k_decay_steps > 0):
             messages.append(
                 f"threshold_beta={'null' if cfg.threshold_beta is None else cfg.threshold_beta}: batchtopk's threshold averages about {averaged:,} "
                 f"batches, and {max(0, settled):,} have the final k: L0 will be far from k once trained; train longer, lower k_decay_steps or "

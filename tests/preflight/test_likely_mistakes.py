@@ -94,7 +94,7 @@ def test_a_small_batch_is_warned_of_on_a_gpu_and_not_on_a_cpu(tmp_path: Path) ->
 def test_a_jumprelu_in_the_units_of_the_model_is_told() -> None:
     def told(*overrides: str) -> list[str]:
         cfg = composed("model_type=sae", "model=demo", "lr=1e-3", "auxk_alpha=0", *overrides)
-        return warnings(cfg, run_length(cfg, 1000), "cpu", 256)
+        return [line for line in warnings(cfg, run_length(cfg, 1000), "cpu", 256) if "steps are few" not in line]
 
     (warning,) = told("activation=jumprelu")
     assert warning.startswith("normalize_activations=none with activation=jumprelu")
@@ -105,3 +105,20 @@ def test_a_jumprelu_in_the_units_of_the_model_is_told() -> None:
     (warning,) = told("architecture=batchtopk", "k_decay_steps=60", "grad_acc_steps=8")  # of 62 steps
     assert warning.startswith("threshold_beta=null")
     assert "and 20 have the final k" in warning
+    assert told("architecture=batchtopk", "threshold_beta=0.9999") == []  # set to average the whole run
+    assert len(told("architecture=batchtopk", "threshold_beta=0.9999", "k_decay_steps=20")) == 1
+
+
+def test_a_run_that_is_short_for_its_batches_and_dead_threshold_is_told_what_suits_it() -> None:
+    def told(samples: int, *overrides: str) -> list[str]:
+        cfg = composed("model_type=sae", "model=demo", *overrides)
+        return warnings(cfg, run_length(cfg, samples), "cpu", 256)
+
+    dead, few = told(1497)
+    assert dead.endswith("AuxK never acts; set dead_feature_threshold=76646, or auxk_alpha=0")
+    assert few == (
+        "batch_size=2 with grad_acc_steps=8: 94 optimizer steps are few; batch_size=8 with grad_acc_steps=1 makes 188 of the same text"
+    )
+    assert told(1497, "auxk_alpha=0", "batch_size=8", "grad_acc_steps=1") == []  # as told
+    assert told(3200, "auxk_alpha=0") == []
+    assert told(64, "auxk_alpha=0") == []  # a trial
