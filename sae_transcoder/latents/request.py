@@ -116,6 +116,11 @@ def latents_requests(
             count = num_latents(coder_settings(folder))
             if wanted.ranges is not None and (last := max(numbers[-1] for numbers in wanted.ranges)) >= count:
                 faults.append(f"latents={last}: {name} of {path} has {count:,}, 0 to {count - 1}")
+        if stored.run_dir is not None and not output:
+            saved = [override for override in overrides if override.startswith("save_dir=")]
+            faults += [
+                f"{override}: the latents of a run are kept in its directory; for another place give --output" for override in saved
+            ]
         if faults:
             raise ConfigError(*faults)
         folder = local_path(output, "--output") if output else folder_of(stored)

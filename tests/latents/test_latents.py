@@ -265,6 +265,7 @@ REFUSED = {
     "layers=[0]": "no coders for layers.0.mlp",
     "model_name=/nowhere": "model_name=/nowhere",
     "topp=3": "topp=3: there is no field topp here",
+    "save_dir=x": "save_dir=x: the latents of a run are kept in its directory; for another place give --output",
 }
 
 
