@@ -33,7 +33,7 @@ PARTS = {
     "jobs queued": ["launch.sweep:write_sweep_files"],
     "packs": ["launch.packs:group_into_packs"],
     "table and results": ["launch.sweep:print_table", "launch.sweep:result"],
-    "headers": ["training.display:header", "training.display:facts"],
+    "headers": ["preflight.header:print_header", "preflight.header:facts"],
     "language model loaded": ["language_model.loading:load"],
     "copies of the coders": ["training.coder_copies:copy_coders"],
     "runs made": ["training.managed_run:ManagedRun.__init__"],

@@ -60,7 +60,7 @@ def end_unless_to_be_trained(config: DictConfig) -> None:
         if cfg.dry_run or cfg.prepare:
             from rich.console import Console
 
-            from sae_transcoder.training import display
+            from sae_transcoder.preflight.header import print_header
 
-            display.header([plan], Console(highlight=False))
+            print_header([plan], Console(highlight=False))
             end_before_training([[cfg]])

@@ -28,19 +28,23 @@ def print_counts(jobs: Sequence[SweepJob], console: Console) -> None:
 
 
 def print_packs(planned: Sequence[Sequence[Plan]], workers: int, console: Console) -> None:
-    """The packs that would be trained, with their runs and their time; on this machine, where `workers` processes share them, the time of all."""
-    from sae_transcoder.preflight import time_estimate
-    from sae_transcoder.training import display
+    """The packs that would be trained, with their runs, their time and warnings. On this machine, where `workers` processes share them, also
+    the time of all."""
+    from sae_transcoder.preflight import header, time_estimate
 
     for number, plans in enumerate(planned, 1):
         tokens = max(plan.length.samples * plan.cfg.max_seq_length for plan in plans)
         console.print(
             f"pack {number}: {len(plans)} runs on {plans[0].device}, {tokens:,} tokens through {plans[0].cfg.model_name}, "
-            f"about {display.size(packs.memory(plans), 'B')}; time: {display.time_needed(plans)}",
+            f"about {header.size(packs.memory(plans), 'B')}; time: {header.time_needed(plans)}",
             markup=False, soft_wrap=True,
         )  # fmt: skip
         for plan in plans:
-            console.print(f"  {run_name(plan.cfg)}: {plan.length.steps:,} steps", markup=False, soft_wrap=True)
+            console.print(
+                f"  {run_name(plan.cfg)}: {plan.length.steps:,} steps, lr {header.rate(plan)}", markup=False, soft_wrap=True
+            )
+    for warning in dict.fromkeys(warning for plans in planned for plan in plans for warning in plan.warnings):
+        console.print(f"warning: {warning}", markup=False, soft_wrap=True)
     estimates = [time_estimate.estimate(plans) for plans in planned]
     totals = [found.total for found in estimates if found and found.total is not None]
     if 1 < len(planned) == len(totals) and planned[0][0].cfg.hardware != Hardware.slurm:

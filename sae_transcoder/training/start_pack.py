@@ -8,13 +8,13 @@ from rich.console import Console
 from sae_transcoder import config
 from sae_transcoder.distributed import Ranks
 from sae_transcoder.language_model import loading
+from sae_transcoder.preflight.header import facts, print_header
 from sae_transcoder.preflight.plan import Plan
 from sae_transcoder.process.broken_device import raise_if_broken
 from sae_transcoder.process.memory_errors import is_out_of_memory
 from sae_transcoder.run_store import eval_file
 from sae_transcoder.run_store.checked_files import DamagedFile
 from sae_transcoder.run_store.run_log import log_to_run
-from sae_transcoder.training import display
 from sae_transcoder.training.failure import portable, tell
 from sae_transcoder.training.free_memory import clear_traceback_locals
 from sae_transcoder.training.managed_run import ManagedRun, RunClaimed
@@ -83,11 +83,11 @@ def outcomes_of(errors: Mapping[int, Exception], plans: Mapping[int, Plan], cons
 def announce(runs: list[ManagedRun], console: Console) -> None:
     """Shows what will be trained, and what each run says of its start: where it continues, a warning, where its tracker shows it."""
     if runs:
-        display.header([run.plan for run in runs], console)
+        print_header([run.plan for run in runs], console)
     notes: dict[str, list[str]] = {}
     for run in runs:
         with log_to_run(run.directory):
-            log.info("%s", display.facts(run.plan))
+            log.info("%s", facts(run.plan))
         continues = f"continues after step {run.trainer.step:,}" if run.trainer.batch else None
         tracker = run.logbook.where if run.logbook else None
         for note in filter(None, (continues, run.warning, tracker)):

@@ -11,8 +11,8 @@ from helpers.short_runs import short
 from helpers.tiny_models import tiny_config, tiny_model
 from sae_transcoder.config import ConfigError
 from sae_transcoder.language_model import compilation, layers
+from sae_transcoder.preflight import header
 from sae_transcoder.preflight.plan import make_plan
-from sae_transcoder.training import display
 
 pytestmark = pytest.mark.device
 
@@ -99,11 +99,11 @@ def test_the_header_says_whether_the_model_is_compiled_and_on_a_gpu_why_not(cach
     usual = ["hardware=slurm", f"cache_dir={cache}", f"save_dir={tmp_path}", "experiment=demo", "max_samples=16"]
 
     def shown(*overrides: str) -> str:
-        return display.facts(make_plan(composed(*usual, *overrides), on_slurm=True))["model"]
+        return header.facts(make_plan(composed(*usual, *overrides), on_slurm=True))["model"]
 
     assert shown().endswith("on cuda, compiled")
     assert shown("compile_model=false").endswith("on cuda")
     assert "on cuda, not compiled (deterministic=true: a compiled layer rounds otherwise; " in shown("deterministic=true")
     here = replace(make_plan(short(cache, tmp_path)), device=CPU)
-    assert display.facts(here)["model"].endswith("on cpu")
-    assert display.facts(replace(here, compile_obstacle=None))["model"].endswith("on cpu, compiled")
+    assert header.facts(here)["model"].endswith("on cpu")
+    assert header.facts(replace(here, compile_obstacle=None))["model"].endswith("on cpu, compiled")

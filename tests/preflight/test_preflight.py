@@ -163,10 +163,10 @@ def test_the_header_tells_the_kind_of_the_coders_and_how_the_rate_falls(
     overrides: list[str], coders: str, optimizer: str, cache: Path, tmp_path: Path
 ) -> None:
     from helpers.command_line import composed
+    from sae_transcoder.preflight import header
     from sae_transcoder.preflight.plan import make_plan
-    from sae_transcoder.training import display
 
-    facts = display.facts(make_plan(composed(*DEMO, "max_samples=160", *overrides, f"cache_dir={cache}", f"save_dir={tmp_path}")))
+    facts = header.facts(make_plan(composed(*DEMO, "max_samples=160", *overrides, f"cache_dir={cache}", f"save_dir={tmp_path}")))
     assert facts["coders"].endswith(coders)
     assert ("activations" in facts) == ("architecture=jumprelu" in overrides), "that choice scales activations"
     assert facts["optimizer"].endswith(optimizer)
@@ -176,13 +176,13 @@ def test_the_header_of_a_pack_tells_which_runs_scale_activations(cache: Path, tm
     from rich.console import Console
 
     from helpers.command_line import composed
+    from sae_transcoder.preflight import header
     from sae_transcoder.preflight.plan import make_plan
-    from sae_transcoder.training import display
 
     usual = [*DEMO, "max_samples=160", "architecture=batchtopk", f"cache_dir={cache}", f"save_dir={tmp_path}"]
     plans = [make_plan(composed(*usual, f"normalize_activations={how}")) for how in ("mean_norm", "none")]
     for order in (plans, plans[::-1]):
-        display.header(order, Console(width=1000))
+        header.print_header(order, Console(width=1000))
         told = [line for line in capsys.readouterr().out.splitlines() if "scaled to a mean norm" in line]
         assert len(told) == 1
         assert told[0].startswith("run ")

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from helpers.short_runs import short
 from sae_transcoder.config import Hardware
-from sae_transcoder.preflight import time_estimate
+from sae_transcoder.preflight import header, time_estimate
 from sae_transcoder.preflight.plan import Plan, make_plan
 from sae_transcoder.preflight.work import evaluation_work, evaluations, training_work
 from sae_transcoder.training import display, engine
@@ -85,14 +85,14 @@ def test_a_run_records_its_times_and_the_next_header_has_them(
     monkeypatch.setattr(display, "PLAIN_EVERY", -1.0)
     engine.train([plan.cfg])
     first = capsys.readouterr().out
-    assert f"time: {display.UNKNOWN_TIME}\n" in first
+    assert f"time: {header.UNKNOWN_TIME}\n" in first
     assert " left, then the evaluation\n" in first
     records = [json.loads(line) for line in time_estimate.records_path(plan.cfg).read_text().splitlines()]
     assert {record["kind"]: record["total"] for record in records} == {
         "evaluation": evaluation_work([plan]).total,
         "training": training_work([plan]).total,
     }
-    display.header([plan], Console(width=1000))
+    header.print_header([plan], Console(width=1000))
     assert "time: about " in capsys.readouterr().out
 
 

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from helpers.short_runs import short
 from sae_transcoder.data.token_sets import Supply
+from sae_transcoder.preflight import header
 from sae_transcoder.preflight.plan import make_plan
 from sae_transcoder.process import progress
 from sae_transcoder.run_store.eval_file import CoderMetrics, Evaluation, LevelMetrics
@@ -48,7 +49,7 @@ def test_the_header_says_of_how_many_sequences_some_are_read_and_which_field_lea
     overrides: list[str], supply: Supply | None, told: str, cache: Path, tmp_path: Path
 ) -> None:
     plan = make_plan(short(cache, tmp_path, *overrides))
-    assert display.sequences(replace(plan, tokens=replace(plan.tokens, supply=supply))) == told
+    assert header.sequences(replace(plan, tokens=replace(plan.tokens, supply=supply))) == told
 
 
 def test_an_evaluation_shows_how_far_it_is_in_sequences_and_coders(
