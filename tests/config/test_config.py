@@ -59,7 +59,7 @@ def test_defaults_are_the_dataclasses_but_for_what_the_default_groups_choose() -
 
 @pytest.mark.parametrize(("group", "choice"), [(g, c) for g, cs in CHOICES.items() for c in cs])
 def test_every_choice_of_every_group_composes_and_passes_the_checks(group: str, choice: str) -> None:
-    needed = ["dataset_name=x"] if group == "dataset" and choice in ("hub", "local_text", "pretokenized", "memmap") else []
+    needed = ["dataset_name=x"] if choice in ("hub", "local_text", "pretokenized", "memmap", "own_text") else []
     cfg = composed(*([] if group in ("experiment", "model_type") else ["model_type=sae"]), f"{group}={choice}", *needed)
     assert faults(cfg) == []
 
@@ -77,7 +77,7 @@ def test_no_field_is_owned_by_two_groups() -> None:
 
 @pytest.mark.parametrize("experiment", CHOICES["experiment"])
 def test_every_field_that_a_preset_sets_arrives(experiment: str) -> None:
-    cfg = composed(f"experiment={experiment}")
+    cfg = composed(f"experiment={experiment}", *(["dataset_name=x"] if experiment == "own_text" else []))
     for name, value in OmegaConf.to_container(OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml")).items():
         if name not in ("defaults", "hydra"):
             assert getattr(cfg, name) == value, name

@@ -77,7 +77,7 @@ def test_the_other_commands_explain_fields_too(
         ("sae-train multi_topk=", ["multi_topk=true", "multi_topk=false"]),
         ("sae-train compile_model=n", ["compile_model=null"]),
         ("sae-train -m activation=topk,b", ["activation=topk,batchtopk"]),
-        ("sae-train objective=ce_loss_s", ["objective=ce_loss_score"]),
+        ("sae-train objective=ce_loss_s", ["objective=ce_loss_score", "objective=ce_loss_score_mean_ablation"]),
         ("sae-train --explain save_e", ["save_every"]),
         ("sae-train k=", None),
         ("sae-train model=", None),

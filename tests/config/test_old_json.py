@@ -82,7 +82,7 @@ def test_every_example_passes_preflight_on_the_config_of_the_model_that_it_means
     cfg, _ = config_of(tmp_path / "config.json", f"model_name={folder}", *data, "tracker=none", f"save_dir={tmp_path}/out")
     planned = make_plan(cfg, on_slurm=True)  # on another machine, for all that one example needs 115 GB
     assert len(planned.widths) == {"transcoder": 3, "custom_hookpoints": 24}.get(name, 30)
-    assert planned.length.samples == 1000
+    assert planned.length.samples == 1044  # all of the file but what is held out
 
 
 def test_an_example_that_names_no_model_and_modules_of_gpt2_is_told_those_of_the_default_model(tmp_path: Path) -> None:

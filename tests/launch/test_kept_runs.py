@@ -48,7 +48,7 @@ def command(sweep: str) -> list[str]:
 @pytest.mark.parametrize(
     ("overrides", "name"),
     [
-        (["model_type=sae", "k=4,8"], "sae-k-aa02ed75"),
+        (["model_type=sae", "k=4,8", "lr=1e-3"], "sae-k-a42444bc"),
         (["model_type=sae,transcoder", "optimizer=adam,muon", "num_latents=64"], "runs-model_type.optimizer-b880f01a"),
     ],
 )

@@ -16,11 +16,12 @@ def bounded(default: Any, at_least: float | None = None, at_most: float | None =
     return field(default=default, metadata={"result": result, **bounds})
 
 
-def no_result(default: Any, at_least: float | None = None, at_most: float | None = None) -> Any:
-    """A field that changes where or how a run is done, but not what it computes."""
+def no_result(default: Any, at_least: float | None = None, at_most: float | None = None, *, is_added: bool = False) -> Any:
+    """A field that changes where or how a run is done, but not what it computes; is_added: earlier versions did not have it."""
     if isinstance(default, list):
         return field(default_factory=default.copy, metadata={"result": False})
-    return bounded(default, at_least, at_most, result=False)
+    made = bounded(default, at_least, at_most, result=False)
+    return field(default=default, metadata={**made.metadata, "added": is_added})
 
 
 def text_or_list(default: Any, *, is_path: bool = False) -> Any:

@@ -20,5 +20,5 @@ class SweepConfig:
     """Held-out metric, the mean over coders, that a run returns to a sweeper which searches (a name of eval.json)."""
     dry_run: bool = no_result(False)
     """Check everything, show what would be trained and how long it would take, with hardware=slurm also the job's script, and stop."""
-    prepare: bool = no_result(False)
+    prepare: bool = no_result(False, is_added=True)
     """Download the language model, tokenise the text, and stop: the same command without it then needs no network."""
