@@ -22,7 +22,8 @@ OF_DATA = (
     "dataset_kind", "dataset_name", "dataset_config", "dataset_weights", "dataset_split", "eval_split", "text_column", "messages_column",
     "train_on", "tokens_column", "tokens_dtype",
 )  # fmt: skip
-NOT_TOLD = "eval_end_to_end"  # it decides which metrics there are, and changes none
+# Decides which metrics there are, and changes none; and what is trained on, which what is held out does not depend on.
+NOT_TOLD = ("eval_end_to_end", "max_samples")
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def labelled(evaluation: Evaluation, own: Mapping[str, Any], coders: Iterable[st
     others = {
         name: f"{name}={text(value)}"
         for name, value in config.items()
-        if name not in (*OF_DATA, NOT_TOLD) and name in own and text(own[name]) != text(value)
+        if name not in (*OF_DATA, *NOT_TOLD) and name in own and text(own[name]) != text(value)
     }
     measured = [coder.coder for coder in evaluation.coders]
     if set(coders) - set(measured):
