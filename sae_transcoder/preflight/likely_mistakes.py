@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # time; from BUSY on it is busy. Arithmetic for SmolLM2-135M: 5 ms of launches a batch, 1 us of work a token. No GPU has been measured.
 LAUNCH_BOUND, BUSY = 2**23, 2**25
 FEWEST_STEPS = 200  # optimizer steps that a larger batch must leave the run
+ENOUGH_BATCHES = 400  # for batchtopk's threshold to average them all
 SETTLED = 1.6  # times the batches that batchtopk's threshold averages, which a run should have with its final k
 
 
@@ -30,8 +31,8 @@ def warnings(cfg: Config, length: RunLength, device: str, width: int) -> list[st
     if cfg.activation == Activation.batchtopk:
         averaged = round(1 / (1 - threshold_beta(cfg, length.batches)))
         settled = length.batches - cfg.k_decay_steps * cfg.grad_acc_steps  # batches with the final k
-        # A threshold that is set to average the whole of a run with one k is what its user wants.
-        if settled <= SETTLED * averaged and (cfg.threshold_beta is None or cfg.k_decay_steps > 0):
+        # The average over a whole run with one k is as good, once the cuts of its first batches are few among them: 500 batches of the demo are.
+        if settled <= SETTLED * averaged and (length.batches < ENOUGH_BATCHES or cfg.k_decay_steps > 0):
             messages.append(
                 f"threshold_beta={'null' if cfg.threshold_beta is None else cfg.threshold_beta}: batchtopk's threshold averages about {averaged:,} "
                 f"batches, and {max(0, settled):,} have the final k: L0 will be far from k once trained; train longer, lower k_decay_steps or "

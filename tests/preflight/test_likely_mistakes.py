@@ -105,7 +105,8 @@ def test_a_jumprelu_in_the_units_of_the_model_is_told() -> None:
     (warning,) = told("architecture=batchtopk", "k_decay_steps=60", "grad_acc_steps=8")  # of 62 steps
     assert warning.startswith("threshold_beta=null")
     assert "and 20 have the final k" in warning
-    assert told("architecture=batchtopk", "threshold_beta=0.9999") == []  # set to average the whole run
+    assert told("architecture=batchtopk", "threshold_beta=0.9999") == []  # averages the whole run, 500 batches
+    assert len(told("architecture=batchtopk", "threshold_beta=0.9999", "max_steps=12")) == 1  # 96 batches
     assert len(told("architecture=batchtopk", "threshold_beta=0.9999", "k_decay_steps=20")) == 1
 
 
