@@ -12,7 +12,7 @@ def learning_rate(cfg: Config, latents: int, steps: int) -> float:
     """The peak learning rate of a coder of so many latents in a run of `steps` optimizer steps.
 
     Where none is set: sparsify's, times a factor that falls to 1 as the run becomes as long as those that sparsify's is made for. It was measured on
-    runs of up to 4,000 steps (benchmarks/ourselves/automatic_rate.py); docs/learning_rates.md has the rule and its figures.
+    runs of up to 1,000 steps (benchmarks/ourselves/automatic_rate.py); docs/learning_rates.md has the rule and its figures.
     """
     if cfg.lr not in (None, LrRule.sparsify):
         return float(cfg.lr)
