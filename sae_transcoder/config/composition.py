@@ -23,7 +23,7 @@ from sae_transcoder.config.group_choices import choice_fault
 from sae_transcoder.config.paths import expanded
 from sae_transcoder.config.presets import CONF
 from sae_transcoder.config.shell_words import NAMES
-from sae_transcoder.config.type_checks import ANNOTATIONS, element_type
+from sae_transcoder.config.type_checks import ANNOTATIONS, FLOATS, element_type
 from sae_transcoder.config.unknown_names import as_whole_number, name_fault
 
 
@@ -70,8 +70,9 @@ def typed(composed: DictConfig) -> Config:
     settings = composed if tuple(composed) == FIELDS else OmegaConf.masked_copy(composed, list(FIELDS))
     config = OmegaConf.to_object(settings)
     config = config if isinstance(config, Config) else Config(**config)  # type: ignore[arg-type]
-    if type(config.lr) is int:  # OmegaConf has no type for a number or a word, and converts neither
-        config.lr = float(config.lr)
+    for name in FLOATS:  # OmegaConf converts no whole number of a field that may also be a word
+        if type(value := getattr(config, name)) is int:
+            setattr(config, name, float(value))
     return config
 
 

@@ -28,6 +28,7 @@ def type_faults(cfg: Config) -> list[str]:
 
 ANNOTATIONS = typing.get_type_hints(Config) | {f.name: f.metadata["type"] for f in fields(Config) if "type" in f.metadata}
 """{field: the type of its values}."""
+FLOATS = [name for name, annotation in ANNOTATIONS.items() if annotation is float or float in typing.get_args(annotation)]
 
 
 def is_of_type(value: Any, annotation: Any) -> bool:

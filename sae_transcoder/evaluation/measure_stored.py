@@ -1,6 +1,5 @@
 """Measures coders that lie on disk: loads the language model and the coders, checks that they fit each other."""
 
-import gc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from sae_transcoder.preflight import side_by_side
 from sae_transcoder.preflight.device import find_device
 from sae_transcoder.process import device_settings
 from sae_transcoder.process.broken_device import diagnosing
+from sae_transcoder.process.free_memory import free_memory
 from sae_transcoder.process.memory_errors import is_out_of_memory
 from sae_transcoder.run_store.data_origin import DataOrigin
 from sae_transcoder.run_store.eval_file import Evaluation
@@ -40,9 +40,7 @@ def measure_stored(requests: Sequence[EvaluationRequest]) -> list[Evaluation]:
     except Exception as error:
         if len(requests) == 1 or not is_out_of_memory(error):
             raise
-    gc.collect()  # once the error, which holds tensors, is gone
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    free_memory()  # once the error, which holds tensors, is gone
     middle = len(requests) // 2
     return [*measure_stored(requests[:middle]), *measure_stored(requests[middle:])]
 

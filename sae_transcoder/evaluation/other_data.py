@@ -7,6 +7,7 @@ from typing import Any
 from sae_transcoder.config import DEFAULTS, Config, ConfigError, TrainOn, as_list
 from sae_transcoder.config.composition import fields_of
 from sae_transcoder.config.dataset_checks import READ_BY
+from sae_transcoder.config.field_meanings import shown
 from sae_transcoder.config.paths import same_place
 from sae_transcoder.data import sources
 from sae_transcoder.data.file_values import MissingColumn
@@ -66,11 +67,6 @@ def fitted(cfg: Config, own: Mapping[str, Any], given: set[str]) -> tuple[Config
         if missing := lacking(cfg):  # another part of a mixture
             raise missing
     return cfg, notes
-
-
-def shown(value: Any) -> str:
-    """A value as an override has it."""
-    return "null" if value is None else str(value)
 
 
 def is_same(cfg: Config, own: Mapping[str, Any]) -> bool:

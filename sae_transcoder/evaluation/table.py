@@ -12,7 +12,7 @@ from rich.text import Text
 
 from sae_transcoder.config import as_list
 from sae_transcoder.run_store.eval_file import Evaluation, Metrics, never_fired
-from sae_transcoder.run_store.scores import reasons
+from sae_transcoder.run_store.scores import is_worse_than_mean, reasons
 
 COLUMNS = {
     "L0": "l0", "FVU": "fvu", "CE loss score": "ce_loss_score", "mean ablation": "ce_loss_score_mean_ablation",
@@ -74,7 +74,7 @@ def remarks(evaluation: Evaluation, of_run: str) -> list[str]:
     lines += [
         f"FVU of {c.coder}{of_run} is above 1: worse than the mean output at every token"
         for c in evaluation.coders
-        if c.metrics.get("fvu", 0) > 1
+        if is_worse_than_mean(c.metrics)
     ]
     named = [(c.coder, c.metrics) for c in evaluation.coders] + [("all together", t.metrics) for t in evaluation.together]
     return lines + [

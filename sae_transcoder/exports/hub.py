@@ -24,7 +24,7 @@ from sae_transcoder.config.paths import is_path
 from sae_transcoder.exports.source import Source, StoredCoder
 from sae_transcoder.exports.targets import WriteFiles
 from sae_transcoder.run_store.eval_file import Evaluation, never_fired
-from sae_transcoder.run_store.scores import reasons
+from sae_transcoder.run_store.scores import is_worse_than_mean, reasons
 
 CARD_METRICS = {
     "fvu": "FVU", "l0": "L0", "ce_loss_score": "CE loss score", "ce_loss_score_mean_ablation": "against mean ablation",
@@ -112,7 +112,7 @@ def heldout_lines(evaluation: Evaluation) -> list[str]:
     for coder in evaluation.coders:
         for metric, reason in reasons(coder.metrics).items():
             lines += [f"{coder.coder} has no {CARD_METRICS[metric]}: {reason}.", ""] if metric in CARD_METRICS else []
-        if coder.metrics.get("fvu", 0) > 1:
+        if is_worse_than_mean(coder.metrics):
             lines += [f"The FVU of {coder.coder} is above 1: it is worse than the mean output at every token.", ""]
     return lines
 

@@ -19,7 +19,8 @@ def run_pack(pack: Pack, stop: StopSignal) -> Errors:
     Raises Stopped after a signal, DeviceBroken if the GPU fails, PeerFailed if the GPU of another rank does or that rank is gone; then
     another process can continue the runs.
     """
-    from sae_transcoder.training import engine, failure, free_memory
+    from sae_transcoder.process.free_memory import free_memory
+    from sae_transcoder.training import engine, failure
     from sae_transcoder.training.managed_run import RunClaimed
 
     try:
@@ -32,7 +33,7 @@ def run_pack(pack: Pack, stop: StopSignal) -> Errors:
             observed_status.mark(run_dir(cfg), State.failed, why)
         return {run_dir(cfg): why for cfg in pack}
     finally:
-        free_memory.free_memory()
+        free_memory()
     errors: Errors = {}
     for cfg, outcome in zip(pack, outcomes, strict=True):
         errors[run_dir(cfg)] = None

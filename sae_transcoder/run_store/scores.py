@@ -85,3 +85,8 @@ def judged(metrics: Mapping[str, float]) -> dict[str, float]:
 def reasons(metrics: Mapping[str, float]) -> dict[str, str]:
     """{score: why it says nothing}, of the metrics' scores."""
     return {name: reason for name, score in SCORES.items() if name in metrics and (reason := score.reason(metrics))}
+
+
+def is_worse_than_mean(metrics: Mapping[str, float]) -> bool:
+    """Whether the mean output at every token would be the better reconstruction: an FVU above 1."""
+    return metrics.get("fvu", 0) > 1

@@ -15,7 +15,7 @@ from sae_transcoder.preflight.header import listed
 from sae_transcoder.preflight.time_estimate import in_words
 from sae_transcoder.process.progress import progress
 from sae_transcoder.run_store.eval_file import Evaluation, never_fired
-from sae_transcoder.run_store.scores import reasons
+from sae_transcoder.run_store.scores import is_worse_than_mean, reasons
 
 PLAIN_EVERY = 10.0  # seconds between two lines where there is no terminal
 
@@ -137,7 +137,7 @@ def closing_line(directory: Path, steps: int, seconds: float, evaluation: Evalua
         scores.append(
             f"FVU of the first {', '.join(map(str, by_width))} latents {', '.join(f'{fvu:.4f}' for fvu in by_width.values())}"
         )
-    if worse := [c.coder for c in evaluation.coders if c.metrics.get("fvu", 0) > 1]:
+    if worse := [c.coder for c in evaluation.coders if is_worse_than_mean(c.metrics)]:
         which = "" if len(evaluation.coders) == 1 else f" of {listed(worse)}"
         scores.append(f"FVU{which} above 1: worse than the mean output at every token, try a lower lr")
     console.print(

@@ -10,11 +10,11 @@ from sae_transcoder import slurm_client
 from sae_transcoder.config import ConfigError
 from sae_transcoder.distributed import PeerFailed, Ranks
 from sae_transcoder.process.broken_device import DeviceBroken
+from sae_transcoder.process.free_memory import clear_traceback_locals
 from sae_transcoder.run_store.run_log import log_to_run
 from sae_transcoder.run_store.status import State
 from sae_transcoder.training.checkpoint import DiskError
 from sae_transcoder.training.divergence import Diverged
-from sae_transcoder.training.free_memory import clear_traceback_locals
 from sae_transcoder.training.managed_run import ManagedRun
 
 log = logging.getLogger(__name__)

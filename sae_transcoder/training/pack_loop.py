@@ -20,8 +20,9 @@ from sae_transcoder.process.memory_errors import is_out_of_memory
 from sae_transcoder.process.stop_signal import Stopped, StopSignal
 from sae_transcoder.process.to_device import copy_to_device
 from sae_transcoder.run_store.status import State
-from sae_transcoder.training import display, free_memory
+from sae_transcoder.training import display
 from sae_transcoder.training.batched_training import grouped, train_on_batch
+from sae_transcoder.training.close_pack import close_pack
 from sae_transcoder.training.end_to_end import train_end_to_end
 from sae_transcoder.training.failure import fail, tell
 from sae_transcoder.training.managed_run import ManagedRun
@@ -49,7 +50,7 @@ def train_batches(model: PreTrainedModel, runs: Sequence[ManagedRun], stop: Stop
                 raise_if_broken(error)
             bar.update(longest.trainer.step, longest.trainer.tokens - tokens_before)
             if len(active) > 1 and any(map(is_out_of_memory, batch_errors.values())):
-                free_memory.close_pack(active, list(batch_errors.values()))
+                close_pack(active, list(batch_errors.values()))
                 break
             for run, error in batch_errors.items():
                 errors[run] = fail(run, error)

@@ -11,9 +11,10 @@ from sae_transcoder.distributed import Ranks
 from sae_transcoder.language_model import layers
 from sae_transcoder.preflight.plan import Plan
 from sae_transcoder.process.broken_device import diagnosing
+from sae_transcoder.process.free_memory import free_memory
 from sae_transcoder.process.memory_errors import is_out_of_memory
 from sae_transcoder.process.stop_signal import Stopped, StopSignal
-from sae_transcoder.training import free_memory
+from sae_transcoder.training.close_pack import close_pack
 from sae_transcoder.training.failure import fail_together
 from sae_transcoder.training.managed_run import ManagedRun
 from sae_transcoder.training.outcome import Outcome, TrainedRun
@@ -37,7 +38,7 @@ def train_plans(plans: Mapping[int, Plan], stop: StopSignal, console: Console, r
         outcomes |= pack_outcomes
         if unfinished := sorted(pack.keys() - pack_outcomes.keys()):
             log.warning("out of memory with %d runs side by side: they go on in two packs", len(pack))
-            free_memory.free_memory()
+            free_memory()
             middle = math.ceil(len(unfinished) / 2)
             halves = unfinished[:middle], unfinished[middle:]
             packs[:0] = [({i: pack[i] for i in half}, model) for half in halves if half]
@@ -67,7 +68,7 @@ def try_pack(
     except BaseException as error:  # of the whole pack, such as a model that cannot be loaded
         opened = [run for run in runs.values() if run.opened]
         if ranks.size == 1 and isinstance(error, Exception) and is_out_of_memory(error) and len(opened) > 1:
-            free_memory.close_pack(opened, [error])
+            close_pack(opened, [error])
         else:
             fail_together(opened, error, ranks)
             raise

@@ -11,12 +11,12 @@ from sae_transcoder.language_model import loading
 from sae_transcoder.preflight.header import facts, print_header
 from sae_transcoder.preflight.plan import Plan
 from sae_transcoder.process.broken_device import raise_if_broken
+from sae_transcoder.process.free_memory import clear_traceback_locals
 from sae_transcoder.process.memory_errors import is_out_of_memory
 from sae_transcoder.run_store import eval_file
 from sae_transcoder.run_store.checked_files import DamagedFile
 from sae_transcoder.run_store.run_log import log_to_run
 from sae_transcoder.training.failure import portable, tell
-from sae_transcoder.training.free_memory import clear_traceback_locals
 from sae_transcoder.training.managed_run import ManagedRun, RunClaimed
 from sae_transcoder.training.outcome import Outcome, TrainedRun
 

@@ -9,10 +9,10 @@ from transformers import PreTrainedModel
 from sae_transcoder.evaluation import heldout
 from sae_transcoder.evaluation.heldout import CodersToEvaluate, EvalResult
 from sae_transcoder.preflight import time_estimate
+from sae_transcoder.process.free_memory import clear_traceback_locals, free_memory
 from sae_transcoder.process.memory_errors import is_out_of_memory
 from sae_transcoder.run_store.run_log import log_to_run
 from sae_transcoder.training import display
-from sae_transcoder.training.free_memory import clear_traceback_locals, free_memory
 from sae_transcoder.training.managed_run import ManagedRun
 
 Errors = dict[ManagedRun, Exception]  # of each run that failed

@@ -10,18 +10,20 @@ from enum import StrEnum
 from typing import Any
 
 
-def bounded(default: Any, at_least: float | None = None, at_most: float | None = None, *, result: bool = True) -> Any:
-    """A field whose value, where it is not null, lies between two bounds (inclusive). A float `at_least` also asks for a finite value."""
+def bounded(
+    default: Any, at_least: float | None = None, at_most: float | None = None, *, result: bool = True, is_added: bool = False
+) -> Any:
+    """A field whose value, where it is not null, lies between two bounds (inclusive). A float `at_least` also asks for a finite value.
+    is_added: earlier versions did not have it."""
     bounds = {name: bound for name, bound in (("at_least", at_least), ("at_most", at_most)) if bound is not None}
-    return field(default=default, metadata={"result": result, **bounds})
+    return field(default=default, metadata={"result": result, "added": is_added, **bounds})
 
 
 def no_result(default: Any, at_least: float | None = None, at_most: float | None = None, *, is_added: bool = False) -> Any:
     """A field that changes where or how a run is done, but not what it computes; is_added: earlier versions did not have it."""
     if isinstance(default, list):
         return field(default_factory=default.copy, metadata={"result": False})
-    made = bounded(default, at_least, at_most, result=False)
-    return field(default=default, metadata={**made.metadata, "added": is_added})
+    return bounded(default, at_least, at_most, result=False, is_added=is_added)
 
 
 def text_or_list(default: Any, *, is_path: bool = False) -> Any:
@@ -42,5 +44,5 @@ def path(default: Any, *, result: bool = True) -> Any:
 
 def added(default: Any, at_least: float | None = None, at_most: float | None = None, *, kind: Any = None) -> Any:
     """A field that earlier versions did not have, and whose default is what they did. kind: its type, where OmegaConf has none for it."""
-    made = bounded(default, at_least, at_most)
-    return field(default=default, metadata={**made.metadata, "added": True} | ({} if kind is None else {"type": kind}))
+    made = bounded(default, at_least, at_most, is_added=True)
+    return field(default=default, metadata={**made.metadata} | ({} if kind is None else {"type": kind}))

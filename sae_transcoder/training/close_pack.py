@@ -1,13 +1,9 @@
-"""How memory is freed where it does not suffice."""
+"""How a pack ends that memory does not suffice for."""
 
-import gc
 import logging
-import traceback
 from collections.abc import Sequence
 
-import torch
-
-from sae_transcoder.process.broken_device import diagnosing
+from sae_transcoder.process.free_memory import clear_traceback_locals
 from sae_transcoder.run_store.status import State
 from sae_transcoder.training.managed_run import ManagedRun
 
@@ -25,18 +21,3 @@ def close_pack(active: Sequence[ManagedRun], errors: Sequence[Exception]) -> Non
             except Exception as error:  # there may be no memory for this either: it continues from its last save
                 log.warning("%s: its state could not be saved (%s)", run.directory, error)
         run.close(State.interrupted, "out of memory; goes on in a smaller pack")
-
-
-def clear_traceback_locals(error: BaseException | None) -> None:
-    """Clears the local variables in the tracebacks of an error and of its causes: they keep tensors in memory."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
-
-
-def free_memory() -> None:
-    """Frees the memory of closed runs. Raises DeviceBroken where the GPU has failed in the meantime."""
-    gc.collect()
-    if torch.cuda.is_available():
-        with diagnosing():
-            torch.cuda.empty_cache()
