@@ -81,6 +81,14 @@ def ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.fixture
+def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runs of a pack are trained one after the other: a GPU trains those of small batches together, which rounds otherwise than alone."""
+    from sae_transcoder.coder.chunk_sizes import SMALL_BATCH
+
+    monkeypatch.setitem(SMALL_BATCH, DEVICE.type, 0)
+
+
+@pytest.fixture
 def on_the_device() -> Iterator[None]:
     """Tensors are made on the device under test."""
     with torch.device(DEVICE):
@@ -91,9 +99,9 @@ def on_the_device() -> Iterator[None]:
 def float32_coders(monkeypatch: pytest.MonkeyPatch) -> None:
     """Coders' products in float32: on a GPU they are in bfloat16, as sparsify's are, and its rounding would hide what is compared with an
     independent computation."""
-    from sae_transcoder.coder import batched_coders, corrected_coder
+    from sae_transcoder.coder import batched_coders, corrected_coder, jump_relu_coder
 
-    for module in (batched_coders, corrected_coder) if ON_GPU else ():
+    for module in (batched_coders, corrected_coder, jump_relu_coder) if ON_GPU else ():
         monkeypatch.setattr(module, "product_dtype", lambda device: torch.float32)
 
 

@@ -30,13 +30,13 @@ from gpu.waits import watched
 from ourselves.op_cost import Counting
 from sae_transcoder.config import Config
 from sae_transcoder.config.composition import composed
-from sae_transcoder.language_model import loading
+from sae_transcoder.language_model import loading, model_checks
 from sae_transcoder.launch import packs
 from sae_transcoder.preflight import device_memory
 from sae_transcoder.preflight.plan import make_plan
 from sae_transcoder.preflight.plan_cache import PlanCache
 from sae_transcoder.process.memory_errors import is_out_of_memory
-from sae_transcoder.training import checkpoint, engine, free_memory
+from sae_transcoder.training import checkpoint, engine, pack_loop, smaller_packs
 
 SKIP = 5  # steps before the clock starts: kernels are compiled, memory is found, AuxK begins to act
 FREQUENT = 8  # ids that are left out, where tokens are
@@ -153,6 +153,7 @@ def configs(row: Row, folder: Path, device: str, depth: int, steps: int) -> list
         base += ["exclude_first_tokens=1", f"exclude_tokens={[*range(FREQUENT)]}".replace(" ", "")]
     if row.compiled is not None:
         base.append(f"compile_model={row.compiled}")
+    base += row.settings
     return [composed([*base, f"init_seeds=[{seed}]"]) for seed in range(row.runs)]
 
 
@@ -194,8 +195,10 @@ def train(row: Row, shape: Shape, folder: Path, device: str, steps: int) -> None
     with ExitStack() as stack:
         # What the estimate refuses is tried: whether it was right is what the row says.
         stack.enter_context(patch.object(device_memory, "faults", lambda *_: []))
+        stack.enter_context(patch.object(model_checks, "stored_weight_faults", lambda *_: []))  # no weights are stored
         stack.enter_context(patch.object(loading, "load", load))
-        stack.enter_context(patch.object(free_memory, "make_room", no_room))
+        for module in (pack_loop, smaller_packs):
+            stack.enter_context(patch.object(module, "close_pack", no_room))
         # Copies of the coders are made at the save, and not written.
         stack.enter_context(patch.object(checkpoint, "export", lambda _, target: target.mkdir(parents=True, exist_ok=True)))
         estimated(cfgs)

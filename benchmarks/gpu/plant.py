@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from gpu.phases import Seen
 from gpu.rows import Row
+from sae_transcoder.coder.jump_relu_coder import JumpReLUCoder
 from sae_transcoder.training.coder_trainer import CoderTrainer
 
 RATE = 1e-9  # Adam's: every operation of a step is made, and nothing moves
@@ -48,31 +49,35 @@ def noticed() -> Iterator[list[CoderTrainer]]:
 
 @torch.no_grad()
 def plant(row: Row, runs: list[CoderTrainer], number: int, seen: Seen) -> None:
-    """At batch `number`, from 0: at the second, latents are made faint or dense; at each one after it one more grows faint, so that the number of
-    dead latents is never the same twice, as in real runs."""
+    """At batch `number`, from 0: at the second, latents are made faint or dense, and thresholds what k of a token's latents exceed; at each one
+    after it one more grows faint, so that the number of dead latents is never the same twice, as in real runs."""
     for run in runs if number else ():
-        for coder in run.coders.values():
+        for point, coder in run.coders.items():
             many = int(row.dead * coder.num_latents)
             if many:
                 faint = slice(0, many) if number == 1 else slice(many + number - 2, many + number - 1)
                 coder.encoder.weight[faint] *= FAINT
             if row.dense and number == 1:
-                preacts = coder.encoder(sample(seen) - coder.b_dec)
+                preacts = coder.encoder(sample(run, point, seen) - coder.b_dec)
                 usual = preacts.topk(row.k, dim=-1).values[:, -1].max()
                 coder.encoder.bias[-1] = 2 * (usual - preacts[:, -1].min())
+            if isinstance(coder, JumpReLUCoder) and number == 1:
+                preacts = coder.encoder(sample(run, point, seen) - coder.b_dec)
+                coder.threshold.fill_(preacts.flatten().topk(row.k * len(preacts)).values[-1])
 
 
-def sample(seen: Seen) -> Tensor:
-    """Some inputs of the coders, float32 [token, d]."""
-    (here,) = seen.values()
-    return here.output.flatten(0, 1)[:SAMPLE].float()
+def sample(run: CoderTrainer, hookpoint: str, seen: Seen) -> Tensor:
+    """Some inputs of the run's coder, float32 [token, d]."""
+    inputs = seen[hookpoint].output.flatten(0, 1)[:SAMPLE].float()
+    scales = run.scales.get(hookpoint)
+    return scales.scaled(inputs, inputs)[0] if scales else inputs
 
 
 @torch.no_grad()
 def statistics(run: CoderTrainer, seen: Seen) -> dict[str, float]:
     """Of the run's coder now: the share of its latents that count as dead, and of tokens on which its most frequent latent fires."""
-    (coder,), (idle,) = run.coders.values(), run.tokens_since_fired.values()
-    acts, indices, *_ = coder.encode(sample(seen))
+    ((point, coder),), (idle,) = run.coders.items(), run.tokens_since_fired.values()
+    acts, indices, *_ = coder.encode(sample(run, point, seen))
     times = torch.bincount(indices[acts > 0].flatten(), minlength=coder.num_latents)
     dead = (idle > run.cfg.dead_feature_threshold).float().mean()
     return {"dead": dead.item(), "most_frequent": times.max().item() / len(indices)}

@@ -1,5 +1,6 @@
 """What run.py measures, as data: the shapes of language models, and rows in their order of importance."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -60,6 +61,7 @@ class Row:
     excluded: bool = False
     compiled: bool | None = None  # the language model; None: the project's default
     profiled: bool = False  # whether its profile is shown
+    settings: Sequence[str] = ()  # further ones, as on the command line
 
     @property
     def tokens(self) -> int:
@@ -92,26 +94,29 @@ LAUNCHES = dict(sequences=2, length=256)  # a batch that is bound by launches, n
 ROWS: list[Row | Peer] = [
     ONE,
     EIGHT,
-    llama3("", 35, profiled=True),
     Peer("sparsify", "sparsify", ONE, 30),
-    smollm2(", AuxK acting", 25, dead=0.05, profiled=True),
-    smollm2(", a dense latent", 25, dense=True),
-    llama3(", 8 runs", 45, runs=8),
-    smollm2(", 16 runs", 35, runs=16),
-    smollm2("", 25, expansion=64),
-    smollm2(", model not compiled", 25, compiled=False),
-    Peer("SAELens", "saelens", ONE, 40),
+    llama3("", 35, profiled=True),
     Peer("dictionary_learning", "dictionary_learning", ONE, 40),
+    Peer("SAELens", "saelens", ONE, 40),
+    smollm2(", batchtopk", 25, settings=("architecture=batchtopk",), profiled=True),
+    smollm2(", jumprelu", 25, settings=("architecture=jumprelu",), profiled=True),
+    smollm2(", AuxK acting", 25, dead=0.05, profiled=True),
+    llama3(", 8 runs", 45, runs=8),
+    smollm2(", model not compiled", 25, compiled=False),
+    smollm2(", matryoshka", 25, settings=("architecture=matryoshka",)),
+    smollm2("", 25, expansion=64),
+    smollm2(", batch of 2 x 256", 20, **LAUNCHES, profiled=True),
+    smollm2(", 8 runs, batch of 2 x 256", 20, runs=8, **LAUNCHES),
+    smollm2(", a dense latent", 25, dense=True),
+    smollm2(", 16 runs", 35, runs=16),
     llama3("", 45, latents=2**18),
     smollm2(", 32 runs", 45, runs=32),
-    smollm2(", batch of 2 x 256", 20, **LAUNCHES, profiled=True),
     llama3("", 40, latents=2**17),
     smollm2(", tokens excluded", 25, excluded=True),
     llama3(", AuxK acting", 40, dead=0.05),
     Peer("SAELens, 8 coders", "saelens", EIGHT, 60),
     Peer("dictionary_learning, 8 coders", "dictionary_learning", EIGHT, 60),
     llama3(", a dense latent", 35, dense=True),
-    smollm2(", 8 runs, batch of 2 x 256", 20, runs=8, **LAUNCHES),
     smollm2(", model compiled", 60, compiled=True),
 ]
 

@@ -2,7 +2,7 @@
 # Gathers wheels for a machine with a GPU and without a network: what training, the tests and benchmarks/gpu/run.py import beyond torch, transformers and
 # what such machines have beside them (accelerate, einops, safetensors, pyarrow, pandas, rich, filelock, pytest ...). Linux, x86-64, Python 3.12.
 #
-#     benchmarks/gpu/wheels.sh [FOLDER]              into build/wheels; all of pure Python, 2 MB
+#     benchmarks/gpu/wheels.sh [FOLDER]              into build/wheels; all of pure Python, 11 MB, most of it plotly
 #     benchmarks/gpu/wheels.sh [FOLDER] --peers      also SAELens and dictionary_learning with what they import, into FOLDER/peers, 30 MB
 #
 # There, in this folder:
@@ -11,7 +11,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 own=(eai-sparsify hydra-core omegaconf simple-parsing docstring-parser schedulefree natsort datasets dill multiprocess
-    hydra-submitit-launcher submitit cloudpickle)
+    hydra-submitit-launcher submitit cloudpickle plotly pexpect ptyprocess)
 # As in peers/environments.py; wandb with what it imports, for both import it.
 peers=(sae-lens==6.54.12 'transformer-lens<4' better-abc tenacity dictionary-learning==0.1.0 'nnsight>=0.3,<0.4' python-socketio python-engineio bidict
     websocket-client simple-websocket wsproto pydantic pydantic-core annotated-types typing-inspection wandb platformdirs cwevals

@@ -62,17 +62,19 @@ def weight_decay(cfg: Config) -> float:
 
 def adam(cfg: Config, groups: Sequence[Group]) -> list[Built]:
     """torch's Adam, also where bitsandbytes is installed, whose Adam sparsify would take. With corrections the fused one, whose rounding
-    differs."""
+    differs; without them what torch takes by itself, as sparsify's: on a GPU its loops over lists of tensors, which round otherwise too."""
     param_groups = [group._asdict() for group in groups]
     first, second = cfg.adam_betas or (0.9, 0.999)
-    return [Built(torch.optim.Adam(param_groups, betas=(first, second), weight_decay=weight_decay(cfg), fused=cfg.corrections))]
+    return [
+        Built(torch.optim.Adam(param_groups, betas=(first, second), weight_decay=weight_decay(cfg), fused=cfg.corrections or None))
+    ]
 
 
 def muon(cfg: Config, groups: Sequence[Group]) -> list[Built]:
     """Muon for the matrices, Adam for the biases; both at the first coder's rate."""
     params, lr = [p for group in groups for p in group.params], groups[0].lr
     matrices = Muon([p for p in params if p.ndim >= 2], lr=lr, ddp=False, weight_decay=weight_decay(cfg))
-    biases = torch.optim.Adam([p for p in params if p.ndim < 2], lr=lr, fused=cfg.corrections)
+    biases = torch.optim.Adam([p for p in params if p.ndim < 2], lr=lr, fused=cfg.corrections or None)
     return [Built(matrices, warms_up=False), Built(biases)]
 
 

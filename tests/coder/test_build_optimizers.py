@@ -141,6 +141,7 @@ def test_what_is_clipped_is_orthogonal_to_the_decoders_rows() -> None:
     assert all(float(parallel.detach().abs().max()) < 1e-8 for parallel in decoders.values())
 
 
+@pytest.mark.usefixtures("one_by_one")
 def test_runs_of_a_pack_with_settings_of_their_own_end_as_alone() -> None:
     settings: list[dict] = [
         {},
@@ -158,3 +159,10 @@ def test_runs_of_a_pack_with_settings_of_their_own_end_as_alone() -> None:
         assert_same(one, other)
     ends = [run.coders["layers.1"].encoder.weight for run in alone]
     assert not any(torch.equal(ends[0], end) for end in ends[1:3])
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_adam_without_corrections_is_torchs_own_choice_of_loops_as_sparsifys_is(optimizer: str) -> None:
+    """fused=False would rule out the loops over lists that torch takes on a GPU, which round otherwise."""
+    plain, corrected = (new_run(corrections=on, optimizer=optimizer).optimizers[-1].defaults["fused"] for on in (False, True))
+    assert (plain, corrected) == (None, True)

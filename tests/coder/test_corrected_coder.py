@@ -13,7 +13,7 @@ from sparsify.fused_encoder import fused_encoder
 
 from helpers.device import DEVICE, ON_GPU, by_device
 from sae_transcoder.coder.chunk_sizes import CHUNK_SIZE
-from sae_transcoder.coder.corrected_coder import CorrectedCoder
+from sae_transcoder.coder.corrected_coder import CorrectedCoder, product_dtype
 
 pytestmark = [pytest.mark.device, pytest.mark.usefixtures("float32_coders")]
 
@@ -190,9 +190,9 @@ def test_on_a_gpu_that_has_it_coders_multiply_in_bfloat16(kind: type[SparseCoder
 
     coder, x = pair(kind, torch.device("cpu"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    assert corrected_coder.product_dtype.__wrapped__(torch.device("cuda")) == torch.bfloat16
+    assert product_dtype.__wrapped__(torch.device("cuda")) == torch.bfloat16
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    assert corrected_coder.product_dtype.__wrapped__(torch.device("cuda")) == torch.float32
+    assert product_dtype.__wrapped__(torch.device("cuda")) == torch.float32
     exact = coder(x=x).fvu
     monkeypatch.setattr(corrected_coder, "product_dtype", lambda device: torch.bfloat16)
     monkeypatch.setattr(torch, "autocast", partial(autocast_of_a_cpu, torch.autocast))

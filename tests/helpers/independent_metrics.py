@@ -159,7 +159,8 @@ class Independent:
         density = (acts > 0).double().mean(0)
         cosines = {}
         for side, rows in (("encoder", coder.encoder.weight), ("decoder", coder.W_dec)):
-            each = torch.stack([F.cosine_similarity(one[None], rows) for one in rows.cpu().double()])
+            rows = rows.detach().cpu().double()
+            each = torch.stack([F.cosine_similarity(one[None], rows) for one in rows])
             cosines[side] = float(each.fill_diagonal_(-2).max(1).values.mean())
         found = {
             "fvu": fvu, "explained_variance": 1 - fvu,

@@ -86,6 +86,7 @@ def test_what_a_machine_with_a_gpu_lacks_is_named_with_what_to_install(
 
 def test_compiling_is_refused_on_a_cpu_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(ConfigError, match=r"needs a C\+\+ compiler.*install g\+\+, or leave it out"):
         make_plan(composed("experiment=demo", "device=cpu", "compile_model=true", "max_samples=16"))
 

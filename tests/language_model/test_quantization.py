@@ -16,6 +16,7 @@ from sae_transcoder.language_model import forward, loading, model_checks
 from sae_transcoder.language_model.loading import DEMO
 from sae_transcoder.preflight.plan import make_plan
 
+pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: pip install -e '.[quantization]'")
 pytestmark = pytest.mark.device
 DEMO_RUN = ["experiment=demo", *ON_DEVICE]
 

@@ -125,6 +125,7 @@ def test_a_job_has_as_many_runs_as_fit_its_gpu_where_that_is_known(
     assert [len(pack) for pack in packs.group_into_packs(plans, 1)] == sizes
 
 
+@pytest.mark.usefixtures("one_by_one")
 def test_a_run_that_diverges_or_breaks_fails_alone_with_its_reason(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,6 +189,7 @@ def test_a_pack_that_memory_does_not_suffice_for_is_split_and_goes_on_exactly(ca
         "sweep_name=s",
     ]
     environment = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "65536", "HF_HUB_OFFLINE": "1"}
+    environment |= {name: os.environ[name] for name in ["PYTHONPATH"] if name in os.environ}
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, "210", *sweep, f"save_dir={tmp_path}/tight"],
         capture_output=True,

@@ -204,8 +204,9 @@ print(peak() - before)
 
 def grown(kind: str, device: str) -> int:
     """Bytes by which a step of TOKENS tokens raises the peak of a process that has made a step of a few."""
+    paths = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, kind, device], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(TESTS)}
+        [sys.executable, "-c", SCRIPT, kind, device], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths}
     )
     assert done.returncode == 0, done.stderr
     return int(done.stdout)

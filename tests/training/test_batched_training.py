@@ -9,7 +9,7 @@ from sparsify import SparseCoderConfig
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from helpers.device import DEVICE
+from helpers.device import DEVICE, ON_GPU
 from helpers.tiny_models import VOCABULARY, tiny_config, tiny_model
 from helpers.trainers import train_alone, train_together
 from sae_transcoder.coder import batched_coders
@@ -106,11 +106,11 @@ def test_each_run_of_a_group_ends_as_it_would_alone(model_type: str) -> None:
         assert train_together(group, ids, seen) == group
     for own, run in zip(group, alone, strict=True):
         assert own.step == run.step == 12
+        tolerance = 2e-2 if own.cfg.optimizer in ("muon", "signum") else 1e-4  # signs flip, and Muon iterates in bfloat16
         mine, theirs = own.metrics(), run.metrics()
         assert mine.keys() == theirs.keys()
-        assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-6)
+        assert mine == pytest.approx(theirs, rel=tolerance if ON_GPU else 1e-4, abs=1e-6), own.cfg.optimizer
         assert max(value for name, value in mine.items() if name.startswith("auxk")) > 0, "AuxK acts"
-        tolerance = 2e-2 if own.cfg.optimizer in ("muon", "signum") else 1e-4  # signs flip, and Muon iterates in bfloat16
         for a, b in zip(own.coders.values(), run.coders.values(), strict=True):
             for p, q in zip(a.parameters(), b.parameters(), strict=True):
                 torch.testing.assert_close(p, q, rtol=0, atol=tolerance * float(q.detach().abs().max()))
