@@ -11,7 +11,7 @@ from ourselves.op_cost import Cost
 
 Record = Mapping[str, Any]
 Table = tuple[str, list[str], list[list[str]]]  # title, headings, rows
-MODEL = "forward.capture"  # the function whose operations are the language model's
+MODEL = "language_model."  # how the names of the functions begin whose operations are the language model's
 
 
 def ms(seconds: float | None) -> str:
@@ -29,7 +29,8 @@ def costs(row: Record) -> tuple[dict[str, Cost], dict[str, Cost]] | None:
     if "parts" not in row:
         return None
     parts = {name: Cost(**cost) for name, cost in row["parts"].items()}
-    return {MODEL: parts.pop(MODEL, Cost())}, parts
+    of_model = {name: cost for name, cost in parts.items() if name.startswith(MODEL)}
+    return of_model, {name: cost for name, cost in parts.items() if name not in of_model}
 
 
 def launches(row: Record) -> tuple[str, str]:

@@ -1,6 +1,8 @@
 """benchmarks/gpu/run.py and arithmetic.py as far as they need no GPU: what fits into the time, what is kept of a killed row, what operations cost."""
 
+import json
 import math
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -82,7 +84,7 @@ DONE = ROW | dict(
     model=0.04,
     waits={"run.py:1": 3.0},
     launches={"model": 100.0, "coders": 80.0},
-    parts={"forward.capture": vars(Cost(1, 10**12, 10**9)), "select": vars(Cost(1, 10**12, 3 * 10**9))},
+    parts={"language_model.forward.capture": vars(Cost(1, 10**12, 10**9)), "select": vars(Cost(1, 10**12, 3 * 10**9))},
     kernels=[["gemm", 5.0, 2.0]],
     estimate=9 * 10**9,
     packed=[2],
@@ -211,3 +213,18 @@ def test_a_step_without_values_costs_what_it_costs_with_them(dead: int) -> None:
     # embedding_bag returns more beside its sums on `meta`, and setting a scalar makes a tensor of it.
     assert real.total.bytes == pytest.approx(without.total.bytes, rel=0.06)
     assert real.total.launches == pytest.approx(without.total.launches, abs=2)
+
+
+@pytest.mark.parametrize("name", ["SmolLM2 x8, jumprelu"])
+def test_a_row_is_measured_from_its_start_to_its_end(name: str, tmp_path: Path) -> None:
+    script, out = Path(result_tables.__file__).with_name("run.py"), tmp_path / "records.jsonl"
+    command = [sys.executable, script, "--small", "--only", "row", "--match", name, "--out", out]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    card, row = map(json.loads, out.read_text().splitlines())
+    assert card["flop_per_s"] > 0
+    assert (row["name"], row["status"]) == (name, "done"), row.get("error")
+    assert min(row[part] for part in ("step", "model", "coders")) > 0
+    model, coders = result_tables.costs(row)
+    assert min(sum(cost.flop for cost in part.values()) for part in (model, coders)) > 0
+    assert row["planted"]["most_frequent"] < 0.5, "thresholds are what k of a token's latents exceed"

@@ -10,7 +10,7 @@ import torch
 
 from helpers import TESTS
 from helpers.command_line import composed
-from helpers.device import NAMED, ON_GPU
+from helpers.device import NAMED, ON_GPU, by_device
 from helpers.peak_memory import train
 from sae_transcoder.coder.chunk_sizes import CHUNK_SIZE, SMALL_BATCH
 from sae_transcoder.language_model.sizes import ModelSizes
@@ -221,7 +221,8 @@ def test_a_training_step_holds_little_more_than_what_must_exist() -> None:
         "chosen latents: values, indices (8 bytes), their order (8 bytes), gradients": 7 * TOKENS * K,
     }
     must_exist = 4 * sum(numbers.values())
-    assert grown("ours", NAMED) < 1.5 * must_exist
+    # On a GPU bfloat16 copies lie beside what is counted, and pieces are so large that none is freed before the next.
+    assert grown("ours", NAMED) < by_device(cpu=1.5, gpu=2.0) * must_exist
     if NAMED == "cpu":
         assert grown("sparsify", NAMED) > must_exist + 4 * TOKENS * K * WIDTH * 0.7, (
             "sparsify still materialises tokens x k x width"

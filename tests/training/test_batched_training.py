@@ -9,7 +9,7 @@ from sparsify import SparseCoderConfig
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from helpers.device import DEVICE, ON_GPU
+from helpers.device import DEVICE, by_device
 from helpers.tiny_models import VOCABULARY, tiny_config, tiny_model
 from helpers.trainers import train_alone, train_together
 from sae_transcoder.coder import batched_coders
@@ -96,7 +96,7 @@ def batches(model_type: str) -> list[tuple[Tensor, dict[str, Activations]]]:
 @pytest.mark.usefixtures("together", "ways")
 @pytest.mark.parametrize("model_type", ["sae", "transcoder"])
 def test_each_run_of_a_group_ends_as_it_would_alone(model_type: str) -> None:
-    """Within 1e-4 of each weight's largest: products of several matrices round otherwise than one's."""
+    """Within 1e-4 of each weight's largest: products of several matrices round otherwise than one's, on a GPU more so."""
     alone, group = [[new_run(cfg) for cfg in configs(model_type)] for _ in range(2)]
     for ids, seen in batches(model_type):
         for run in alone:
@@ -106,10 +106,12 @@ def test_each_run_of_a_group_ends_as_it_would_alone(model_type: str) -> None:
         assert train_together(group, ids, seen) == group
     for own, run in zip(group, alone, strict=True):
         assert own.step == run.step == 12
-        tolerance = 2e-2 if own.cfg.optimizer in ("muon", "signum") else 1e-4  # signs flip, and Muon iterates in bfloat16
+        by_sign = own.cfg.optimizer in ("muon", "signum")  # signs flip, and Muon iterates in bfloat16
+        tolerance = 2e-2 if by_sign else by_device(cpu=1e-4, gpu=1e-3)
+        near = by_device(cpu=1e-4, gpu=5e-2 if by_sign else 1e-3)  # one dead latent more of 26 on an H100
         mine, theirs = own.metrics(), run.metrics()
         assert mine.keys() == theirs.keys()
-        assert mine == pytest.approx(theirs, rel=tolerance if ON_GPU else 1e-4, abs=1e-6), own.cfg.optimizer
+        assert mine == pytest.approx(theirs, rel=near, abs=1e-6), own.cfg.optimizer
         assert max(value for name, value in mine.items() if name.startswith("auxk")) > 0, "AuxK acts"
         for a, b in zip(own.coders.values(), run.coders.values(), strict=True):
             for p, q in zip(a.parameters(), b.parameters(), strict=True):
