@@ -166,3 +166,17 @@ def test_adam_without_corrections_is_torchs_own_choice_of_loops_as_sparsifys_is(
     """fused=False would rule out the loops over lists that torch takes on a GPU, which round otherwise."""
     plain, corrected = (new_run(corrections=on, optimizer=optimizer).optimizers[-1].defaults["fused"] for on in (False, True))
     assert (plain, corrected) == (None, True)
+
+
+@pytest.mark.parametrize("norm", [1e-2, 1e-4])
+def test_gradients_clipped_to_a_small_norm_train_as_if_their_loss_and_its_norm_were_larger(norm: float) -> None:
+    """Adam does not depend on the size of gradients, but for its eps, which is scaled as they are."""
+    small, usual = new_run(grad_clip_norm=norm), new_run(grad_clip_norm=1.0)
+    for parameter in usual.coders["layers.1"].parameters():
+        parameter.register_hook(lambda gradient: gradient / norm)
+    for number in range(6):
+        for run in (small, usual):
+            train_alone(run, *batch(number))
+    for one, other in zip(small.coders["layers.1"].parameters(), usual.coders["layers.1"].parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    assert small.optimizers[0].defaults["eps"] == pytest.approx(1e-8 * norm)

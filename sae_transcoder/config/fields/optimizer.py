@@ -94,6 +94,6 @@ class OptimizerConfig:
     """Optimizer steps at the run's end over which the rate falls; before, it is constant. null: all after the warmup."""
     grad_clip_norm: float | None = added(None)
     """Largest norm of a coder's gradient, which is scaled down to it. The loss is an FVU: other programs' gradients are larger by the variance
-    of a token. null: none."""
+    of a token. Adam's eps of 1e-8 is multiplied by a norm below 1. null: none."""
     adam_betas: list[float] | None = added(None)
     """Adam's decay rates of its averages of gradients and of their squares. null: [0.9, 0.999]."""
