@@ -58,12 +58,18 @@ def plant(row: Row, runs: list[CoderTrainer], number: int, seen: Seen) -> None:
                 faint = slice(0, many) if number == 1 else slice(many + number - 2, many + number - 1)
                 coder.encoder.weight[faint] *= FAINT
             if row.dense and number == 1:
-                preacts = coder.encoder(sample(run, point, seen) - coder.b_dec)
+                preacts = preacts_of(run, point, seen)
                 usual = preacts.topk(row.k, dim=-1).values[:, -1].max()
                 coder.encoder.bias[-1] = 2 * (usual - preacts[:, -1].min())
             if isinstance(coder, JumpReLUCoder) and number == 1:
-                preacts = coder.encoder(sample(run, point, seen) - coder.b_dec)
+                preacts = preacts_of(run, point, seen)
                 coder.threshold.fill_(preacts.flatten().topk(row.k * len(preacts)).values[-1])
+
+
+def preacts_of(run: CoderTrainer, hookpoint: str, seen: Seen) -> Tensor:
+    """The coder's pre-activations of some inputs, float32 [token, latent]."""
+    coder = run.coders[hookpoint]
+    return coder.encoder(sample(run, hookpoint, seen) - coder.b_dec)
 
 
 def sample(run: CoderTrainer, hookpoint: str, seen: Seen) -> Tensor:

@@ -60,29 +60,31 @@ def weight_decay(cfg: Config) -> float:
     return (OPTIMIZERS[cfg.optimizer].weight_decay or 0.0) if cfg.weight_decay is None else cfg.weight_decay
 
 
-def adam_eps(cfg: Config) -> float:
-    """What Adam adds to the root of a gradient's mean square: torch's 1e-8, multiplied by the norm that gradients are clipped to where it is below 1.
+def adam_settings(cfg: Config) -> dict[str, Any]:
+    """What every Adam of a run has in common.
 
-    Programs that clip to 1 have losses that are larger by the variance of a token. Clipped to as much less, the gradients of latents that
-    fire rarely would not be large beside 1e-8, and these would hardly be trained (benchmarks/peers/synthetic.py, jumprelu).
+    eps: what is added to the root of a gradient's mean square: torch's 1e-8, multiplied by the norm that gradients are clipped to where
+    it is below 1. Programs that clip to 1 have losses that are larger by the variance of a token. Clipped to as much less, the gradients of
+    latents that fire rarely would not be large beside 1e-8, and these would hardly be trained (benchmarks/peers/synthetic.py, jumprelu).
+
+    fused: with corrections torch's fused kernel, whose rounding differs; without them what torch takes by itself, as sparsify's: on a GPU its
+    loops over lists of tensors, which round otherwise too.
     """
-    return 1e-8 * min(1.0, cfg.grad_clip_norm or 1.0)
+    return dict(eps=1e-8 * min(1.0, cfg.grad_clip_norm or 1.0), fused=cfg.corrections or None)
 
 
 def adam(cfg: Config, groups: Sequence[Group]) -> list[Built]:
-    """torch's Adam, also where bitsandbytes is installed, whose Adam sparsify would take. With corrections the fused one, whose rounding
-    differs; without them what torch takes by itself, as sparsify's: on a GPU its loops over lists of tensors, which round otherwise too."""
+    """torch's Adam, also where bitsandbytes is installed, whose Adam sparsify would take."""
     param_groups = [group._asdict() for group in groups]
     first, second = cfg.adam_betas or (0.9, 0.999)
-    own: dict[str, Any] = dict(eps=adam_eps(cfg), weight_decay=weight_decay(cfg), fused=cfg.corrections or None)
-    return [Built(torch.optim.Adam(param_groups, betas=(first, second), **own))]
+    return [Built(torch.optim.Adam(param_groups, betas=(first, second), weight_decay=weight_decay(cfg), **adam_settings(cfg)))]
 
 
 def muon(cfg: Config, groups: Sequence[Group]) -> list[Built]:
     """Muon for the matrices, Adam for the biases; both at the first coder's rate."""
     params, lr = [p for group in groups for p in group.params], groups[0].lr
     matrices = Muon([p for p in params if p.ndim >= 2], lr=lr, ddp=False, weight_decay=weight_decay(cfg))
-    biases = torch.optim.Adam([p for p in params if p.ndim < 2], lr=lr, eps=adam_eps(cfg), fused=cfg.corrections or None)
+    biases = torch.optim.Adam([p for p in params if p.ndim < 2], lr=lr, **adam_settings(cfg))
     return [Built(matrices, warms_up=False), Built(biases)]
 
 

@@ -22,7 +22,7 @@ def bounded(
 def no_result(default: Any, at_least: float | None = None, at_most: float | None = None, *, is_added: bool = False) -> Any:
     """A field that changes where or how a run is done, but not what it computes; is_added: earlier versions did not have it."""
     if isinstance(default, list):
-        return field(default_factory=default.copy, metadata={"result": False})
+        return field(default_factory=default.copy, metadata={"result": False, "added": is_added})
     return bounded(default, at_least, at_most, result=False, is_added=is_added)
 
 
@@ -45,4 +45,4 @@ def path(default: Any, *, result: bool = True) -> Any:
 def added(default: Any, at_least: float | None = None, at_most: float | None = None, *, kind: Any = None) -> Any:
     """A field that earlier versions did not have, and whose default is what they did. kind: its type, where OmegaConf has none for it."""
     made = bounded(default, at_least, at_most, is_added=True)
-    return field(default=default, metadata={**made.metadata} | ({} if kind is None else {"type": kind}))
+    return field(default=default, metadata=made.metadata | ({} if kind is None else {"type": kind}))
