@@ -1,6 +1,8 @@
-"""What several test files share. Processes that tests start find it by PYTHONPATH=TESTS."""
+"""What several test files share. Processes that tests start find it by FINDING_TESTS in their environment."""
 
+import os
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
 ROOT = TESTS.parent
+FINDING_TESTS = {"PYTHONPATH": os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))}

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+from helpers import FINDING_TESTS
 from helpers.device import ON_DEVICE
 from helpers.short_runs import short
 from helpers.sweeps import SHAPE, SHORT, assert_equal, by, config, here, runs, states
@@ -189,12 +190,11 @@ def test_a_pack_that_memory_does_not_suffice_for_is_split_and_goes_on_exactly(ca
         "sweep_name=s",
     ]
     environment = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "65536", "HF_HUB_OFFLINE": "1"}
-    environment |= {name: os.environ[name] for name in ["PYTHONPATH"] if name in os.environ}
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, "210", *sweep, f"save_dir={tmp_path}/tight"],
         capture_output=True,
         text=True,
-        env=environment,
+        env=environment | FINDING_TESTS,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "out of memory with 4 runs side by side" in done.stdout

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers import TESTS
+from helpers import FINDING_TESTS
 from helpers.command_line import composed
 from helpers.device import NAMED, ON_GPU, by_device
 from helpers.peak_memory import train
@@ -132,7 +132,7 @@ def on_cuda(model: ModelSizes, point: str, *settings: str) -> list[Part]:
     ],
 )
 def test_a_pack_fills_a_gpu(estimate: list[Part], least: int, most: int) -> None:
-    """No GPU has been measured: the bounds are those of weights, gradients, moments and a copy of each run, in 85 % of 80 GiB."""
+    """These packs have not been tried on a GPU: the bounds are those of weights, gradients, moments and a copy of each run, in 85 % of 80 GiB."""
     room = packs.USABLE * CARD
     assert peak([estimate] * least).total_bytes < room < peak([estimate] * most).total_bytes
 
@@ -204,9 +204,8 @@ print(peak() - before)
 
 def grown(kind: str, device: str) -> int:
     """Bytes by which a step of TOKENS tokens raises the peak of a process that has made a step of a few."""
-    paths = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, kind, device], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths}
+        [sys.executable, "-c", SCRIPT, kind, device], capture_output=True, text=True, env=os.environ | FINDING_TESTS
     )
     assert done.returncode == 0, done.stderr
     return int(done.stdout)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import TESTS
+from helpers import FINDING_TESTS
 from helpers.command_line import refused
 from sae_transcoder.config import ConfigError
 from sae_transcoder.language_model import hookpoints, loading
@@ -202,7 +202,7 @@ train([composed("experiment=demo", "max_samples=16", "max_seq_length=16", "eval_
     import os
 
     environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")} | {"XDG_CACHE_HOME": str(tmp_path)}
-    environment["PYTHONPATH"] = str(TESTS)
+    environment |= FINDING_TESTS
     done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "held-out FVU" in done.stdout

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers import TESTS, pretend_gpu
+from helpers import FINDING_TESTS, pretend_gpu
 from helpers.short_runs import short
 from helpers.sweeps import SHORT, states
 from helpers.torchrun import ON_RANKS, torchrun
@@ -26,7 +26,7 @@ def on_gpus(command: list[str], folder: Path, gpus: int, **environment: str) -> 
     """Runs a command where there are so many GPUs in name only; what its processes asked of the driver before the first tensor, in order."""
     notes = folder / "notes"
     usual = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES" and "ALLOC_CONF" not in k}
-    usual |= {"PRETEND_GPUS": str(gpus), "PRETEND_NOTES": str(notes), "PYTHONPATH": str(TESTS)}
+    usual |= {"PRETEND_GPUS": str(gpus), "PRETEND_NOTES": str(notes)} | FINDING_TESTS
     done = subprocess.run(command, env=usual | environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return [json.loads(line) for line in notes.read_text().splitlines()]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import TESTS
+from helpers import FINDING_TESTS
 from helpers.killed import train_and_die
 from helpers.short_runs import arguments, assert_same, lines, short
 from sae_transcoder.config import run_dir
@@ -31,7 +31,7 @@ KINDS = {
     ],
 }
 # The server that attempts are forked from finds this module by it.
-os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
+os.environ |= FINDING_TESTS
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["helpers.killed"])  # imports once; every attempt is a fork of that process
 
