@@ -7,7 +7,7 @@ from collections.abc import Iterator
 # half a GB in bfloat16, large enough for whole waves of its blocks.
 CHUNK_SIZE = {"cpu": 2**21, "cuda": 2**28}
 # Pre-activations of one coder in a batch up to which its kernels take less time than their launches, so that several coders are better
-# computed as one: by arithmetic some 60 launches of 5 microseconds; no GPU has been measured. A CPU launches nothing.
+# computed as one: by arithmetic some 60 launches of 5 microseconds; this has not been measured. A CPU launches nothing.
 SMALL_BATCH = {"cpu": 0, "cuda": 2**24}
 
 

@@ -218,7 +218,7 @@ class ProductRules(NamedTuple):
 
 
 # A CPU reads about four rows in a product in the time of one on its own (benchmarks/bare.py; the latents that fire use bags nevertheless,
-# so that results do not change), and its threads share the bags. By arithmetic a GPU reads 500; no GPU has been measured.
+# so that results do not change), and its threads share the bags. By arithmetic a GPU reads 500; this has not been measured.
 PRODUCT_RULES = {"cpu": ProductRules(0, 4, None), "cuda": ProductRules(500, 500, 256)}
 
 

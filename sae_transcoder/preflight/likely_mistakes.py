@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sae_transcoder.run_store.data_origin import DataOrigin
 
 # Numbers in the hidden states of a batch [token, width]. Below LAUNCH_BOUND a GPU waits for kernel launches more than a quarter of the
-# time; from BUSY on it is busy. Arithmetic for SmolLM2-135M: 5 ms of launches a batch, 1 us of work a token. No GPU has been measured.
+# time; from BUSY on it is busy. Arithmetic for SmolLM2-135M: 5 ms of launches a batch, 1 us of work a token. This has not been measured.
 LAUNCH_BOUND, BUSY = 2**23, 2**25
 FEWEST_STEPS = 200  # optimizer steps that a larger batch must leave the run
 ENOUGH_BATCHES = 400  # for batchtopk's threshold to average them all

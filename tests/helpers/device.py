@@ -23,5 +23,6 @@ else:
 
 
 def by_device(*, cpu: float, gpu: float) -> float:
-    """A tolerance for the device at hand. Those for a GPU are what the formats of numbers let expect; all hold on an H100."""
+    """A tolerance for the device at hand. Those for a GPU are what the formats of numbers let expect; docs/gpu.md says which of them
+    a GPU has run."""
     return gpu if ON_GPU else cpu
