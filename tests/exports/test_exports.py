@@ -1,8 +1,6 @@
 """Coders in the files of other programs: whole, equal, or refused with the reason."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import yaml
 from safetensors.torch import load_file
 from sparsify import SparseCoder
 
+from helpers import forked
 from helpers.sweeps import SHORT
 from sae_transcoder.api import Run, load_config, train
 from sae_transcoder.config import ConfigError
@@ -78,15 +77,10 @@ def test_saelens_is_told_where_in_transformerlens_a_coder_reads_and_writes(train
 
 
 def test_saelens_gets_no_hook_where_there_is_none_and_the_command_says_so(trained: dict[str, Run], tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "sae_transcoder.export",
-        trained["attention"].directory,
-        "to=sae_lens",
-        f"out={tmp_path / 'out'}",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = forked.run(
+        ["-m", "sae_transcoder.export", str(trained["attention"].directory), "to=sae_lens", f"out={tmp_path / 'out'}"]
+    )
+    assert done.returncode == 0, done.stderr
     metadata = json.loads((tmp_path / "out" / "layers.0.self_attn" / "cfg.json").read_text())["metadata"]
     assert "hook_name" not in metadata
     assert "layers.5.self_attn: metadata.hook_name is left out: TransformerLens has no name" in done.stderr
@@ -182,8 +176,7 @@ def test_the_command_tells_what_is_wrong(tmp_path: Path) -> None:
         (["x", "to=hub"], "out is missing"),
         (["x", "too=hub"], "too=hub: not known"),
     ]:
-        command = [sys.executable, "-m", "sae_transcoder.export", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        done = forked.run(["-m", "sae_transcoder.export", *arguments], cwd=tmp_path)
         assert done.returncode == 1
         assert part in done.stderr
     assert parse_settings(["to=hub", "out=a=b"]) == {"to": "hub", "out": "a=b"}

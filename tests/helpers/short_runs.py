@@ -1,7 +1,6 @@
 """Short runs on the bundled model: their configs, the command that trains them, the files in their directories."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -30,7 +29,7 @@ def short(cache: Path, folder: Path, *overrides: str) -> Config:
 
 
 def arguments(cfg: Config) -> list[str]:
-    """The command that trains `cfg` in another process."""
+    """What stands behind `python` in the command that trains `cfg`."""
     values = [
         "experiment=demo",
         *(f"{name}={getattr(cfg, name)}" for name in ("max_samples", "batch_size", "max_seq_length", "eval_samples")),
@@ -39,7 +38,7 @@ def arguments(cfg: Config) -> list[str]:
         f"{name}={getattr(cfg, name)}"
         for name in ("k", "expansion_factor", "threads", "log_every", "save_dir", "cache_dir", "save_every")
     ]
-    return [sys.executable, "-m", "sae_transcoder.train", *values, *ON_DEVICE]
+    return ["-m", "sae_transcoder.train", *values, *ON_DEVICE]
 
 
 def lines(directory: Path) -> list[dict]:

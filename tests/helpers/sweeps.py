@@ -11,7 +11,9 @@ from unittest.mock import patch
 
 import yaml
 
+from helpers import forked
 from helpers.device import ON_DEVICE
+from helpers.forked import Forked
 from helpers.short_runs import weights
 from sae_transcoder import train
 from sae_transcoder.run_store import eval_file, status
@@ -42,14 +44,14 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "sae_transcoder.train", *arguments]
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    """Starts `sae-train ARGUMENTS` in a child process."""
-    return subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(*arguments: str, new_session: bool = False) -> Forked:
+    """Starts `sae-train ARGUMENTS` in a process of its own."""
+    return forked.start(["-m", "sae_transcoder.train", *arguments], new_session=new_session)
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs `sae-train ARGUMENTS` in a child process."""
-    return subprocess.run(command(*arguments), capture_output=True, text=True)
+    """Runs `sae-train ARGUMENTS` in a process of its own."""
+    return forked.run(["-m", "sae_transcoder.train", *arguments])
 
 
 def runs(folder: Path) -> dict[str, Path]:

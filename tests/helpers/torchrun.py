@@ -1,13 +1,19 @@
-"""Runs on two ranks, which torchrun starts."""
+"""Runs on two ranks, which torchrun's agent starts."""
 
 import json
 import os
+import signal
 import socket
-import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from helpers import FINDING_TESTS
+from torch.distributed.launcher.api import elastic_launch
+from torch.distributed.run import config_from_args, parse_args
+
+from helpers import forked
+from helpers.forked import Forked
 
 ON_RANKS = Path(__file__).with_name("on_ranks.py")
 SHAPE = [
@@ -26,18 +32,40 @@ def torchrun(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}", *arguments]
 
 
-def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | FINDING_TESTS
+def start_ranks(words: list[str], env: Mapping[str, str] = os.environ) -> Forked:
+    """Starts `torchrun WORDS` on two ranks, all of them forks: torchrun itself, and by its agent the ranks."""
+    return forked.start(["-m", "helpers.torchrun", json.dumps(words)], env)
+
+
+def main() -> None:
+    """Does in this process what torchrun does, but that it starts ranks as forks of itself, in which nothing is imported anew."""
+    config, _, _ = config_from_args(parse_args([*torchrun()[3:], "program"]))
+    elastic_launch(replace(config, start_method="fork"), one_rank)(json.loads(sys.argv[1]))
+
+
+def one_rank(words: list[str]) -> None:
+    """A rank's process."""
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):  # as in a process of its own: the agent has handlers
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        forked.execute(words)
+    except SystemExit as end:
+        if end.code:
+            raise
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
 
 
 def on_ranks(folder: Path, packs: list[dict], **variables: str) -> tuple[int, list[list[dict]], str]:
     """Trains packs on two ranks. Returns the exit code, the results that each rank wrote for each pack, and what was printed."""
     folder.mkdir()
     (folder / "packs.json").write_text(json.dumps(packs))
-    command = torchrun(str(ON_RANKS), str(folder / "packs.json"))
-    process = subprocess.run(command, capture_output=True, text=True, env=environment() | variables, timeout=300)
+    process = start_ranks([str(ON_RANKS), str(folder / "packs.json")], os.environ | variables)
+    printed = "".join(process.communicate(timeout=300))
     results = [json.loads(p.read_text()) if (p := folder / f"rank{r}.json").exists() else [] for r in (0, 1)]
-    return process.returncode, results, process.stdout + process.stderr
+    return process.wait(), results, printed
 
 
 def state(directory: Path) -> dict:

@@ -1,13 +1,12 @@
 """A search with Optuna on the bundled model: a batch is a pack, finished runs are not trained again, and the best value is right."""
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from helpers.sweeps import run
 from sae_transcoder.run_store import eval_file, status
 from sae_transcoder.run_store.status import State
 
@@ -21,9 +20,7 @@ SOME_DIVERGE = ["hydra/sweeper/sampler=random", "lr=choice(1e-2,1e30)", "lr_warm
 
 def search(cache: Path, folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     """Runs the preset, shortened to four runs of four steps."""
-    command = [sys.executable, "-m", "sae_transcoder.train", "-m", "experiment=demo_search"]
-    settings = [*TINY, f"save_dir={folder}", f"cache_dir={cache}", *overrides]
-    return subprocess.run([*command, *settings], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return run("-m", "experiment=demo_search", *TINY, f"save_dir={folder}", f"cache_dir={cache}", *overrides)
 
 
 def optuna_results(folder: Path) -> dict:

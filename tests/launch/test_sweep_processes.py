@@ -2,16 +2,16 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from helpers import forked
+from helpers.forked import Forked
 from helpers.short_runs import lines
-from helpers.sweeps import SHAPE, assert_all_equal, assert_equal, by, command, here, living_in, run, runs, start, states
+from helpers.sweeps import SHAPE, assert_all_equal, assert_equal, by, here, living_in, run, runs, start, states
 from sae_transcoder.process.stop_signal import StopSignal
 from sae_transcoder.run_store import status
 from sae_transcoder.run_store.status import State
@@ -30,7 +30,7 @@ def undisturbed(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
+def wait_for(condition: Callable[[], object], process: Forked) -> None:
     """Returns once the condition holds; the process must live until then."""
     while not condition():
         assert process.poll() is None, process.communicate()
@@ -47,7 +47,7 @@ def lines_so_far(directory: Path) -> list[str]:
     return (directory / "metrics.jsonl").read_text().splitlines()
 
 
-def ends(process: subprocess.Popen[str], code: int) -> str:
+def ends(process: Forked, code: int) -> str:
     """What the process printed until it ended with that code."""
     printed, errors = process.communicate(timeout=120)
     assert process.returncode == code, printed + errors
@@ -55,7 +55,7 @@ def ends(process: subprocess.Popen[str], code: int) -> str:
     return printed + errors
 
 
-def workers_of(process: subprocess.Popen[str]) -> list[int]:
+def workers_of(process: Forked) -> list[int]:
     """The processes that a sweep trains in."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     return [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
@@ -77,9 +77,7 @@ def test_a_sweep_that_was_stopped_goes_on_and_ends_as_if_undisturbed(
     cache: Path, tmp_path: Path, undisturbed: Path, number: signal.Signals, workers: int
 ) -> None:
     arguments = [*EIGHT, f"workers={workers}", f"save_dir={tmp_path}", f"cache_dir={cache}"]
-    process = subprocess.Popen(
-        command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    process = start(*arguments, new_session=True)
     wait_for(lambda: in_the_middle(tmp_path, 8), process)
     if number == signal.SIGINT:  # as a terminal sends it: to parent and workers
         os.killpg(process.pid, number)
@@ -148,11 +146,7 @@ def test_a_run_that_kills_its_process_fails_with_its_reason_and_the_others_finis
         "sweep_name=s",
         f"cache_dir={cache}",
     ]
-    done = subprocess.run(
-        [sys.executable, str(script), *sweep, "workers=2", "resume=never", f"save_dir={tmp_path}/out"],
-        capture_output=True,
-        text=True,
-    )
+    done = forked.run([str(script), *sweep, "workers=2", "resume=never", f"save_dir={tmp_path}/out"])
     assert done.returncode == 1, done.stdout + done.stderr
     directories = by(tmp_path / "out", "k")
     assert {k: str(status.read(d).state) for k, d in directories.items()} == {4: "done", 5: "failed", 6: "done", 7: "done"}

@@ -2,12 +2,12 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from helpers import forked
 from helpers.short_runs import lines, short
 from helpers.sweeps import SHORT, assert_equal, by, here, run, runs, states
 from helpers.torchrun import SHAPE as RANKS
@@ -132,8 +132,7 @@ def failing(folder: Path, times: int, *arguments: str) -> subprocess.CompletedPr
     """Runs `sae-train ARGUMENTS` on a GPU that fails so many times."""
     script = folder / "failing.py"
     script.write_text(FAILING)
-    environment = os.environ | {"TIMES": str(times)}
-    return subprocess.run([sys.executable, str(script), *arguments], env=environment, capture_output=True, text=True)
+    return forked.run([str(script), *arguments], env=os.environ | {"TIMES": str(times)})
 
 
 def statuses(folder: Path) -> dict[int, status.Status]:

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import yaml
 from sparsify import Sae, SparseCoder, TrainConfig
 from transformers import AutoConfig, AutoModel
 
+from helpers import forked
 from helpers.device import DEVICE, ON_GPU, by_device
 from helpers.short_runs import arguments, assert_same, interrupted, lines, short, weights
 from sae_transcoder.config import Config, ConfigError, run_dir, signature
@@ -61,7 +61,7 @@ def test_sparsify_loads_the_result_and_reproduces_the_logged_fvu(cache: Path, tm
 def test_a_run_of_the_command_line_leaves_its_record_and_done_runs_are_not_repeated(cache: Path, tmp_path: Path) -> None:
     cfg = short(cache, tmp_path)
     directory = run_dir(cfg)
-    first = subprocess.run(arguments(cfg), capture_output=True, text=True)
+    first = forked.run(arguments(cfg))
     assert first.returncode == 0, first.stderr
     assert "held-out FVU" in first.stdout
     assert "layers.2" in first.stdout
@@ -83,11 +83,11 @@ def test_a_run_of_the_command_line_leaves_its_record_and_done_runs_are_not_repea
     assert yaml.safe_load((directory / ".hydra" / "config.yaml").read_text())["k"] == 8
     assert [line["step"] for line in lines(directory)] == [5, 10, 15, 16]
     before = {p: p.stat().st_mtime_ns for p in directory.rglob("*")}
-    again = subprocess.run([*arguments(cfg), "log_every=7"], capture_output=True, text=True)
+    again = forked.run([*arguments(cfg), "log_every=7"])
     assert again.returncode == 0
     assert "already done" in again.stdout
     assert {p: p.stat().st_mtime_ns for p in directory.rglob("*")} == before
-    other = subprocess.run([*arguments(cfg), "k=9", f"run_name={directory.name}"], capture_output=True, text=True)
+    other = forked.run([*arguments(cfg), "k=9", f"run_name={directory.name}"])
     assert other.returncode == 1
     assert "holds a run of other settings" in other.stderr
     assert "(k: 8 there, 9 here)" in other.stderr
@@ -130,7 +130,7 @@ def test_a_signal_saves_the_state_and_the_same_command_goes_on_bit_for_bit(cache
     undisturbed = short(cache, tmp_path / "a", "max_samples=256")
     engine.train([undisturbed])
     cfg = short(cache, tmp_path / "b", "max_samples=256")
-    process = subprocess.Popen(arguments(cfg), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = forked.start(arguments(cfg))
     metrics = run_dir(cfg) / "metrics.jsonl"
     while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
         assert process.poll() is None, process.communicate()
@@ -142,7 +142,7 @@ def test_a_signal_saves_the_state_and_the_same_command_goes_on_bit_for_bit(cache
     status = json.loads((run_dir(cfg) / "status.json").read_text())
     assert status["state"] == "interrupted"
     assert 10 <= status["step"] < 64
-    done = subprocess.run(arguments(cfg), capture_output=True, text=True)
+    done = forked.run(arguments(cfg))
     assert done.returncode == 0, done.stderr
     assert f"continues after step {status['step']}" in done.stdout
     assert_same(run_dir(undisturbed), run_dir(cfg))
@@ -269,7 +269,7 @@ def test_a_run_that_lives_is_not_started_a_second_time(cache: Path, tmp_path: Pa
     alive = {"state": "running", "signature": signature(cfg), "step": 3, "total": 16, "pid": os.getpid()}
     (directory / "status.json").write_text(json.dumps(alive))
     with status.lock(directory):
-        done = subprocess.run(arguments(cfg), capture_output=True, text=True)
+        done = forked.run(arguments(cfg))
     assert done.returncode == 0
     assert f"runs now (process {os.getpid()}" in done.stdout
     assert {p.name for p in directory.iterdir()} == {"status.json", ".lock"}

@@ -1,6 +1,5 @@
 """Runs that are killed at random moments, saves among them, end as if nothing had happened; full disks lose nothing."""
 
-import multiprocessing
 import os
 import random
 import signal
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import FINDING_TESTS
+from helpers import forked
 from helpers.killed import train_and_die
 from helpers.short_runs import arguments, assert_same, lines, short
 from sae_transcoder.config import run_dir
@@ -30,10 +29,6 @@ KINDS = {
         "grad_clip_norm=1",
     ],
 }
-# The server that attempts are forked from finds this module by it.
-os.environ |= FINDING_TESTS
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["helpers.killed"])  # imports once; every attempt is a fork of that process
 
 
 @pytest.mark.kill
@@ -55,8 +50,7 @@ def test_a_run_killed_ten_times_ends_identical_to_an_undisturbed_one(cache: Path
         # A state is saved every 6 batches; an attempt of 17 moves it on by at most 12 of the 160, so that ten fit on every machine.
         file_change = chance.randrange(1, 120) if kills < KILLS and chance.random() < 0.5 else None
         batch = None if kills >= KILLS else 17 if file_change else chance.randrange(18)
-        process = CONTEXT.Process(target=train_and_die, args=(cfg, file_change, batch, chance.uniform(0, duration / 160)))
-        process.start()
+        process = forked.process(train_and_die, cfg, file_change, batch, chance.uniform(0, duration / 160))
         process.join()
         if process.exitcode == 0:
             break
@@ -96,7 +90,7 @@ def test_on_a_full_disk_the_error_says_so_and_the_state_before_goes_on(
     settings = ["max_samples=256", "save_every=20"]
     undisturbed, cfg = short(cache, tmp_path / "a", *settings), short(cache, small_disk, *settings)
     engine.train([undisturbed])
-    process = subprocess.Popen(arguments(cfg), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = forked.start(arguments(cfg))
     state = checkpoint.state_path(run_dir(cfg))
     while not state.exists():
         assert process.poll() is None, process.communicate()
@@ -113,7 +107,7 @@ def test_on_a_full_disk_the_error_says_so_and_the_state_before_goes_on(
     assert str(small_disk) in errors or left == 0
     assert state.read_bytes() == kept
     (small_disk / "filler").unlink()
-    done = subprocess.run(arguments(cfg), capture_output=True, text=True)
+    done = forked.run(arguments(cfg))
     assert done.returncode == 0, done.stderr
     assert "continues after step 20" in done.stdout
     assert_same(run_dir(undisturbed), run_dir(cfg))

@@ -1,7 +1,6 @@
 """One run on several ranks, in processes of their own as torchrun starts them: the result, stopping, going on, failing."""
 
 import signal
-import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +9,10 @@ from unittest.mock import Mock
 import pytest
 import torch
 
+from helpers.forked import Forked
 from helpers.short_runs import lines, weights
 from helpers.sweeps import assert_equal, here
-from helpers.torchrun import SHAPE, environment, on_ranks, state, torchrun
+from helpers.torchrun import SHAPE, on_ranks, start_ranks, state
 from sae_transcoder import distributed
 from sae_transcoder.config import ConfigError, run_dir
 from sae_transcoder.config.composition import composed
@@ -359,8 +359,9 @@ def test_a_missing_part_of_the_state_is_refused_with_its_path(tmp_path: Path) ->
         checkpoint.load_rank_state(tmp_path, "signature", 1, 8)
 
 
-def command(trained: Trained, name: str, *own: str) -> list[str]:
-    return torchrun("-m", "sae_transcoder.train", *trained.on_two(name, *own))
+def command_line(trained: Trained, *own: str) -> Forked:
+    """Starts `torchrun sae-train`."""
+    return start_ranks(["-m", "sae_transcoder.train", *trained.on_two("cli", *own)])
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -378,13 +379,12 @@ def test_a_sweep_on_ranks_is_refused_once(tmp_path: Path, monkeypatch: pytest.Mo
 def test_the_command_line_trains_once_and_speaks_once(trained: Trained) -> None:
     """A wrong setting; a run stopped by a signal to torchrun, gone on with, and repeated."""
     own = ["max_samples=1200", "save_every=10"]
-    done = subprocess.run(command(trained, "cli", "k=100000"), capture_output=True, text=True, env=environment(), timeout=60)
-    assert (done.returncode, done.stderr.count("error: k=100000 with expansion_factor=2")) == (1, 1), done.stderr
+    process = command_line(trained, "k=100000")
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors.count("error: k=100000 with expansion_factor=2")) == (1, 1), errors
     assert not trained.two("cli").exists()
 
-    process = subprocess.Popen(
-        command(trained, "cli", *own), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
-    )
+    process = command_line(trained, *own)
     metrics = trained.two("cli") / "metrics.jsonl"
     while not (metrics.exists() and metrics.read_text().count("\n") >= 12):
         assert process.poll() is None, process.communicate()
@@ -396,12 +396,14 @@ def test_the_command_line_trains_once_and_speaks_once(trained: Trained) -> None:
     run_status = state(trained.two("cli"))
     assert (run_status["state"], run_status["why"]) == ("interrupted", "stopped by SIGTERM")
 
-    done = subprocess.run(command(trained, "cli", *own), capture_output=True, text=True, env=environment(), timeout=100)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count(f"continues after step {run_status['step']}") == 1
-    assert done.stdout.count("ranks: 2: each reads 4 sequences of a batch") == 1
+    process = command_line(trained, *own)
+    printed, errors = process.communicate(timeout=100)
+    assert process.returncode == 0, errors
+    assert printed.count(f"continues after step {run_status['step']}") == 1
+    assert printed.count("ranks: 2: each reads 4 sequences of a batch") == 1
     assert status.read(trained.two("cli")).state == "done"
     assert (trained.two("cli") / ".hydra" / "overrides.yaml").read_text().count("output_subdir") == 0
 
-    done = subprocess.run(command(trained, "cli", *own), capture_output=True, text=True, env=environment(), timeout=60)
-    assert (done.returncode, done.stdout.count("already done")) == (0, 1), done.stderr
+    process = command_line(trained, *own)
+    printed, errors = process.communicate(timeout=60)
+    assert (process.returncode, printed.count("already done")) == (0, 1), errors
