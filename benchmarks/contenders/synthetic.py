@@ -36,7 +36,7 @@ class Task:
     # unexplained.
     bandwidth: float = 2.0
     init_threshold: float = 0.5
-    init_norm: float = 0.5
+    init_norm: float = 0.57735
     l0_coefficient: float = 0.3
     dead_steps: int = 1000  # optimizer steps without firing after which a latent is dead
 

@@ -45,7 +45,7 @@ def config(task: Task, kind: str, first: Tensor) -> Config:
             "auxk_alpha=0",
         ]
         settings += [f"jumprelu_bandwidth={task.bandwidth}", f"jumprelu_init_threshold={task.init_threshold}"]
-        return composed([*settings, "normalize_decoder=false", f"decoder_init_norm={task.init_norm}"])
+        return composed([*settings, "normalize_decoder=false", f"decoder_init_norm={task.init_norm}", "b_dec_init=zeros"])
     settings += ["activation=batchtopk", "auxk_alpha=1", f"dead_feature_threshold={task.dead_steps * task.batch}"]
     levels = [f"matryoshka_widths={task.widths}", "auxk_per_level=true"] if kind == "matryoshka" else []
     return composed([*settings, *levels])

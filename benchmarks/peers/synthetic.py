@@ -127,7 +127,10 @@ def main() -> None:
     )
     parser.add_argument("--init-threshold", type=float, default=0.5, help="JumpReLU's at the start, of both programs (0.5)")
     parser.add_argument(
-        "--init-norm", type=float, default=0.5, help="of JumpReLU's decoder rows at the start, of both programs (0.5)"
+        "--init-norm",
+        type=float,
+        default=0.57735,
+        help="of JumpReLU's decoder rows at the start, of both programs (0.57735, the norm of sparsify's encoder rows)",
     )
     parser.add_argument("--bandwidth", type=float, default=2.0, help="JumpReLU's, of both programs (2)")
     parser.add_argument("--seed", type=int, default=0, help="of samples and weights (0)")

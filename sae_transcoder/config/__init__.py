@@ -21,6 +21,7 @@ from sae_transcoder.config.fields.architecture import (
     WITH_THRESHOLD,
     Activation,
     ArchitectureConfig,
+    BiasInit,
     JumpReLULoss,
     NormalizeActivations,
 )

@@ -12,7 +12,7 @@ READ_BY = {
 }
 # Fields of any kind of coder that have no counterpart in sparsify.
 BEYOND_SPARSIFY = (
-    "matryoshka_widths", "normalize_activations", "decoder_init_norm", "lr_schedule", "lr_decay_steps", "grad_clip_norm", "adam_betas",
+    "matryoshka_widths", "normalize_activations", "decoder_init_norm", "b_dec_init", "lr_schedule", "lr_decay_steps", "grad_clip_norm", "adam_betas",
 )  # fmt: skip
 
 
@@ -81,8 +81,12 @@ def matryoshka_faults(cfg: Config) -> list[str]:
 
 
 def decoder_faults(cfg: Config) -> list[str]:
-    """Norms of decoder rows that cannot be as they are set."""
+    """Starts of the decoder, and norms of its rows, that cannot be as they are set."""
     faults = []
+    if cfg.finetune is not None and is_set(cfg, "b_dec_init"):
+        faults.append(
+            f"b_dec_init={cfg.b_dec_init} with finetune={cfg.finetune}: the biases are those of finetune; set one of them"
+        )
     if cfg.model_type == ModelType.transcoder and cfg.normalize_decoder:
         faults.append(
             "normalize_decoder=True with model_type=transcoder: a transcoder's decoder starts at zero and cannot be normalised; "

@@ -85,6 +85,7 @@ OTHER_WORDS = {
     "aux_loss_coefficient": Word("auxk_alpha here, the weight beside an FVU", "write auxk_alpha=0.03125"),
     "resample_steps": Word("dead latents are revived by a loss of their own, not resampled", "write auxk_alpha=0.03125"),
     "rescale_acts_by_decoder_norm": Word("an SAE's decoder rows are kept at norm 1", "leave it out, or set normalize_decoder"),
+    "b_dec_init_method": called("b_dec_init"),
     "apply_b_dec_to_input": Word("sparsify's coders do as they do", LEAVE_OUT),
     "transcode": Word("a kind of model_type", "write model_type=transcoder"),
     "transcoder": Word("a kind of model_type", "write model_type=transcoder"),

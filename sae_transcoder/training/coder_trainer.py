@@ -17,7 +17,7 @@ from sae_transcoder.coder.jump_relu_coder import JumpReLUCoder
 from sae_transcoder.coder.names import coder_names
 from sae_transcoder.coder.positions import PositionFilter
 from sae_transcoder.coder.sparsify_config import sparsify_configs
-from sae_transcoder.config import Config, NormalizeActivations, num_latents
+from sae_transcoder.config import BiasInit, Config, NormalizeActivations, num_latents
 from sae_transcoder.config.run_length import run_length
 from sae_transcoder.distributed import ALONE, Ranks
 from sae_transcoder.language_model.forward import Activations
@@ -59,13 +59,13 @@ class CoderTrainer:
         self.k_start = min(num_latents(cfg, first_width), round(first_width * 10))
         self.optimizers, self.schedules = optimizers(cfg, list(self.coders.values()), self.length)
         self.batch = self.step = self.tokens = self.rows_in_batch = 0
-        self.biases_set: set[str] = set()  # coders whose biases were set from data
+        self.biases_set: set[str] = set()  # coders whose biases are not to be set from data any more
         self.scales: dict[str, Scales] = {}  # of hookpoints whose activations are normalised, from their first batch on
         # {coder that starts from a stored one: whether its thresholds do}
         self.started_from = {
             name: load_start(self.coders[name], start_from[name]) for name in self.coders.keys() & start_from.keys()
         }
-        self.biases_set.update(self.started_from)
+        self.biases_set.update(self.coders if cfg.b_dec_init == BiasInit.zeros else self.started_from)
         self.tokens_since_fired = {n: torch.zeros(c.num_latents, dtype=torch.long, device=device) for n, c in self.coders.items()}
         # In the current step. One place more than there are latents: selected latents that are not above zero write there.
         self.fired = {n: torch.zeros(c.num_latents + 1, dtype=torch.bool, device=device) for n, c in self.coders.items()}

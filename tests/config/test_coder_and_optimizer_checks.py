@@ -40,6 +40,8 @@ WRONG = [
     (["decoder_init_norm=inf", "normalize_decoder=false"], "decoder_init_norm=inf", "finite"),
     (["decoder_init_norm=0.1"], "decoder_init_norm=0.1 with model_type=sae, normalize_decoder=None", "set normalize_decoder=false"),
     (["decoder_init_norm=0.1", "normalize_decoder=false", "finetune=x"], "decoder_init_norm=0.1 with finetune=x", "set one of them"),
+    (["b_dec_init=zeros", "finetune=x"], "b_dec_init=zeros with finetune=x", "set one of them"),
+    (["b_dec_init=zeros", "corrections=false"], "b_dec_init=zeros with corrections=False", "leave one of them out"),
     # the optimizer
     (["grad_clip_norm=0"], "grad_clip_norm=0.0", "null for none"),
     (["grad_clip_norm=nan"], "grad_clip_norm=nan", "finite"),

@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from unittest.mock import patch
 
@@ -44,14 +45,14 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "sae_transcoder.train", *arguments]
 
 
-def start(*arguments: str, new_session: bool = False) -> Forked:
+def start(*arguments: str, env: Mapping[str, str] = os.environ, new_session: bool = False) -> Forked:
     """Starts `sae-train ARGUMENTS` in a process of its own."""
-    return forked.start(["-m", "sae_transcoder.train", *arguments], new_session=new_session)
+    return forked.start(["-m", "sae_transcoder.train", *arguments], env, new_session=new_session)
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, env: Mapping[str, str] = os.environ) -> subprocess.CompletedProcess[str]:
     """Runs `sae-train ARGUMENTS` in a process of its own."""
-    return forked.run(["-m", "sae_transcoder.train", *arguments])
+    return forked.run(["-m", "sae_transcoder.train", *arguments], env)
 
 
 def runs(folder: Path) -> dict[str, Path]:

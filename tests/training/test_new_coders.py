@@ -38,6 +38,24 @@ def test_decoder_rows_start_in_the_direction_of_their_encoder_rows_with_the_norm
     assert torch.equal(usual.encoder.weight, coder.encoder.weight), "the encoder is as the seed has it"
 
 
+@pytest.mark.parametrize(("start", "expected"), [("mean", 5.0), ("zeros", 0.0)])
+@pytest.mark.parametrize("model_type", ["sae", "transcoder"])
+def test_biases_start_at_the_first_batchs_mean_or_at_zero(model_type: str, start: str, expected: float) -> None:
+    run = new_run({"layers.1": 32}, model_type, b_dec_init=start, optimizer="adam", lr_warmup_steps=1000)
+    x = torch.full((1, 16, 32), 5.0, device=DEVICE) + torch.randn(1, 16, 32, device=DEVICE) / 100
+    train_alone(
+        run, torch.zeros(1, 16, dtype=torch.long), {"layers.1": Activations(x, x)}
+    )  # the first step of a warmup moves little
+    coder = run.coders["layers.1"]
+    torch.testing.assert_close(coder.b_dec.detach(), torch.full((32,), expected, device=DEVICE), rtol=0, atol=0.02)
+    centred = (
+        -5 * coder.encoder.weight.detach().sum(1)
+        if (model_type, start) == ("transcoder", "mean")
+        else torch.zeros(128, device=DEVICE)
+    )
+    torch.testing.assert_close(coder.encoder.bias.detach(), centred, rtol=0, atol=0.05)
+
+
 def test_dictionaries_nested_by_shares_are_those_of_each_hookpoints_latents() -> None:
     widths = {"narrow": 16, "wide": 32}
     run = new_run(widths, matryoshka_widths=[], auxk_per_level=True, dead_feature_threshold=0, auxk_alpha=0.1)

@@ -28,6 +28,11 @@ class NormalizeActivations(StrEnum):
     mean_norm = "mean_norm"
 
 
+class BiasInit(StrEnum):
+    mean = "mean"
+    zeros = "zeros"
+
+
 @dataclass
 class ArchitectureConfig:
     """The sparse coder (group `architecture`)."""
@@ -78,3 +83,6 @@ class ArchitectureConfig:
     decoder_init_norm: float | None = added(None)
     """Norm of each decoder row at the start, in the direction of its encoder row. null: sparsify's start: an SAE's encoder row, at norm 1
     with `normalize_decoder`; zero for a transcoder. Refused where decoder rows are kept at norm 1."""
+    b_dec_init: BiasInit = added(BiasInit.mean)
+    """The coder's biases at the start. mean: the decoder's is the mean of the first batch's targets, and a transcoder's encoder takes the mean
+    of its inputs away, as in sparsify. zeros: all are zero, as in SAELens; the mean would also take away part of features that fire often."""

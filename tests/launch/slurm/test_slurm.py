@@ -63,10 +63,7 @@ def test_twelve_runs_on_four_gpus_are_one_array_and_end_as_on_this_machine(
         "sweep_name=s",
         f"cache_dir={cache}",
     ]
-    done = subprocess.run(
-        command(*sweep, *ON_SLURM, "runs_per_pack=3", "wait=true", f"save_dir={tmp_path}/slurm"),
-        capture_output=True, text=True, env=os.environ | environment,
-    )  # fmt: skip
+    done = run(*sweep, *ON_SLURM, "runs_per_pack=3", "wait=true", f"save_dir={tmp_path}/slurm", env=os.environ | environment)
     assert done.returncode == 0, done.stdout + done.stderr + logs(tmp_path / "slurm" / "s")
     assert "submitted 4 jobs: array " in done.stdout
     assert "12 done" in done.stdout
@@ -95,11 +92,9 @@ def test_raising_killed_preempted_requeued_and_timed_out_runs_end_as_they_should
     on_cluster: Cluster, cache: Path, tmp_path: Path
 ) -> None:
     sweep = ["-m", *RUN, "k=4,5,6,7,8,9", "sweep_name=s", f"cache_dir={cache}"]
-    client = subprocess.Popen(
-        command(
-            *sweep, *ON_SLURM, "partition=low", "time=2", "signal_delay=60", "wait=true", f"save_dir={tmp_path}/slurm", 'sbatch=["--nice=0"]'
-        ),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | plant(tmp_path / "plant", FAULTS),
+    client = start(
+        *sweep, *ON_SLURM, "partition=low", "time=2", "signal_delay=60", "wait=true", f"save_dir={tmp_path}/slurm", 'sbatch=["--nice=0"]',
+        env=os.environ | plant(tmp_path / "plant", FAULTS),
     )  # fmt: skip
     folder = tmp_path / "slurm" / "s"
 
@@ -306,9 +301,9 @@ def test_a_pack_without_enough_memory_is_split_and_the_run_to_blame_named(on_clu
         time.sleep(60)
     """
     sweep = ["-m", *RUN, "max_samples=64", "k=4,5", "sweep_name=s", f"cache_dir={cache}"]
-    client = subprocess.Popen(
-        command(*sweep, *ON_SLURM, "runs_per_pack=2", "memory=1500M", "wait=true", f"save_dir={tmp_path}"),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | plant(tmp_path / "plant", greedy),
+    client = start(
+        *sweep, *ON_SLURM, "runs_per_pack=2", "memory=1500M", "wait=true", f"save_dir={tmp_path}",
+        env=os.environ | plant(tmp_path / "plant", greedy),
     )  # fmt: skip
     on_cluster.wait(lambda: client.poll() is not None, seconds=240)
     printed, errors = client.communicate()
@@ -327,8 +322,8 @@ def test_a_preempted_run_comes_back_from_its_grace_time_and_a_cancelled_one_does
 ) -> None:
     sweep = ["-m", *RUN, "k=4,5", "sweep_name=s", f"cache_dir={cache}"]
     slow = os.environ | plant(tmp_path / "plant", "time.sleep(0.3)")
-    arguments = command(*sweep, *ON_SLURM, "partition=grace", f"save_dir={tmp_path}/slurm")
-    assert subprocess.run(arguments, env=slow).returncode == 0
+    arguments = [*sweep, *ON_SLURM, "partition=grace", f"save_dir={tmp_path}/slurm"]
+    assert run(*arguments, env=slow).returncode == 0
     directories = by(tmp_path / "slurm", "k")
 
     def stepped(directory: Path) -> bool:
@@ -341,7 +336,7 @@ def test_a_preempted_run_comes_back_from_its_grace_time_and_a_cancelled_one_does
     assert "preempted; goes on in the queue" in (directories[4] / "slurm.log").read_text()
     assert report(tmp_path / "slurm") == {"done": 1, "cancelled": 1}
     on_cluster.wait(lambda: status.read(directories[5]).state == State.cancelled)
-    assert subprocess.run([*arguments, "wait=true"]).returncode == 0
+    assert run(*arguments, "wait=true").returncode == 0
     assert here(*sweep, f"save_dir={tmp_path}/local")[0] == 0
     assert_all_equal(tmp_path / "local", tmp_path / "slurm")
 
@@ -373,9 +368,9 @@ def test_two_tasks_share_the_hookpoints_of_a_sweeps_runs_and_come_back_when_one_
     on_cluster: Cluster, cache: Path, tmp_path: Path
 ) -> None:
     sweep = ["-m", *RUN, "max_samples=90", "k=4,5", "layers=[1,3]", "distribute_modules=true", "sweep_name=s", f"cache_dir={cache}"]
-    client = subprocess.Popen(
-        command(*sweep, *TWO_RANKS, "runs_per_pack=2", f"save_dir={tmp_path}/slurm", "wait=true"),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | plant(tmp_path / "plant", "time.sleep(0.1)"),
+    client = start(
+        *sweep, *TWO_RANKS, "runs_per_pack=2", f"save_dir={tmp_path}/slurm", "wait=true",
+        env=os.environ | plant(tmp_path / "plant", "time.sleep(0.1)"),
     )  # fmt: skip
     folder = tmp_path / "slurm" / "s"
     on_cluster.wait(lambda: any((directory / "resume" / "state.pt").exists() for directory in runs(folder).values()))
@@ -405,13 +400,7 @@ if os.environ["RANK"] == "1" and step == 10 and not once.exists():
 
 def test_a_job_one_of_whose_ranks_loses_its_gpu_comes_back(on_cluster: Cluster, cache: Path, tmp_path: Path) -> None:
     settings = [*RUN, *TWO_RANKS, "batch_size=4", f"save_dir={tmp_path}/slurm", f"cache_dir={cache}", "wait=true"]
-    client = subprocess.Popen(
-        command(*settings),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | plant(tmp_path / "plant", GPU_FAILS),
-    )
+    client = start(*settings, env=os.environ | plant(tmp_path / "plant", GPU_FAILS))
     on_cluster.wait(lambda: client.poll() is not None)
     printed, errors = client.communicate()
     assert client.returncode == 0, printed + errors + logs(tmp_path / "slurm")
@@ -426,7 +415,7 @@ def test_a_job_one_of_whose_ranks_loses_its_gpu_comes_back(on_cluster: Cluster, 
 def test_a_run_whose_node_fails_comes_back_from_its_last_save(on_cluster: Cluster, cache: Path, tmp_path: Path) -> None:
     one = [*RUN, "k=4", f"cache_dir={cache}"]
     slow = os.environ | plant(tmp_path / "plant", "time.sleep(0.2)")
-    assert subprocess.run(command(*one, *ON_SLURM, f"save_dir={tmp_path}/slurm"), env=slow).returncode == 0
+    assert run(*one, *ON_SLURM, f"save_dir={tmp_path}/slurm", env=slow).returncode == 0
     (directory,) = runs(tmp_path / "slurm").values()
     on_cluster.wait((directory / "resume" / "state.pt").exists)
     node = on_cluster.ask("sinfo", "--noheader", "--format=%n", "--partition=gpu")
