@@ -35,7 +35,7 @@ def model_fix(choice: str) -> str | None:
     """What to write for a model's name or path; None for what may be a misspelt preset."""
     setting = shlex.quote(f"model_name={choice}")
     if presets := model_presets(choice):
-        return f"write model={presets[0]}, or {setting}"
+        return f"write model={presets[0]}" + (f", or {setting}" if "/" in choice else "")
     return f"write {setting}" if "/" in choice or is_path(choice) else None
 
 
