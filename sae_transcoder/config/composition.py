@@ -64,7 +64,7 @@ def typed(composed: DictConfig) -> Config:
 def missing_fault(name: str) -> str:
     """The message for a field that has no value."""
     if name == "model_type":
-        return "model_type is missing: add model_type=sae or model_type=transcoder"
+        return "model_type is missing: add model_type=sae or model_type=transcoder; sae-train --help shows how to begin"
     return f"{name} is missing: add {name}=VALUE"
 
 

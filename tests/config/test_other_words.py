@@ -3,7 +3,7 @@
 import re
 import runpy
 import shlex
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from sae_transcoder.config.command_line import split_arguments
 from sae_transcoder.config.other_words import DIFFERENT_HERE, OTHER_WORDS
 from sae_transcoder.config.shell_words import NAMES
 from sae_transcoder.config.unknown_names import name_hint
+from sae_transcoder.language_model import load_errors
 
 COMMANDS = {"to", "push"}  # of sae-export
 KNOWN_NAMES = yaml.safe_load((ROOT / "tests" / "helpers" / "names_in_other_programs.yaml").read_text())
@@ -81,6 +82,9 @@ def test_what_an_answer_says_to_write_composes() -> None:
         ),
         ("normalize_activations=expected_average_only_in", "in dictionary_learning are mean_norm here"),
         ("n_heads=4", "there is no temporal SAE here; write architecture="),
+        ("architecture=gated", "no loss here has an L1 penalty; write architecture=jumprelu jumprelu_loss=step l0_coefficient="),
+        ("architecture=matryoshka_batchtopk", "write architecture=matryoshka"),
+        ("architecture=batch_top_k", "did you mean batchtopk?"),
         ("model=my/llama", "there is no such preset; write model_name=my/llama"),
         ("model=pythia_70", "did you mean pythia_70m? choose one of demo, "),
         ("dataset=mine.jsonl", "dataset=mine.jsonl: there is no such preset; write dataset=local_text dataset_name=mine.jsonl"),
@@ -209,6 +213,13 @@ def test_every_setting_of_sparsify_is_answered() -> None:
 def test_the_names_that_are_kept_are_those_of_the_other_programs(program: str) -> None:
     done = run_in(program, ROOT / "tests" / "helpers" / "names_in_other_programs.py", program)
     assert done.stdout.split("\n")[-2].split() == KNOWN_NAMES[program].split(), done.stderr
+
+
+def test_a_models_name_without_its_owner_is_answered_by_its_preset() -> None:
+    for name, preset in (("gpt2-small", "gpt2"), ("pythia-70m", "pythia_70m"), ("gemma-2-2b", "gemma2_2b")):
+        cfg = replace(load_config("model_type=sae"), model_name=name)
+        assert load_errors.fix(cfg, OSError("no such model")) == f"write model={preset}, or the hub's whole name"
+    assert "model=" not in load_errors.fix(replace(cfg, model_name="mine"), OSError("no")).replace("model=demo", "")
 
 
 def test_what_a_name_means_elsewhere_is_told_of_fields_alone() -> None:
