@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sae_transcoder.config import ConfigError
-from sae_transcoder.config.explain_field import OPTION, Explain
+from sae_transcoder.config.command_help import WideHelp
+from sae_transcoder.config.explain_field import add_explain
 from sae_transcoder.distributed import refuse
 from sae_transcoder.evaluation.request import EvaluationRequest, evaluation_requests, split_paths, tell, tell_notes, titles
 from sae_transcoder.process.broken_device import DeviceBroken
@@ -13,24 +14,27 @@ from sae_transcoder.run_store import eval_file
 from sae_transcoder.run_store.eval_file import Evaluation
 
 DESCRIPTION = """\
-Held-out metrics of sparse coders: reconstruction, sparsity, and the language model with the coders in place.
+Held-out metrics of sparse coders: reconstruction, sparsity, the language model with them in place.
 
-  sae-eval outputs/my_run                          as at the end of the run, with the run's own settings
-  sae-eval outputs/my_run/best eval_samples=64     the best coders, on fewer sequences
-  sae-eval outputs/my_sweep dataset=local_text 'dataset_name="other/*.txt"'     all runs of a sweep, on one forward; sae-report shows it
+  sae-eval outputs/my_run                         as at the end of the run, with its own settings
+  sae-eval outputs/my_run/best eval_samples=64    the best coders, on fewer sequences
+  sae-eval outputs/my_sweep dataset=local_text 'dataset_name="other/*.txt"'
+                                                  all runs of a sweep on other text, one forward;
+                                                  sae-report then shows these numbers too
   sae-eval EleutherAI/sae-llama-3-8b-32x model=llama3_8b 'layers=[10]'
+                                                  coders of the hub
 """
 
 
 def main() -> None:
     """Runs the command. Exit code 1 with a message where the coders or the overrides are wrong."""
-    parser = argparse.ArgumentParser("sae-eval", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser("sae-eval", description=DESCRIPTION, formatter_class=WideHelp)
     parser.add_argument("arguments", nargs="+", metavar="PATH or NAME=VALUE",
-                        help="a run, its best/, a snapshot, a folder of runs, a folder of coders in sparsify's format, or a hub id; FIELD=VALUE "
-                        "and GROUP=CHOICE as for sae-train")  # fmt: skip
-    parser.add_argument("--output", type=Path, help="folder for eval.json; by default PATH, for other data or settings than the run's own a "
-                        "folder in evals/ of the run, with save_dir or for coders of no run one below save_dir/evals")  # fmt: skip
-    parser.add_argument(OPTION, nargs="+", action=Explain, metavar="FIELD", help="what is known of a field, and end")
+                        help="a run, its best/, a snapshot, a folder of runs, a folder of coders in sparsify's format, a hub id; "
+                        "FIELD=VALUE, GROUP=CHOICE of sae-train")  # fmt: skip
+    parser.add_argument("--output", type=Path, help="folder for eval.json; without it the run's own, for other data or settings one in the run's "
+                        "evals/, with save_dir or for coders of no run one in save_dir/evals")  # fmt: skip
+    add_explain(parser)
     arguments = parser.parse_intermixed_args()
     try:
         paths, overrides = split_paths(arguments.arguments)

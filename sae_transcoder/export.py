@@ -6,21 +6,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sae_transcoder.config import ConfigError
+from sae_transcoder.config.command_help import WideHelp
 from sae_transcoder.distributed import refuse
 from sae_transcoder.exports.targets import TARGETS
 
 DESCRIPTION = """\
-Writes trained coders for other programs; sparsify's own format is what a run's coders/ holds already.
+Writes trained coders for other programs. A run's coders/ holds sparsify's own format already.
 
-  sae-export outputs/my_run to=sae_lens out=exported          one folder per coder, for sae_lens.SAE.load_from_disk
-  sae-export outputs/my_run to=hub out=card                   sparsify's files, the settings, the metrics and a model card
-  sae-export outputs/my_run to=hub push=me/my-saes            the same, uploaded to the Hugging Face Hub
-  sae-export outputs/my_run to=circuit_tracer out=transcoders  a transcoder set: one for every layer; with features=true
-                                                              what circuit-tracer's page shows of each latent (sae-latents first)
-  sae-export outputs/my_run to=neuronpedia out=neuronpedia    what Neuronpedia's bulk import reads of each latent (sae-latents first)
+  sae-export outputs/my_run to=sae_lens out=exported    for sae_lens.SAE.load_from_disk
+  sae-export outputs/my_run to=hub out=card             the files, settings, metrics, a model card
+  sae-export outputs/my_run to=hub push=me/my-saes      the same, uploaded to the Hugging Face Hub
+  sae-export outputs/my_run to=circuit_tracer out=transcoders
+                                                        transcoders, one for every layer; with
+                                                        features=true what its page shows of each
+                                                        latent (sae-latents first)
+  sae-export outputs/my_run to=neuronpedia out=rows     rows for Neuronpedia's bulk import
+                                                        (sae-latents first)
 
-Coders trained with batchtopk or jumprelu are JumpReLUs there, with or without a skip connection; those trained with topk are top-k, in SAELens
-without a skip connection; groupmax goes to the hub only.
+Coders trained with batchtopk or jumprelu become JumpReLUs there, skip connection or not; those
+trained with topk stay top-k, in SAELens without a skip connection; groupmax goes to the hub only.
 """
 
 
@@ -47,7 +51,7 @@ def parse_settings(arguments: Sequence[str]) -> dict[str, str]:
 
 def main() -> None:
     """Runs the command. Exit code 1 with a message where something cannot be exported."""
-    parser = argparse.ArgumentParser("sae-export", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser("sae-export", description=DESCRIPTION, formatter_class=WideHelp)
     parser.add_argument("path", help="a run's directory, its best/ or one of its snapshots/")
     parser.add_argument(
         "settings", nargs="+", help=f"to={', '.join(TARGETS)}; out=FOLDER; with to=hub push=USER/NAME{OWN_SETTINGS}"

@@ -14,7 +14,8 @@ from pathlib import Path
 from rich.console import Console, Group
 
 from sae_transcoder.config import ConfigError
-from sae_transcoder.config.explain_field import OPTION, Explain
+from sae_transcoder.config.command_help import WideHelp
+from sae_transcoder.config.explain_field import add_explain
 from sae_transcoder.config.paths import expanded, local_path
 from sae_transcoder.metric_names import NAMES
 from sae_transcoder.reports import table, watch
@@ -27,16 +28,17 @@ from sae_transcoder.run_store.run_records import Record
 
 WATCH_EVERY = 5.0  # seconds
 MATCHED = ("seeds", "all")  # values of --matching
-EPILOG = """KEY is a field of sae-train (k, layers, lr, ...) or one of run, state, step, tokens_per_s, eta, train_fvu,
-dead_fraction, never_fired, fvu, ce_loss_score, l0 and the other metrics of eval.json, or kind: the activation of coders, or
-matryoshka (with batchtopk), matryoshka_topk; or METRIC@DATA, of data that sae-eval has measured beside the run's own.
+EPILOG = """\
+KEY: a field of sae-train (k, layers, lr, ...); run, state, step, tokens_per_s, eta, train_fvu,
+dead_fraction, never_fired; a metric of eval.json (fvu, ce_loss_score, l0, ...), METRIC@DATA on data
+that sae-eval has measured beside the run's own; kind: the activation, matryoshka, matryoshka_topk.
 
-  sae-report outputs/my_sweep --sort fvu                          the best first
-  sae-report outputs --where model_type=sae --where 'k<=32'       some of the runs
-  sae-report outputs --where 'layers=[6]' --csv layer6.csv        their numbers, a row per coder
-  sae-report outputs/my_sweep --out pictures                      Pareto plots, curves, and a page that opens offline
-  sae-report outputs/my_sweep --metrics l0,fvu --sort fvu@other.txt      on other data too, the best there first
-  sae-report outputs/my_seeds --matching                          which share of latents other seeds have too
+  sae-report outputs/my_sweep --sort fvu                      the best first
+  sae-report outputs --where model_type=sae --where 'k<=32'   some of the runs
+  sae-report outputs --where 'layers=[6]' --csv layer6.csv    their numbers, a row for each coder
+  sae-report outputs/my_sweep --out pictures                  Pareto plots, curves, an offline page
+  sae-report outputs --metrics l0,fvu --sort fvu@mine.txt     on other data, the best there first
+  sae-report outputs/my_seeds --matching                      which latents seeds have in common
 """
 
 
@@ -44,9 +46,9 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         "sae-report",
-        description=__doc__,
+        description="The state of runs, their numbers as a table and as files, the pictures that go into the paper.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=WideHelp,
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -57,8 +59,8 @@ def parser() -> argparse.ArgumentParser:
     add("--failed", action="store_true", help="say why runs ended before their time, and where their logs are")
     add("--matching", metavar="seeds|all", nargs="?", const="seeds", choices=MATCHED,
         help="which latents coders have in common that differ in their seed alone (seeds), or all of equal shape (all)")  # fmt: skip
-    add("--metrics", metavar="NAME,...", type=names_of, default=(), help="held-out metrics to show beside the usual ones; of each data set that "
-        "sae-eval has measured too, in place of fvu,ce_loss_score")  # fmt: skip
+    add("--metrics", metavar="NAME,...", type=names_of, default=(), help="held-out metrics to show beside the usual ones; of other data in place of "
+        "fvu,ce_loss_score")  # fmt: skip
     for kind in WRITERS:
         name = kind.capitalize() if kind == "parquet" else kind.upper()
         add(f"--{kind}", metavar="FILE", type=Path, help=f"write all numbers as {name}")
@@ -68,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
         help="write into these files means and deviations over seeds, in place of a row for each coder",
     )
     add("--out", metavar="FOLDER", type=Path, help="write pictures, png and svg, and report.html")
-    add(OPTION, nargs="+", action=Explain, metavar="FIELD", help="what is known of a field of sae-train, and end")
+    add_explain(parser)
     return parser
 
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sae_transcoder.config import ConfigError
-from sae_transcoder.config.explain_field import OPTION, Explain
+from sae_transcoder.config.command_help import WideHelp
+from sae_transcoder.config.explain_field import add_explain
 from sae_transcoder.config.paths import local_path
 from sae_transcoder.distributed import refuse
 from sae_transcoder.evaluation.request import tell, tell_notes, titles
@@ -18,27 +19,28 @@ from sae_transcoder.reports.errors import ReportError
 from sae_transcoder.run_store import latents_pass
 
 DESCRIPTION = """\
-Describes each latent of trained coders: where it fires, with what, what it reads and writes. The result lies in latents/ of the run.
+Describes each latent of trained coders: where it fires, with what, what it reads and writes.
+The result lies in latents/ of the run.
 
   sae-latents outputs/my_run                           over what the run held out
   sae-latents outputs/my_run tokens=1_000_000          over so many tokens of the text for training
-  sae-latents outputs/my_run latents=0-99,512 top=50   some of the latents, more contexts of each
-  sae-latents outputs/my_sweep                         all runs of a sweep, those on the same text in one pass
-  sae-latents outputs/my_run --page                    and a page that opens in a browser without a server or a network
+  sae-latents outputs/my_run latents=0-99,512 top=50   some latents, more contexts of each
+  sae-latents outputs/my_sweep                         all runs of a sweep, one pass over a text
+  sae-latents outputs/my_run --page                    and a page that opens from disk
 """
 PAGE = "page"  # the page's folder beside the tables
 
 
 def main() -> None:
     """Runs the command. Exit code 1 with a message where the coders or the settings are wrong."""
-    parser = argparse.ArgumentParser("sae-latents", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser("sae-latents", description=DESCRIPTION, formatter_class=WideHelp)
     parser.add_argument("arguments", nargs="+", metavar="PATH or NAME=VALUE",
-                        help="a run, its best/, a snapshot, a folder of runs; tokens=N, latents=0-99, top=20, or FIELD=VALUE and "
-                        "GROUP=CHOICE as for sae-eval")  # fmt: skip
+                        help="a run, its best/, a snapshot, a folder of runs; tokens=N, latents=0-99, top=20, FIELD=VALUE, "
+                        "GROUP=CHOICE of sae-train, as for sae-eval")  # fmt: skip
     parser.add_argument("--output", type=Path, help="folder for the result, in place of latents/ of the run")
     parser.add_argument("--page", action="store_true", help="write the page of the latents, beside the result of a single run, else into "
                         "latents/ of the folder of runs")  # fmt: skip
-    parser.add_argument(OPTION, nargs="+", action=Explain, metavar="FIELD", help="what is known of a field, and end")
+    add_explain(parser)
     arguments = parser.parse_intermixed_args()
     try:
         show_latents(arguments.arguments, arguments.output, page=arguments.page)

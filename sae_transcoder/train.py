@@ -8,10 +8,11 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
 from sae_transcoder.config import Config, Hardware, run_dir
+from sae_transcoder.config.command_help import help_text
 from sae_transcoder.config.command_line import split_arguments
 from sae_transcoder.config.completion import completions
 from sae_transcoder.config.composition import CONF, fields_of, override_faults, register, typed
-from sae_transcoder.config.explain_field import names_to_explain, print_explanation
+from sae_transcoder.config.explain_field import explanation, names_to_explain, print_text
 from sae_transcoder.distributed import rank, refuse
 from sae_transcoder.launch.endings import end_with_message
 
@@ -67,8 +68,10 @@ def main() -> None:
     """Runs the command. Exit code 0: done, 1: refused or failed, 128 + n: stopped by signal n after saving its state."""
     register()
     with end_with_message(sys.argv[1:]):
-        if names := names_to_explain(sys.argv[1:]):
-            print_explanation(names)
+        if (names := names_to_explain(sys.argv[1:])) is not None:
+            print_text(explanation(names))
+        if {"-h", "--help"} & {*sys.argv[1:]}:
+            print_text(help_text(split_arguments(sys.argv[1:]).config_dirs))
         if "--to-yaml" in sys.argv or any(argument.startswith("json=") for argument in sys.argv[1:]):
             take_json(sys.argv)
         overrides, options, folders, faults = split_arguments(sys.argv[1:])
@@ -87,11 +90,6 @@ def main() -> None:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
             sys.argv.insert(1, "hydra.output_subdir=null")
         os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises; the hints that it would print advise what is refused here
-        if sys.argv[1:] in (["--help"], ["-h"]):
-            from sae_transcoder.config.command_help import help_text
-
-            print(help_text())
-            sys.exit()
         try:
             run()
         finally:

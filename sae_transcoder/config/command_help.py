@@ -1,38 +1,61 @@
-"""What `sae-train --help` prints.
+"""What `sae-train --help` prints: what a first run needs, the groups with their choices, where all else is told; and the form of other helps."""
 
-Hydra takes most of a second for the same text: it copies every registered config for each look into a group, and looks about a hundred times.
+import argparse
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from sae_transcoder.config.presets import CONF, by_family, choices, default_choices
+
+WIDTH = 100  # characters of a line
+LABEL = 14  # of them for a group's name
+
+TOP = """\
+Train sparse autoencoders (SAEs) and transcoders with EleutherAI's sparsify.
+model_type is required, where no experiment sets it; everything else has a default.
+
+  sae-train experiment=demo                                the bundled model and text, no download
+  sae-train model_type=transcoder k=16 'layers=[6]'        one run, on SmolLM2-135M
+  sae-train -m model_type=sae k=16,32 'layers=[6],[12]'    a sweep: four runs on one forward
+
+Groups, GROUP=CHOICE; a choice marked (default) is taken where none is given:
 """
+BOTTOM = """
 
-import string
-from collections.abc import Iterator
-
-from hydra import compose
-from hydra.core.config_loader import ConfigLoader
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.object_type import ObjectType
-
-from sae_transcoder.config.composition import hydra_on_conf
-
-
-def help_text() -> str:
-    """The template in conf/config.yaml with its groups filled in, as Hydra prints it (tested)."""
-    with hydra_on_conf():
-        template = compose("config", return_hydra_config=True).hydra.help.template
-        groups = dict(config_groups(GlobalHydra.instance().config_loader()))
-    lines = "".join(f"{group}: {', '.join(groups[group])}\n" for group in sorted(groups))
-    return string.Template(template).substitute(APP_CONFIG_GROUPS=lines)
+Fields, FIELD=VALUE, such as layers k expansion_factor lr batch_size max_tokens dataset_name
+  --explain                every field in one line
+  --explain k lr           all about these fields: meaning, range, default, presets that set them
+  --explain model gpt2     the choices of a group; what a choice sets
+  dry_run=true             what would be trained, how long it takes, how much memory; nothing runs
+  --cfg job                the composed config; nothing runs
+Options
+  -m                       a sweep: all combinations of the values that stand between commas
+  --config-dir FOLDER      choices of your own beside these: FOLDER/GROUP/CHOICE.yaml
+  json=FILE [--to-yaml]    a JSON config of the program before this one; run it [convert it]
+  --hydra-help             Hydra's options; tab completion: eval "$(sae-train -sc install=bash)\""""
 
 
-def config_groups(loader: ConfigLoader, parent: str = "") -> Iterator[tuple[str, list[str]]]:
-    """(group, its choices) of all groups below `parent` but Hydra's own."""
+def help_text(config_dirs: Sequence[Path] = ()) -> str:
+    """The whole text, with the choices in the folders that --config-dir names."""
+    return TOP + "\n".join(group_lines(choices([CONF, *config_dirs]))) + BOTTOM
 
-    def names(group: str, kind: ObjectType) -> list[str]:
-        return sorted({name for s in loader.get_sources() if s.is_group(group) for name in s.list(group, kind)})
 
-    for name in names(parent, ObjectType.GROUP):
-        group = f"{parent}/{name}".lstrip("/")
-        if group == "hydra":
-            continue
-        if choices := names(group, ObjectType.CONFIG):
-            yield group, choices
-        yield from config_groups(loader, group)
+def group_lines(groups: dict[str, list[str]]) -> list[str]:
+    """Each group with its choices, the default marked; models a family a line."""
+    defaults, lines = default_choices(), []
+    for group, names in groups.items():
+        label = group
+        for part in by_family(names) if group == "model" else [names]:
+            marked = [f"{name} (default)" if name == defaults.get(group) else name for name in part]
+            text = ", ".join(marked).replace(" (", "\N{NO-BREAK SPACE}(")  # a mark stays on its choice's line
+            wrapped = textwrap.wrap(text, WIDTH, initial_indent=f"  {label:<{LABEL}}", subsequent_indent=" " * (LABEL + 2))
+            lines += [line.replace("\N{NO-BREAK SPACE}", " ") for line in wrapped]
+            label = ""
+    return lines
+
+
+class WideHelp(argparse.RawDescriptionHelpFormatter):
+    """The help of a command with options of its own: descriptions as they are written, and lines as wide as those of sae-train."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=26, width=WIDTH)

@@ -4,6 +4,7 @@ from enum import StrEnum
 from typing import get_args
 
 from sae_transcoder.config.explain_field import OPTION
+from sae_transcoder.config.explain_group import further_names
 from sae_transcoder.config.fields import GROUPS
 from sae_transcoder.config.shell_words import NAMES
 from sae_transcoder.config.type_checks import ANNOTATIONS
@@ -31,7 +32,7 @@ def completions(line: str) -> list[str] | None:
     words = line.split()
     last = words[-1] if words and not line.endswith(" ") else ""
     if OPTION in words:
-        return [name for name in NAMES if name.startswith(last)]
+        return [name for name in (*NAMES, *further_names()) if name.startswith(last)]
     name, sign, values = last.partition("=")
     if not sign or not (choices := values_of(name)):
         return None

@@ -17,29 +17,15 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from sae_transcoder.config import FIELD_GROUPS, FIELDS, GROUPS, OPTIMIZERS, Config, ConfigError, run_dir, run_name
+from sae_transcoder.config import FIELDS, GROUPS, OPTIMIZERS, Config, ConfigError, run_dir, run_name
 from sae_transcoder.config.command_line import quoted
 from sae_transcoder.config.group_choices import choice_fault
+from sae_transcoder.config.other_words import DIFFERENT_HERE
 from sae_transcoder.config.paths import expanded
 from sae_transcoder.config.presets import CONF
 from sae_transcoder.config.shell_words import NAMES
 from sae_transcoder.config.type_checks import ANNOTATIONS, FLOATS, element_type
 from sae_transcoder.config.unknown_names import as_whole_number, name_fault
-
-
-def field_list() -> str:
-    """The fields of the config, one line a group, for --help."""
-    lines = []
-    for part in FIELD_GROUPS:
-        label = re.sub("(?<=[a-z])(?=[A-Z])", " ", part.__name__.removesuffix("Config")).lower()
-        names, line = list(part.__annotations__), f"  {label + ':':<14}"
-        for name in names:
-            if len(line) + len(name) > 110:
-                lines.append(line)
-                line = " " * 16
-            line += f" {name}"
-        lines.append(line)
-    return "\n".join(lines)
 
 
 def register() -> None:
@@ -53,7 +39,6 @@ def register() -> None:
         "run_dir": lambda *, _root_: str(run_dir(typed(_root_))),
         "expanded": lambda text: expanded(text, "save_dir"),
         "run_name": lambda *, _root_: run_name(typed(_root_)),
-        "field_list": field_list,
     }
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
@@ -79,7 +64,7 @@ def typed(composed: DictConfig) -> Config:
 def missing_fault(name: str) -> str:
     """The message for a field that has no value."""
     if name == "model_type":
-        return "model_type is missing: add model_type=sae or model_type=transcoder"
+        return "model_type is missing: add model_type=sae or model_type=transcoder; sae-train --help shows how to begin"
     return f"{name} is missing: add {name}=VALUE"
 
 
@@ -150,7 +135,9 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
         if "is not Optional" in str(cause.msg):
             return f"{cause.full_key}: null is not possible; give a value or leave it out"
         reason, of_resolver = str(cause.msg or cause).splitlines()[0], "ConfigError raised while resolving interpolation: "
-        return reason.removeprefix(of_resolver) if reason.startswith(of_resolver) else f"{cause.full_key}: {reason}"
+        if reason.startswith(of_resolver):
+            return reason.removeprefix(of_resolver)
+        return f"{cause.full_key}: {reason}" + (f"; {DIFFERENT_HERE[cause.full_key]}" if cause.full_key in DIFFERENT_HERE else "")
     if match := re.match(r"In '(.*)': .*\n\s*Key '(.*)' not in 'Config'", str(error)):
         return name_fault(f"{match[1]}.yaml, {match[2]}", match[2], None, NAMES)
     if "does not support sweep type" in str(error):

@@ -27,6 +27,11 @@ def meanings() -> dict[type, dict[str, str]]:
     return docstrings
 
 
+def heading(group: type) -> str:
+    """What the fields of a group are about, with the group's name where it has choices."""
+    return (group.__doc__ or "").split("; ")[0].strip().removesuffix(".")
+
+
 def shown(value: Any) -> str:
     """A field's value in YAML's words."""
     if value == MISSING:

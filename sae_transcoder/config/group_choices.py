@@ -13,12 +13,14 @@ from sae_transcoder.config.presets import model_presets
 FILE_SUFFIX = re.compile(r"\.(txt|jsonl?|csv|parquet|md|py)(\.(gz|bz2|zst|lz4))?$", re.IGNORECASE)
 IDS_SUFFIX = re.compile(r"\.(bin|npy)$", re.IGNORECASE)
 
+WITH_L1 = ("standard", "vanilla", "relu", "gated", "p_anneal", "gated_anneal")  # kinds of SAEs in SAELens and dictionary_learning
+
 
 def choice_fault(missing: str, options: Sequence[str]) -> str:
     """The message for a choice that there is not. missing: GROUP/CHOICE, as Hydra names it; options: the group's choices."""
     group = next((name for name in GROUPS if missing.startswith(f"{name}/")), missing.rpartition("/")[0])
     choice = missing.removeprefix(f"{group}/")
-    own = {"model": model_fix, "dataset": dataset_fix}.get(group)
+    own = {"model": model_fix, "dataset": dataset_fix, "architecture": architecture_fix}.get(group)
     if own and (fix := own(choice)):
         return f"{group}={choice}: there is no such preset; {fix}"
     near = get_close_matches(choice, options, n=1, cutoff=0.75)
@@ -35,7 +37,7 @@ def model_fix(choice: str) -> str | None:
     """What to write for a model's name or path; None for what may be a misspelt preset."""
     setting = shlex.quote(f"model_name={choice}")
     if presets := model_presets(choice):
-        return f"write model={presets[0]}, or {setting}"
+        return f"write model={presets[0]}" + (f", or {setting}" if "/" in choice else "")
     return f"write {setting}" if "/" in choice or is_path(choice) else None
 
 
@@ -47,3 +49,10 @@ def dataset_fix(choice: str) -> str | None:
     if FILE_SUFFIX.search(choice) or "*" in choice or is_path(choice) or choice.endswith(os.sep):
         return f"write dataset=local_text {name}"
     return f"write dataset=hub {name}" if "/" in choice else None
+
+
+def architecture_fix(choice: str) -> str | None:
+    """What to write for a kind of coder by another program's name; None for what may be a misspelt preset."""
+    if choice in WITH_L1:
+        return "no loss here has an L1 penalty; write architecture=jumprelu jumprelu_loss=step l0_coefficient=NUMBER, or architecture=topk"
+    return "write architecture=matryoshka" if choice in ("matryoshka_batchtopk", "matryoshka_batch_top_k") else None

@@ -5,7 +5,6 @@ import re
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
@@ -14,6 +13,7 @@ import yaml
 from sae_transcoder.config import FIELDS, GROUPS, Config, ConfigError, ModelType, Tracker
 from sae_transcoder.config.paths import local_path
 from sae_transcoder.config.type_checks import ANNOTATIONS, is_of_type
+from sae_transcoder.config.unknown_names import name_fault
 
 RENAMED = {"wandb_project": "project", "wandb_entity": "entity", "wandb_log_frequency": "log_every"}
 TRACKING = ("experiment_tracker", "log_to_wandb")  # both together are now `tracker`
@@ -76,12 +76,9 @@ def _refuse_constant(text: str) -> Any:
 
 
 def _unknown_keys(path: Path, content: Mapping[str, Any]) -> list[str]:
-    faults = []
-    for name in content.keys() - set(KNOWN_KEYS):
-        near = get_close_matches(name, KNOWN_KEYS, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else "see sae-train --help for all fields"
-        faults.append(f"json={path}: nobody knows {name}; {hint}")
-    return sorted(faults)
+    unknown = {name: value for name, value in sorted(content.items()) if name not in KNOWN_KEYS}
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in unknown.items()}
+    return [name_fault(f"json={path}, {name}", name, text, KNOWN_KEYS, "field") for name, text in texts.items()]
 
 
 def _mistyped_values(path: Path, content: Mapping[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hydra._internal.utils import get_args_parser
 
 from sae_transcoder.config.fields import FIELDS, GROUPS
-from sae_transcoder.config.type_checks import ANNOTATIONS
+from sae_transcoder.config.type_checks import ANNOTATIONS, element_type
 from sae_transcoder.config.unknown_names import name_hint, nearest_hint
 
 NAMES = (*FIELDS, *(group for group in GROUPS if group not in FIELDS))
@@ -30,13 +30,15 @@ def field_of(option: str) -> str:
 
 
 def take_option(argument: str, rest: list[str]) -> str:
-    """The fault of an argument with dashes that is no option. Takes its value out of `rest`, the arguments that follow, where it stands there."""
+    """The fault of an argument with dashes that is no option. Takes its value, or a list's, out of `rest`, the arguments that follow."""
     option, _, value = argument.partition("=")
-    written = argument
-    if not value and rest and is_bare(rest[0]) and rest[0] not in NAMES:
-        value = rest.pop(0)
-        written = f"{argument} {value}"
-    name = field_of(option)
+    name, written = field_of(option), argument
+    is_list = element_type(ANNOTATIONS.get(name)) is not None
+    values = [value] if value else []
+    while rest and is_bare(rest[0]) and rest[0] not in NAMES and (is_list or not values):
+        values.append(rest.pop(0))
+        written = f"{written} {values[-1]}"
+    value = f"[{','.join(values)}]" if is_list and values and not values[0].startswith("[") else " ".join(values)
     if name in NAMES:
         shown = value or ("true" if ANNOTATIONS.get(name) is bool else "VALUE")
         return f"{written}: fields are written without dashes; write {shlex.quote(f'{name}={shown}')}"

@@ -14,7 +14,7 @@ from omegaconf import MISSING
 from sae_transcoder.config.fields import Config
 
 NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-EXAMPLES = {int: "[1,2]", float: "[1,0.5]", str: "[a,b]"}
+EXAMPLES = {int: "[1,2]", float: "[0.9,0.5]", str: "[a,b]"}
 
 
 def type_faults(cfg: Config) -> list[str]:
@@ -65,4 +65,6 @@ def in_words(option: Any) -> str:
     if typing.get_origin(option) is list:
         (element,) = typing.get_args(option)
         return f"a list, each of its elements {NAMES[element]}, such as {EXAMPLES[element]}"
-    return NAMES[option] if option in NAMES else f"one of {', '.join(option)}"
+    if option in NAMES:
+        return NAMES[option]
+    return f"one of {', '.join(option)}" if len(option) > 1 else f"the word {next(iter(option))}"

@@ -47,4 +47,4 @@ def as_whole_number(value: str) -> str:
 def nearest_hint(name: str, known: Sequence[str]) -> str:
     """The known names that are spelt like this one, as a question; where there are none, where all of them stand."""
     near = get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(near)}?" if near else "see sae-train --help for all fields"
+    return f"did you mean {' or '.join(near)}?" if near else "see sae-train --explain for all fields"

@@ -25,7 +25,7 @@ from sae_transcoder.exports.activation_distributions import BINS, below, linear_
 from sae_transcoder.exports.source import Source
 from sae_transcoder.exports.stored_latents import Latent, StoredLatents, read_latents
 from sae_transcoder.exports.targets import WriteFiles
-from sae_transcoder.exports.transformer_lens_names import MODEL_NAMES
+from sae_transcoder.language_model.transformer_lens_names import MODEL_NAMES
 from sae_transcoder.run_store.latent_files import TOP
 
 MODEL_IDS = {"gpt2": "gpt2-small"}

@@ -13,8 +13,8 @@ from sae_transcoder.config import ConfigError
 from sae_transcoder.config.paths import expanded
 from sae_transcoder.exports.source import Source, StoredCoder
 from sae_transcoder.exports.targets import WriteFiles
-from sae_transcoder.exports.transformer_lens_names import MODEL_NAMES, Hooks, hooks
 from sae_transcoder.language_model import layers, loading
+from sae_transcoder.language_model.transformer_lens_names import MODEL_NAMES, Hooks, hooks
 
 log = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from sae_transcoder.config import Config, ConfigError, ModelType, Site, site
 from sae_transcoder.language_model import layers
 from sae_transcoder.language_model.model_class import base
+from sae_transcoder.language_model.transformer_lens_names import FAMILIES, module_at
 from sae_transcoder.language_model.trial import SEQUENCES, trial_length, try_forward
 
 # The names of a layer's modules in different model families, in the order of preference.
@@ -70,12 +71,32 @@ def matching_modules(cfg: Config, model: PreTrainedModel) -> list[str]:
         matches = {name for name in names if is_match(pattern.split("."), name.split("."))}
         matching |= matches
         if not matches:
-            faults.append(
-                f"hookpoints={cfg.hookpoints}: {pattern} matches no module; {type(model).__name__} has {name_patterns(names)}"
-            )
+            faults.append(no_match(cfg, pattern, names, model))
     if faults:
         raise ConfigError(*faults)
     return natsorted(matching)[:: cfg.layer_stride]
+
+
+def no_match(cfg: Config, pattern: str, names: Sequence[str], model: PreTrainedModel) -> str:
+    """The fault of a pattern that matches none of a model's modules: their name for it where it is TransformerLens's, or begins above the
+    base model, as in model.layers.6; else all names."""
+    family = model.config.model_type
+    if pattern.startswith("blocks.") and family in FAMILIES:
+        stack, is_transcoder = layers.layer_stack(model)[0], cfg.model_type == ModelType.transcoder
+        if module := module_at(family, stack, pattern, transcoder=is_transcoder):
+            layer = module.removeprefix(f"{stack}.")
+            by_layers = f", or 'layers=[{layer}]' site=residual" if layer.isdigit() else ""
+            return (
+                f"hookpoints={cfg.hookpoints}: {pattern} is a name of TransformerLens; write 'hookpoints=[\"{module}\"]'{by_layers}"
+            )
+        return (
+            f"hookpoints={cfg.hookpoints}: {pattern} is a name of TransformerLens for no module's output; "
+            f"{type(model).__name__} has {name_patterns(names)}"
+        )
+    above, _, inside = pattern.partition(".")
+    if inside and any(is_match(inside.split("."), name.split(".")) for name in names):
+        return f"hookpoints={cfg.hookpoints}: {pattern} begins above the base model; leave out {above}, and write 'hookpoints=[\"{inside}\"]'"
+    return f"hookpoints={cfg.hookpoints}: {pattern} matches no module; {type(model).__name__} has {name_patterns(names)}"
 
 
 def name_patterns(names: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 
 from sae_transcoder.config import ConfigError, ModelConfig
 from sae_transcoder.config.paths import expanded
+from sae_transcoder.config.presets import model_presets
 from sae_transcoder.process.broken_device import raise_if_broken
 from sae_transcoder.process.memory_errors import is_out_of_memory
 
@@ -54,6 +55,8 @@ def fix(cfg: ModelConfig, error: Exception) -> str:
     """What to do about an error of loading."""
     page, logged_in = f"{constants.ENDPOINT}/{cfg.model_name}", get_token() is not None
     folder = Path(expanded(cfg.model_name))
+    if "/" not in cfg.model_name and not folder.is_dir() and (presets := model_presets(cfg.model_name)):
+        return f"write model={presets[0]}, or the hub's whole name"
     causes = [error, error.__cause__, error.__context__]
     if any(isinstance(cause, GatedRepoError) for cause in causes):
         login = "with the account that is logged in" if logged_in else "and run `hf auth login`, or set HF_TOKEN"

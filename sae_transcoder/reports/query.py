@@ -50,7 +50,9 @@ def check_key(key: str) -> str:
         return key
     similar = [*(name for name in KEYS if key.lower() in name), *get_close_matches(key.lower(), KEYS, n=3, cutoff=0.5)]
     near = list(dict.fromkeys(get_close_matches(key.lower(), similar, n=1, cutoff=0.9) + similar))[:3]
-    hint = f"did you mean {' or '.join(near)}?" if near else f"metrics are {', '.join(NAMES)}; fields are those of sae-train --help"
+    hint = (
+        f"did you mean {' or '.join(near)}?" if near else f"metrics are {', '.join(NAMES)}; fields are those of sae-train --explain"
+    )
     raise ReportError(f"{key}: runs have no such field or metric; {hint}")
 
 

@@ -1,39 +1,89 @@
-"""sae-train --help: Hydra's text, sooner."""
+"""The help of every command: it fits a screen, and sae-train's has every choice that Hydra would take."""
 
+import shlex
 import sys
-from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from hydra.core.config_store import ConfigStore
+from hydra import compose
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from sae_transcoder import train
+from helpers.command_line import composed
+from sae_transcoder import evaluate, export, report, show_latents, train
+from sae_transcoder.config.checks import faults
+from sae_transcoder.config.command_help import help_text
+from sae_transcoder.config.composition import hydra_on_conf
+from sae_transcoder.config.presets import by_family, choices, default_choices, model_size
+
+COMMANDS = {"sae-train": train, "sae-eval": evaluate, "sae-latents": show_latents, "sae-report": report, "sae-export": export}
 
 
-@pytest.fixture
-def groups_of_a_plugin() -> Iterator[None]:
-    """Groups that another package registers: one with choices, one inside it, one without any."""
-    store = ConfigStore.instance()
-    store.store(group="extra", name="usual", node={})
-    store.store(group="extra/nested", name="other", node={})
-    store.store(group="outer/inner", name="deep", node={})
-    yield
-    del store.repo["extra"], store.repo["outer"]
-
-
-def printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
-    monkeypatch.setattr(sys, "argv", ["sae-train", *arguments])
+def printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str, *arguments: str) -> str:
+    """What a command prints on its way to exit code 0."""
+    monkeypatch.setattr(sys, "argv", [command, *arguments])
     with pytest.raises(SystemExit) as stop:
-        train.main()
+        COMMANDS[command].main()
     assert not stop.value.code
     return capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("groups_of_a_plugin")
-@pytest.mark.parametrize("option", ["--help", "-h"])
-def test_help_is_the_text_that_hydra_prints(
-    option: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_fits_40_lines_of_100_characters(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = printed(capsys, monkeypatch, option)
-    by_hydra = printed(capsys, monkeypatch, option, "model_type=sae")  # with overrides Hydra prints it itself
-    assert text == by_hydra
-    assert "extra/nested: other\n" in text
+    lines = printed(capsys, monkeypatch, command, "--help").splitlines()
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 100
+    assert sum(line.strip().startswith(command) for line in lines) >= 3, "examples"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["-h", "k=3"], ["experiment=demo", "--help"], ["--help", "-m", "json=missing.json"]]
+)
+def test_the_help_is_the_same_whatever_stands_beside_it(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert printed(capsys, monkeypatch, "sae-train", *arguments) == help_text() + "\n"
+
+
+def test_every_choice_and_default_is_hydras() -> None:
+    with hydra_on_conf():
+        loader = GlobalHydra.instance().config_loader()
+        for group, names in choices().items():
+            assert names == loader.get_group_options(group)
+        chosen = compose("config", ["model_type=sae"], return_hydra_config=True).hydra.runtime.choices
+    assert default_choices() == {group: chosen[group] for group in choices() if chosen[group] not in (None, "sae")}
+    words = help_text().replace(",", " ").split()
+    assert all(name in words for names in choices().values() for name in names)
+
+
+def test_choices_of_ones_own_stand_in_the_help(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for group, choice in (("experiment", "mine"), ("model", "my_model"), ("extra", "other")):
+        (tmp_path / group).mkdir()
+        (tmp_path / group / f"{choice}.yaml").write_text("# @package _global_\n")
+    text = printed(capsys, monkeypatch, "sae-train", "--config-dir", str(tmp_path), "--help")
+    assert {"mine", "my_model", "other"} <= {*text.replace(",", " ").split()}
+    assert "  extra         other\n" in text
+
+
+def test_models_stand_by_family_from_small_to_large() -> None:
+    families = by_family(choices()["model"])
+    assert ["gpt2", "gpt2_medium", "gpt2_large", "gpt2_xl"] in families
+    assert [family[0].split("_")[0] for family in families] == sorted({name.split("_")[0] for name in choices()["model"]})
+    for family in families:
+        assert [model_size(name) for name in family] == sorted(model_size(name) for name in family)
+        assert all(model_size(name) > 0 for name in family)
+
+
+def test_the_examples_of_the_help_compose_without_a_fault() -> None:
+    examples = [line.strip().partition("   ")[0] for line in help_text().splitlines() if line.startswith("  sae-train ")]
+    assert len(examples) == 3
+    for example in examples:
+        given = OverridesParser.create().parse_overrides([word for word in shlex.split(example)[1:] if word != "-m"])
+        (jobs,) = BasicSweeper.split_arguments(given, None)
+        assert jobs
+        assert all(faults(composed(*job)) == [] for job in jobs)

@@ -187,8 +187,10 @@ def test_any_text_survives_hydras_grammar(text: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "parts"),
     [
-        ({"model_type": "sae", "expansion_facto": 8}, ["nobody knows expansion_facto", "did you mean expansion_factor"]),
-        ({"model_type": "sae", "zzz": 8}, ["nobody knows zzz", "--help"]),
+        ({"model_type": "sae", "expansion_facto": 8}, ["there is no field expansion_facto", "did you mean expansion_factor"]),
+        ({"model_type": "sae", "zzz": 8}, ["there is no field zzz", "see sae-train --explain for all fields"]),
+        ({"model_type": "sae", "d_sae": 4096}, ["d_sae: called num_latents here; write num_latents=4096"]),
+        ({"model_type": "sae", "hook_name": "blocks.6.hook_resid_post"}, ["write 'layers=[6]' site=residual"]),
         ({"model_type": "sae", "k": "16"}, ['k is "16"', "a whole number"]),
         ({"model_type": "sae", "k": True}, ["k is true", "a whole number"]),
         ({"model_type": "sae", "k": 1.5}, ["k is 1.5", "a whole number"]),

@@ -1,20 +1,28 @@
 """Names of other programs and slips of a command line: each is answered by what to write here."""
 
 import re
+import runpy
 import shlex
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+import yaml
 
+from helpers import ROOT
 from helpers.command_line import composed, refused
+from helpers.peers import run_in
 from sae_transcoder.api import load_config
 from sae_transcoder.config import FIELDS, GROUPS, ConfigError
 from sae_transcoder.config.command_line import split_arguments
-from sae_transcoder.config.other_words import OTHER_WORDS
+from sae_transcoder.config.other_words import DIFFERENT_HERE, OTHER_WORDS
 from sae_transcoder.config.shell_words import NAMES
 from sae_transcoder.config.unknown_names import name_hint
+from sae_transcoder.language_model import load_errors
 
 COMMANDS = {"to", "push"}  # of sae-export
+KNOWN_NAMES = yaml.safe_load((ROOT / "tests" / "helpers" / "names_in_other_programs.yaml").read_text())
+WRITTEN_BY_THE_PROGRAM = {"sae_lens_version", "sae_lens_training_version", "library_version", "git_hash", "metadata"}
 
 
 @pytest.mark.parametrize("word", OTHER_WORDS)
@@ -66,6 +74,17 @@ def test_what_an_answer_says_to_write_composes() -> None:
             "model=EleutherAI/pythia-70m",
             "model=EleutherAI/pythia-70m: there is no such preset; write model=pythia_70m, or model_name=",
         ),
+        ("model=gpt2-small", "model=gpt2-small: there is no such preset; write model=gpt2"),
+        ("model=pythia-70m", "model=pythia-70m: there is no such preset; write model=pythia_70m"),
+        (
+            "dead_feature_threshold=1e-8",
+            "in SAELens the share of tokens below which a latent counts as dead; here, as in sparsify, tokens",
+        ),
+        ("normalize_activations=expected_average_only_in", "in dictionary_learning are mean_norm here"),
+        ("n_heads=4", "there is no temporal SAE here; write architecture="),
+        ("architecture=gated", "no loss here has an L1 penalty; write architecture=jumprelu jumprelu_loss=step l0_coefficient="),
+        ("architecture=matryoshka_batchtopk", "write architecture=matryoshka"),
+        ("architecture=batch_top_k", "did you mean batchtopk?"),
         ("model=my/llama", "there is no such preset; write model_name=my/llama"),
         ("model=pythia_70", "did you mean pythia_70m? choose one of demo, "),
         ("dataset=mine.jsonl", "dataset=mine.jsonl: there is no such preset; write dataset=local_text dataset_name=mine.jsonl"),
@@ -96,6 +115,9 @@ def test_one_message_says_what_to_write(
         ("--experiment demo", "write experiment=demo"),
         ("--multi-topk k=3", "--multi-topk: fields are written without dashes; write multi_topk=true"),
         ("--learning-rate 1e-3", "--learning-rate 1e-3: called lr here; write lr=1e-3"),
+        ("--layers 1 2 k=3", "--layers 1 2: fields are written without dashes; write 'layers=[1,2]'"),
+        ("--hookpoints layers.*.mlp", "write 'hookpoints=[layers.*.mlp]'"),
+        ("--dataset_name mine", "write 'dataset_name=[mine]'"),
         ("--nothing", "--nothing: there is no such option; fields are written as NAME=VALUE"),
         ("layers=[1, 3]", "layers=[1, 3]: a space ends an argument; write 'layers=[1, 3]'"),
         ("layers=[1, 3 ]", "write 'layers=[1, 3 ]'"),
@@ -168,6 +190,48 @@ def test_python_refuses_a_field_that_there_is_not_with_the_nearest_name() -> Non
 def test_a_wrong_word_in_python_overrides_is_told_as_at_the_terminal() -> None:
     with pytest.raises(ConfigError, match="called max_seq_length here; write max_seq_length=64"):
         load_config("model_type=sae", "ctx_len=64")
+
+
+@pytest.mark.parametrize("program", KNOWN_NAMES)
+def test_every_setting_of_another_program_is_answered(program: str) -> None:
+    names = {*KNOWN_NAMES[program].split()} - WRITTEN_BY_THE_PROGRAM
+    assert len(names) > 50
+    assert names - {*NAMES, *OTHER_WORDS} == set()
+
+
+def test_every_setting_of_sparsify_is_answered() -> None:
+    from sparsify.__main__ import RunConfig
+    from sparsify.config import SparseCoderConfig
+
+    names = {field.name for config in (RunConfig, SparseCoderConfig) for field in fields(config)}
+    assert len(names) > 40
+    assert names - {*NAMES, *OTHER_WORDS} == set()
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("program", KNOWN_NAMES)
+def test_the_names_that_are_kept_are_those_of_the_other_programs(program: str) -> None:
+    done = run_in(program, ROOT / "tests" / "helpers" / "names_in_other_programs.py", program)
+    assert done.stdout.split("\n")[-2].split() == KNOWN_NAMES[program].split(), done.stderr
+
+
+def test_a_models_name_without_its_owner_is_answered_by_its_preset() -> None:
+    for name, preset in (("gpt2-small", "gpt2"), ("pythia-70m", "pythia_70m"), ("gemma-2-2b", "gemma2_2b")):
+        cfg = replace(load_config("model_type=sae"), model_name=name)
+        assert load_errors.fix(cfg, OSError("no such model")) == f"write model={preset}, or the hub's whole name"
+    assert "model=" not in load_errors.fix(replace(cfg, model_name="mine"), OSError("no")).replace("model=demo", "")
+
+
+def test_what_a_name_means_elsewhere_is_told_of_fields_alone() -> None:
+    assert set(DIFFERENT_HERE) <= set(FIELDS)
+    assert not set(DIFFERENT_HERE) & set(OTHER_WORDS)
+
+
+def test_the_glossary_has_the_names_that_the_program_answers() -> None:
+    glossary = runpy.run_path(str(ROOT / "docs" / "scripts" / "glossary_page.py"))
+    text = glossary["PAGE"].read_text()
+    assert glossary["placed"](text) == text, "python docs/scripts/glossary_page.py"
+    assert all(f"`{word}`" in text for word in OTHER_WORDS)
 
 
 def test_hints_are_for_names_of_other_programs_alone() -> None:

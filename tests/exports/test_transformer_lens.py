@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, GPTNeoX
 
 from helpers.peers import run_in
 from helpers.tiny_models import SIZES
-from sae_transcoder.exports.transformer_lens_names import hooks
 from sae_transcoder.language_model import forward, layers
 from sae_transcoder.language_model.loading import DEMO
+from sae_transcoder.language_model.transformer_lens_names import hooks
 
 pytestmark = pytest.mark.peers
 

@@ -7,6 +7,7 @@ without the weights. All this holds for weights as they are (HookedTransformer.f
 from_pretrained folds the norms' weights into the next module, and centres what is written into the residual stream.
 """
 
+import re
 from dataclasses import dataclass
 
 ATTENTION, MLP = "hook_attn_out", "hook_mlp_out"
@@ -38,6 +39,9 @@ FAMILIES: dict[str, dict[str, str]] = {
 }
 """{transformers' model_type: {module of a layer: the hook at its output}}"""
 
+MLP_INPUTS = ("mlp.hook_in", "hook_mlp_in", "ln2.hook_normalized")
+"""Hooks that other programs name for the input of a transcoder."""
+
 MODEL_NAMES = {f"openai-community/{name}": name for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
 """{hub id: TransformerLens's name}, where it knows another one than the id."""
 
@@ -65,3 +69,21 @@ def hooks(model_type: str, stack: str, hookpoint: str, *, transcoder: bool) -> H
     if not transcoder:
         return Hooks(output, output)
     return Hooks(f"{block}.mlp.hook_in", output) if module == "mlp" else None
+
+
+def module_at(model_type: str, stack: str, hook: str, *, transcoder: bool) -> str | None:
+    """The module whose output this hook reads or, for a transcoder, whose input; `*` for a layer stays. None where no module has it.
+
+    model_type: transformers' name of the family; stack: of its list of layers; hook: such as blocks.6.hook_resid_post.
+    """
+    match = re.fullmatch(r"blocks\.(\d+|\*)\.([\w.]+)", hook)
+    if match is None or (modules := FAMILIES.get(model_type)) is None:
+        return None
+    layer, name = match.groups()
+    if name == "hook_resid_post":
+        return f"{stack}.{layer}"
+    if name == "hook_resid_pre":
+        return f"{stack}.{int(layer) - 1}" if layer.isdigit() and int(layer) > 0 else None
+    if transcoder and name in MLP_INPUTS:
+        return f"{stack}.{layer}.mlp" if "mlp" in modules else None
+    return next((f"{stack}.{layer}.{module}" for module, output in modules.items() if output == name), None)
