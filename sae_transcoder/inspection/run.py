@@ -117,9 +117,11 @@ class Run:
         """What the language model predicts after each token of a text; None: as it is.
 
         splice: {coder: {latent: factor}}, the coders whose output takes the place of their module's output, and what the activations of their
-        latents are multiplied by: {"layers.2": {}} is the reconstruction, {"layers.2": {7: 0}} the same with latent 7 switched off. Positions
-        that training leaves out keep the module's own output, as in the evaluation. Raises ConfigError as `latents` does, for coders and
-        latents that the run does not have, and for a model without a language-modelling head.
+        latents are multiplied by: {"layers.2": {}} is the reconstruction, {"layers.2": {7: 0}} the same with latent 7 switched off. A latent
+        that does not fire stays 0. Positions that training leaves out keep the module's own output, as in the evaluation.
+
+        Raises ConfigError as `latents` does, for coders and latents that the run does not have, and for a model without a
+        language-modelling head.
         """
         if splice is None:
             return self._reader.predict(text, {})
