@@ -1,6 +1,6 @@
 """Runs from Python, by the same code as the commands:
 
-from sae_transcoder.api import load_config, load_run, sweep, train
+from sae_transcoder.api import describe_latents, load_config, load_run, sweep, train
 
 cfg = load_config("experiment=demo", "k=16")
 run = train(cfg)
@@ -9,23 +9,30 @@ runs = sweep("experiment=demo", "k=16,32,64")
 run = load_run("outputs/my_run")
 run.coders["layers.2"]
 run.latents("import os")["layers.2"]
+run.predict("import os", {"layers.2": {}}).next_tokens()
+describe_latents("outputs/my_run")["layers.2"].contexts([7])
 """
 # ruff: noqa: F401 - programs import these names from here
 
 import sys
+from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sae_transcoder.config import Config, ConfigError, Hardware, composition, old_json, run_dir
 from sae_transcoder.config.command_line import quoted
+from sae_transcoder.evaluation.request import tell, tell_notes
 from sae_transcoder.inspection.run import Run, load_coders, load_run
+from sae_transcoder.latents import one_pass
+from sae_transcoder.latents.request import latents_requests, split_arguments
 from sae_transcoder.launch.endings import RunFailed
 from sae_transcoder.launch.sweep import train_jobs
 from sae_transcoder.launch.sweep_from_overrides import combinations, load_sweep_config
 from sae_transcoder.launch.sweep_jobs import is_grid
 from sae_transcoder.preflight.plan import check_settings, make_plan
-from sae_transcoder.run_store import eval_file, observed_status, run_files
+from sae_transcoder.run_store import eval_file, latent_files, observed_status, run_files
+from sae_transcoder.run_store.latent_files import DescribedLatents
 from sae_transcoder.run_store.observed_status import NextAction
 from sae_transcoder.training import engine
 
@@ -78,6 +85,24 @@ def sweep(*overrides: str) -> list[Run]:
         if job.error is not None:
             raise RunFailed(f"{run_dir(job.cfg)}: {job.error}")
     return [_trained(job.cfg) for job in jobs]
+
+
+def describe_latents(path: str | Path, *settings: str) -> dict[str, DescribedLatents]:
+    """What each latent of a run's coders stands for, {coder: its latents}, as `sae-latents PATH SETTINGS` finds it, unless that is done.
+
+    Raises ConfigError for what the command would refuse, and for several runs; Stopped after Ctrl-C, once what was read is saved.
+    """
+    paths, wanted, overrides = split_arguments([str(path), *settings])
+    requests = latents_requests(paths, wanted, overrides, None, tell)
+    if len(requests) != 1:
+        raise ConfigError(
+            f"{' '.join([str(path), *settings])}: {len(requests)} runs; give the directory of one, and settings NAME=VALUE"
+        )
+    (request,) = requests
+    tell_notes([request.stored])
+    if not request.is_done():
+        one_pass.describe_latents([request])
+    return latent_files.described(request.folder, str(path))
 
 
 def _refuse_unless_here(cfg: Config | DictConfig, message: str) -> None:

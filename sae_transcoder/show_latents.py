@@ -77,8 +77,7 @@ def show_latents(arguments: Sequence[str], output: Path | None = None, *, page: 
     page_folder = folder_of_page(paths, requests) if page else None
     missing = []
     for request in requests:
-        done = latents_pass.read_pass(request.folder)
-        if done is not None and done.fingerprint == request.fingerprint():
+        if request.is_done():
             print(f"done: {request.folder}")
         else:
             missing.append(request)

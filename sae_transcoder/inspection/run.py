@@ -1,15 +1,17 @@
 """A run read back from its directory, finished or not: its settings, state, coders and metrics, and what its coders do on a text."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from sae_transcoder.coder.names import hookpoint_of
 from sae_transcoder.coder.stored_coders import coder_faults, coders_dir, find_coders, run_dir_of
 from sae_transcoder.coder.trained_coder import TrainedCoder, load_coder
 from sae_transcoder.config import Config, ConfigError
 from sae_transcoder.config.paths import local_path
 from sae_transcoder.evaluation.settings import composed_on, evaluation_config, refuse_unread, run_settings
+from sae_transcoder.inspection.predictions import Factors, Predictions, check_splice
 from sae_transcoder.inspection.text_reader import CapturedText, TextReader, Token
 from sae_transcoder.run_store import (
     data_origin,
@@ -110,6 +112,22 @@ class Run:
     def capture(self, texts: str | Sequence[str]) -> list[CapturedText]:
         """What the modules at the run's hookpoints receive and give for each text by itself. Raises ConfigError as `latents` does."""
         return [self._reader.capture(text) for text in ([texts] if isinstance(texts, str) else texts)]
+
+    def predict(self, text: str, splice: Mapping[str, Factors] | None = None) -> Predictions:
+        """What the language model predicts after each token of a text; None: as it is.
+
+        splice: {coder: {latent: factor}}, the coders whose output takes the place of their module's output, and what the activations of their
+        latents are multiplied by: {"layers.2": {}} is the reconstruction, {"layers.2": {7: 0}} the same with latent 7 switched off. A latent
+        that does not fire stays 0. Positions that training leaves out keep the module's own output, as in the evaluation.
+
+        Raises ConfigError as `latents` does, for coders and latents that the run does not have, and for a model without a
+        language-modelling head.
+        """
+        if splice is None:
+            return self._reader.predict(text, {})
+        coders = self.coders
+        check_splice(splice, coders)
+        return self._reader.predict(text, {hookpoint_of(name): (coders[name], factors) for name, factors in splice.items()})
 
     @cached_property
     def _reader(self) -> TextReader:

@@ -47,6 +47,11 @@ class LatentsRequest:
         """The settings by which text is read."""
         return self.stored.cfg
 
+    def is_done(self) -> bool:
+        """Whether the folder holds the result. Raises DamagedFile."""
+        done = latents_pass.read_pass(self.folder)
+        return done is not None and done.fingerprint == self.fingerprint()
+
     def fingerprint(self) -> str:
         """A text that differs where the result would: by settings, coders, what is wanted, or the version of the files."""
         files = {

@@ -15,7 +15,7 @@ from helpers.device import ON_DEVICE
 from helpers.short_runs import short
 from ourselves.latents_exact import differences
 from sae_transcoder import show_latents as command
-from sae_transcoder.api import load_coders, load_run
+from sae_transcoder.api import describe_latents, load_coders, load_run
 from sae_transcoder.config import ConfigError, run_dir
 from sae_transcoder.data.sequences import Sequences
 from sae_transcoder.language_model import forward
@@ -253,6 +253,26 @@ def test_python_reads_what_the_command_has_found(runs: Path) -> None:
     assert best["latent"] == 7
     assert best["activation"] == max(best["activations"]) or best["activation"] in best["activations"]
     assert all(latents.texts[token] for token in best["tokens"])
+
+
+def test_python_finds_what_the_command_does_and_once(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = runs / "topk"
+    show_latents([str(run), "latents=3-9"])
+    command_tables = files(folder_of(run))
+    shutil.rmtree(folder_of(run))
+    described = describe_latents(run, "latents=3-9")
+    assert described.keys() == {"layers.1.mlp", "layers.2.mlp"}
+    assert described["layers.2.mlp"].table()["latent"].to_pylist() == [*range(3, 10)]
+    assert files(folder_of(run)) == command_tables
+    monkeypatch.setattr(one_pass, "describe_latents", None)
+    assert describe_latents(str(run), "latents=3-9")["layers.1.mlp"].table().num_rows == 7
+    for arguments, part in [
+        ((runs,), "4 runs; give the directory of one"),
+        ((run, str(runs / "jumprelu")), "2 runs"),
+        ((run, "k=4"), "k is not read"),
+    ]:
+        with pytest.raises(ConfigError, match=part):
+            describe_latents(*arguments)
 
 
 REFUSED = {
