@@ -37,7 +37,8 @@ def test_a_presets_layers_and_sites_are_found_and_as_wide_as_it_says(choice: str
     for site in Site:
         every = hookpoints.hookpoint_names(replace(cfg, site=site), outline)
         assert len(every) == count
-        two = replace(cfg, site=site, layers=[0, 1])
+        # The forward of one site is tried to its end, of the others to its second layer.
+        two = replace(cfg, site=site, layers=[0, 1], eval_end_to_end=site == Site.residual)
         assert hookpoints.hookpoint_names(two, outline) == every[:2]
         assert hookpoints.widths(two, outline, every[:2]) == dict.fromkeys(every[:2], width)
 
