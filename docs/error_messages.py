@@ -13,7 +13,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-PACKAGE = Path(__file__).resolve().parent.parent / "sae_transcoder"
+import sae_transcoder
+
+PACKAGE = Path(sae_transcoder.__file__).parent
 BEGIN, END = "<!-- messages of ", "<!-- end of messages -->"
 BLOCK = re.compile(rf"{BEGIN}(.*?) -->\n.*?{END}", re.DOTALL)
 LOGGED = {"warning", "error"}
