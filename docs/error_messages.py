@@ -24,6 +24,8 @@ FEWEST_WORDS = 4  # of a text that is not raised
 
 OTHER_TEXTS = {
     "config/explain_field.py": "what --explain prints",
+    "config/explain_group.py": "what --explain prints",
+    "config/field_index.py": "what --explain prints",
     "config/old_json.py": "what the conversion of an old config tells",
     "config/other_words.py": "what other programs' names are called here",
     "demo/train_model.py": "the script that trained the demo model",
