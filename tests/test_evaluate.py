@@ -11,6 +11,7 @@ import torch
 from sparsify import SparseCoder
 
 from helpers.device import ON_DEVICE
+from helpers.run_directory_page import undocumented
 from helpers.short_runs import short
 from sae_transcoder import evaluate as command
 from sae_transcoder.config import run_dir
@@ -149,6 +150,7 @@ def test_a_folder_of_runs_is_measured_on_one_forward_and_each_as_by_itself(
     assert (sweep / "late" / "eval.json").read_bytes() != own["late"]
     (record,) = run_records.read_all([sweep / "late"], pytest.fail)
     assert record.others["other.txt"].evaluation == together[1]
+    assert undocumented(sweep) == []
 
 
 def test_where_memory_does_not_suffice_for_all_runs_they_are_measured_in_halves(

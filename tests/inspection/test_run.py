@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from helpers import ROOT
 from helpers.device import DEVICE, ON_DEVICE, ON_GPU, by_device
+from helpers.run_directory_page import undocumented
 from helpers.short_runs import lines
 from helpers.sweeps import SHORT
 from sae_transcoder.api import Run, load_coders, load_config, load_run, train
@@ -45,6 +46,7 @@ def test_all_that_is_in_its_directory_can_be_read(run: Run) -> None:
     assert early.evaluation is None
     assert not early.coders["layers.1.mlp"].W_dec.equal(run.coders["layers.1.mlp"].W_dec)
     assert load_run(directory / "coders").evaluation == run.evaluation
+    assert undocumented(directory) == []
 
 
 def test_latents_on_a_text_equal_those_of_the_model_and_the_coder_written_out(run: Run) -> None:

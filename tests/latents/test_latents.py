@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from helpers.device import ON_DEVICE
+from helpers.run_directory_page import undocumented
 from helpers.short_runs import short
 from ourselves.latents_exact import differences
 from sae_transcoder import show_latents as command
@@ -78,6 +79,7 @@ def test_all_runs_of_a_folder_are_read_in_one_pass_and_equal_brute_force(
     show_latents([str(runs.parent / "batchtopk")])
     for run in (*runs.iterdir(), runs.parent / "batchtopk"):
         assert differences(folder_of(run), str(run), 512) == []
+        assert undocumented(run) == []
 
 
 @pytest.mark.parametrize("settings", [["tokens=1900"], ["latents=3-9,400", "top=3"]])

@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from helpers import TESTS
+from helpers.run_directory_page import CACHE, undocumented
 from helpers.short_runs import weights
 from helpers.sweeps import here, runs, states
 from sae_transcoder import report
@@ -94,10 +95,12 @@ def test_the_same_command_resumes_a_kept_sweep_to_the_coders_of_one_never_stoppe
     for name, directory in runs(outputs / "stopped").items():
         steps = [json.loads(line)["step"] for line in (directory / "metrics.jsonl").read_text().splitlines()]
         assert steps == list(range(1, 151)), "it went on from where it was"
+        assert undocumented(directory) == []
         ours, undisturbed = weights(directory / "coders"), weights(KEPT / "undisturbed" / name / "coders")
         assert ours.keys() == undisturbed.keys()
         for key, value in ours.items():  # CPUs differ in their rounding
             torch.testing.assert_close(value, undisturbed[key], rtol=1e-4, atol=1e-4 * float(undisturbed[key].abs().max()))
+    assert undocumented(outputs.parent / "cache" / "sae_transcoder", CACHE) == []
 
 
 def test_the_report_lists_kept_runs(outputs: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from helpers.run_directory_page import undocumented
 from helpers.sweeps import run
 from sae_transcoder.run_store import eval_file, status
 from sae_transcoder.run_store.status import State
@@ -55,6 +56,7 @@ def test_the_best_value_is_the_best_runs_and_the_same_search_trains_nothing_agai
     assert best["best_value"] == values[winner]
     config = yaml.safe_load((winner / ".hydra" / "config.yaml").read_text())
     assert best["best_params"] == {name: config[name] for name in ("lr", "lr_warmup_steps")}
+    assert undocumented(winner.parent) == []
     assert done.stdout.splitlines()[-1] == f"Best value: {best['best_value']}"
 
     before = write_times(tmp_path)

@@ -10,6 +10,7 @@ import pytest
 
 from helpers import forked
 from helpers.forked import Forked
+from helpers.run_directory_page import undocumented
 from helpers.short_runs import lines
 from helpers.sweeps import SHAPE, assert_all_equal, assert_equal, by, here, living_in, run, runs, start, states
 from sae_transcoder.process.stop_signal import StopSignal
@@ -115,6 +116,7 @@ def test_where_a_workers_process_dies_its_pack_is_split_and_the_results_are_the_
     assert all(f"'run': '{name}'" in text for name, text in logs.items()), "a worker writes train.log too"
     assert second
     assert sorted(p.name for p in (tmp_path / "s").glob("worker*.log")) == ["worker0.log", "worker1.log"]
+    assert undocumented(tmp_path / "s") == []
 
 
 # Dies by SIGKILL in a run of k=5 whenever it comes to its tenth step.

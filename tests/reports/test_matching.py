@@ -10,6 +10,7 @@ import pytest
 from helpers.made_up_coders import write_coders
 from helpers.made_up_runs import config, write_run
 from helpers.reporting import call
+from helpers.run_directory_page import undocumented
 from helpers.short_runs import short
 from sae_transcoder.api import train
 from sae_transcoder.config import run_dir
@@ -150,5 +151,6 @@ def test_seeds_of_a_run_that_was_trained(tmp_path: Path, capsys: pytest.CaptureF
     assert "layers.2   8      2" in out
     (pair,) = json.loads((run_dir(cfg) / "matching.json").read_text())["pairs"]
     assert pair["latents"] == 512
+    assert undocumented(run_dir(cfg)) == []
     assert pair["shared"] < 0.1  # four steps do not bring two initialisations together
     assert out.rstrip().endswith(f" {100 * pair['shared']:.1f} %")

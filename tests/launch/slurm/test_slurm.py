@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from helpers import slurm_cluster
+from helpers.run_directory_page import undocumented
 from helpers.short_runs import lines
 from helpers.slurm_cluster import Cluster
 from helpers.slurm_faults import plant
@@ -78,6 +79,7 @@ def test_twelve_runs_on_four_gpus_are_one_array_and_end_as_on_this_machine(
     ]
     assert all(len(visible) == 1 for visible in gpus), "each job sees one GPU"
     assert set.union(*gpus) == {"0", "1", "2", "3"}
+    assert undocumented(tmp_path / "slurm" / "s") == []
 
 
 FAULTS = """
