@@ -1,6 +1,7 @@
 """The demo text, which every Python installation has: the sources of the standard library."""
 
 import hashlib
+import os
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +14,12 @@ HELD_OUT_ONE_IN = 20  # files
 def source_files() -> list[Path]:
     """Paths of the standard library's .py files relative to its root, sorted; tests and build records left out."""
     root = Path(sysconfig.get_path("stdlib"))
-    paths = sorted(path.relative_to(root) for path in root.rglob("*.py"))
-    return [p for p in paths if not (TEST_FOLDERS | NOT_LIBRARY) & set(p.parts) and "_sysconfigdata" not in p.name]
+    paths = []
+    for folder, folders, files in os.walk(root):
+        folders[:] = set(folders) - TEST_FOLDERS - NOT_LIBRARY  # os.walk does not enter the others
+        inside = Path(folder).relative_to(root)
+        paths += [inside / name for name in files if name.endswith(".py") and "_sysconfigdata" not in name]
+    return sorted(paths)
 
 
 def held_out(path: Path) -> bool:
