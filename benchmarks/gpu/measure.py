@@ -31,6 +31,7 @@ from ourselves.op_cost import Counting
 from sae_transcoder.config import Config
 from sae_transcoder.config.composition import composed
 from sae_transcoder.language_model import loading, model_checks
+from sae_transcoder.language_model.weights_dtype import resolve_dtype
 from sae_transcoder.launch import packs
 from sae_transcoder.preflight import device_memory
 from sae_transcoder.preflight.plan import make_plan
@@ -181,7 +182,7 @@ def train(row: Row, shape: Shape, folder: Path, device: str, steps: int) -> None
     cfgs = configs(row, folder, device, shape.layers // 2, stretches.batches)
 
     def load(cfg: Config, device: torch.device, layers: int | None) -> PreTrainedModel:
-        return random_model(replace(shape, layers=layers or shape.layers), device, loading.resolve_dtype(cfg, device))
+        return random_model(replace(shape, layers=layers or shape.layers), device, resolve_dtype(cfg, device))
 
     def no_room(*_: Any) -> None:
         raise Shortage

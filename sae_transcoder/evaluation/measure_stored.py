@@ -15,6 +15,7 @@ from sae_transcoder.evaluation import heldout
 from sae_transcoder.evaluation.request import EvaluationRequest, StoredCoders, grouped
 from sae_transcoder.language_model import hookpoints, layers, loading, model_checks
 from sae_transcoder.language_model.model_class import base
+from sae_transcoder.language_model.weights_dtype import resolve_dtype
 from sae_transcoder.preflight import side_by_side
 from sae_transcoder.preflight.device import find_device
 from sae_transcoder.process import device_settings
@@ -49,7 +50,7 @@ def measure_together(requests: Sequence[EvaluationRequest]) -> list[Evaluation]:
     """As `measure_stored`, of all at once."""
     cfg = with_logits_of_any(requests)
     device = find_device(cfg)
-    outline = loading.outline(cfg, dtype=loading.resolve_dtype(cfg, device))
+    outline = loading.outline(cfg, dtype=resolve_dtype(cfg, device))
     with diagnosing(), device_settings.configured(cfg, device):
         coders = [load_fitting(request.stored, outline, device) for request in requests]
         points = list(dict.fromkeys(hookpoint_of(name) for own in coders for name in own))

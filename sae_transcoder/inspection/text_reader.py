@@ -21,6 +21,7 @@ from sae_transcoder.language_model import layers, loading, model_checks
 from sae_transcoder.language_model.forward import Activations, capture, spliced, spliced_output
 from sae_transcoder.language_model.hookpoints import hookpoint_names
 from sae_transcoder.language_model.model_class import has_head
+from sae_transcoder.language_model.weights_dtype import resolve_dtype
 from sae_transcoder.latents.tables import token_texts
 from sae_transcoder.preflight.device import find_device
 from sae_transcoder.process import device_settings
@@ -70,7 +71,7 @@ class TextReader:
         """Loads as much of the language model as these settings ask for, in the place of what was loaded."""
         device = find_device(cfg)
         with self._configured(device):
-            outline = loading.outline(cfg, dtype=loading.resolve_dtype(cfg, device))
+            outline = loading.outline(cfg, dtype=resolve_dtype(cfg, device))
             hookpoints = hookpoint_names(cfg, outline)
             num_layers = layers.num_layers_needed(cfg, outline, hookpoints)
             obstacle = layers.compile_obstacle(cfg, outline, hookpoints, num_layers, device)

@@ -21,6 +21,7 @@ from sae_transcoder.config.paths import expanded, is_path, local_path
 from sae_transcoder.language_model.load_errors import explain_load_errors
 from sae_transcoder.language_model.model_class import auto_class, base
 from sae_transcoder.language_model.weights import is_of_head, weight_faults
+from sae_transcoder.language_model.weights_dtype import resolve_dtype
 
 log = logging.getLogger(__name__)
 
@@ -173,14 +174,3 @@ def weight_bytes(cfg: Config, model: PreTrainedModel, dtype: torch.dtype) -> int
     # A head stays as it is.
     linear = sum(module.weight.numel() for module in base(model).modules() if isinstance(module, nn.Linear | Conv1D))
     return (num_weights - linear) * dtype.itemsize + int(linear * quantized)
-
-
-def resolve_dtype(cfg: ModelConfig, device: torch.device) -> torch.dtype:
-    """The weights' number format: `dtype` where it is set, else bfloat16 on a GPU that has it, else float32."""
-    if cfg.dtype is not None:
-        return getattr(torch, cfg.dtype)
-    if device.type != "cuda":
-        return torch.float32
-    # Without a GPU here, the run will be on another machine, whose GPUs most likely have bfloat16.
-    has_bfloat16 = not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if has_bfloat16 else torch.float32

@@ -20,6 +20,7 @@ from sae_transcoder.evaluation.settings import READ_FIELDS, SELECTION
 from sae_transcoder.language_model import layers, loading, model_checks
 from sae_transcoder.language_model.forward import capture
 from sae_transcoder.language_model.loading import text_config
+from sae_transcoder.language_model.weights_dtype import resolve_dtype
 from sae_transcoder.latents import partial, tables
 from sae_transcoder.latents.batch import read_batch
 from sae_transcoder.latents.coder_pass import CoderPass
@@ -62,7 +63,7 @@ def describe_latents(requests: Sequence[LatentsRequest]) -> None:
     """
     cfg = requests[0].cfg
     device = find_device(cfg)
-    outline = loading.outline(cfg, dtype=loading.resolve_dtype(cfg, device))
+    outline = loading.outline(cfg, dtype=resolve_dtype(cfg, device))
     with ExitStack() as stack:
         stack.enter_context(diagnosing())
         stack.enter_context(device_settings.configured(cfg, device))

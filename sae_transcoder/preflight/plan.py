@@ -75,8 +75,8 @@ def make_plan(cfg: Config, cache: PlanCache | None = None, *, on_slurm: bool = F
     check_settings(cfg)
     check_tracker(cfg)
 
-    from sae_transcoder.language_model.loading import resolve_dtype
     from sae_transcoder.language_model.sizes import forward_sizes, sizes_of
+    from sae_transcoder.language_model.weights_dtype import resolve_dtype
 
     device = torch_device(cfg) if on_slurm else find_device(cfg)
     dtype = resolve_dtype(cfg, device)
@@ -131,7 +131,7 @@ def check_model(
     """
     from sae_transcoder.config.run_length import needed_samples, run_length
     from sae_transcoder.language_model import hookpoints, layers, model_checks
-    from sae_transcoder.language_model.loading import resolve_dtype
+    from sae_transcoder.language_model.weights_dtype import resolve_dtype
 
     dtype = resolve_dtype(cfg, device)
     outline = cache.outline(cfg, dtype)

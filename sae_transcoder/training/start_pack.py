@@ -7,7 +7,7 @@ from rich.console import Console
 
 from sae_transcoder import config
 from sae_transcoder.distributed import Ranks
-from sae_transcoder.language_model import loading
+from sae_transcoder.language_model.weights_dtype import resolve_dtype
 from sae_transcoder.preflight.header import facts, print_header
 from sae_transcoder.preflight.plan import Plan
 from sae_transcoder.process.broken_device import raise_if_broken
@@ -28,7 +28,7 @@ def claim(plans: Mapping[int, Plan], ranks: Ranks) -> tuple[dict[int, ManagedRun
 
     def made(plan: Plan) -> ManagedRun | Exception:
         try:
-            return ManagedRun(plan, loading.resolve_dtype(plan.cfg, plan.device), ranks)
+            return ManagedRun(plan, resolve_dtype(plan.cfg, plan.device), ranks)
         except Exception as error:
             raise_if_broken(error)
             return error
