@@ -7,8 +7,9 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
+
+from sae_transcoder import __version__
 
 PACKAGE = Path(__file__).parents[1]
 IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc")
@@ -24,10 +25,11 @@ class Code:
     changed: int = 0
 
     def __str__(self) -> str:
-        """One line, such as `0.1.0, commit 1a2b3c4d, 2 files changed since`."""
+        """One line, such as `0.1.0` or, in a clone, `0.1.0.dev7, commit 1a2b3c4d, 2 files changed since`."""
         if self.commit is None:
             return self.release
-        return f"{self.release}, commit {self.commit[:8]}" + (f", {self.changed} files changed since" if self.changed else "")
+        release = self.release.partition("+")[0]  # the commit in it is that of the last install
+        return f"{release}, commit {self.commit[:8]}" + (f", {self.changed} files changed since" if self.changed else "")
 
 
 def files() -> list[Path]:
@@ -44,7 +46,7 @@ def current() -> Code:
     # An installed package may lie in the clone of another project, which does not track it.
     commit = git("rev-parse", "HEAD") if git("ls-files", "--error-unmatch", "train.py") else None
     changed = len((git("status", "--porcelain", "--", ".") or "").splitlines()) if commit else 0
-    return Code(digest.hexdigest()[:16], version("sae-transcoder"), commit, changed)
+    return Code(digest.hexdigest()[:16], __version__, commit, changed)
 
 
 def git(*arguments: str) -> str | None:
