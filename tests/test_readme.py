@@ -3,9 +3,6 @@
 import re
 import shlex
 import subprocess
-import sys
-import tomllib
-from pathlib import Path
 
 import pytest
 import yaml
@@ -39,7 +36,8 @@ def test_ci_runs_the_readmes_test_command() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [c for c in COMMANDS if c.startswith("sae-train") and not re.search(r"--help|--explain|-sc|json=", c)]
+    "command",
+    [c for c in COMMANDS if c.startswith("sae-train") and not re.search(r"--help|--version|--info|--explain|-sc|json=", c)],
 )
 def test_every_training_command_composes_and_passes_the_checks(command: str) -> None:
     given = OverridesParser.create().parse_overrides([o for o in shlex.split(command)[1:] if "=" in o])
@@ -96,12 +94,6 @@ def test_the_workflow_runs_what_ci_runs() -> None:
     assert [step["run"] for step in job["steps"] if "run" in step] == ["bash .ci/run"]
 
 
-def test_the_version_is_the_same_everywhere() -> None:
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
-    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
-
-
 def test_everything_in_the_clone_is_where_the_design_says() -> None:
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if tracked.returncode:
@@ -127,32 +119,7 @@ def test_everything_in_the_clone_is_where_the_design_says() -> None:
         "CITATION.cff",
         "constraints.txt",
         ".gitignore",
+        ".gitattributes",
+        ".git_archival.txt",
         ".pre-commit-config.yaml",
     }
-
-
-def test_the_wheel_carries_conf_and_the_demo_and_works_away_from_the_clone(tmp_path: Path) -> None:
-    pytest.importorskip("hatchling", reason="the wheel is built with hatchling, of the extra dev")
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", str(tmp_path), str(ROOT)],
-        check=True,
-    )
-    (wheel,) = tmp_path.glob("*.whl")
-    site = tmp_path / "site"
-    subprocess.run([sys.executable, "-m", "zipfile", "-e", str(wheel), str(site)], check=True)
-    code = f"""
-import sys
-sys.path.insert(0, {str(site)!r})
-sys.argv = ["sae-train", "-m", "experiment=demo", "max_samples=16", "max_seq_length=16", "eval_samples=4", "batch_size=4"]
-sys.argv += ["k=4,8", "expansion_factor=1"]
-import sae_transcoder.train as train
-assert train.__file__.startswith({str(site)!r}) and str(train.CONF).startswith({str(site)!r})
-train.main()
-"""
-    environment = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "2 done" in done.stdout
-    assets = ROOT / "sae_transcoder" / "reports" / "latents_page" / "assets"
-    assert {path.name for path in assets.iterdir()} == {path.name for path in (site / assets.relative_to(ROOT)).iterdir()}
-    assert (site / "hydra_plugins" / "sae_transcoder_local" / "__init__.py").is_file()
