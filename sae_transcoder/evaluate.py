@@ -10,6 +10,7 @@ from sae_transcoder.config.explain_field import add_explain
 from sae_transcoder.distributed import refuse
 from sae_transcoder.evaluation.request import EvaluationRequest, evaluation_requests, split_paths, tell, tell_notes, titles
 from sae_transcoder.process.broken_device import DeviceBroken
+from sae_transcoder.process.version_option import add_version
 from sae_transcoder.run_store import eval_file
 from sae_transcoder.run_store.eval_file import Evaluation
 
@@ -35,6 +36,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="folder for eval.json; without it the run's own, for other data or settings one in the run's "
                         "evals/, with save_dir or for coders of no run one in save_dir/evals")  # fmt: skip
     add_explain(parser)
+    add_version(parser)
     arguments = parser.parse_intermixed_args()
     try:
         paths, overrides = split_paths(arguments.arguments)

@@ -9,6 +9,7 @@ from sae_transcoder.config import ConfigError
 from sae_transcoder.config.command_help import WideHelp
 from sae_transcoder.distributed import refuse
 from sae_transcoder.exports.targets import TARGETS
+from sae_transcoder.process.version_option import add_version
 
 DESCRIPTION = """\
 Writes trained coders for other programs. A run's coders/ holds sparsify's own format already.
@@ -56,6 +57,7 @@ def main() -> None:
     parser.add_argument(
         "settings", nargs="+", help=f"to={', '.join(TARGETS)}; out=FOLDER; with to=hub push=USER/NAME{OWN_SETTINGS}"
     )
+    add_version(parser)
     arguments = parser.parse_args()
     try:
         settings = parse_settings(arguments.settings)

@@ -18,6 +18,7 @@ from sae_transcoder.config.command_help import WideHelp
 from sae_transcoder.config.explain_field import add_explain
 from sae_transcoder.config.paths import expanded, local_path
 from sae_transcoder.metric_names import NAMES
+from sae_transcoder.process.version_option import add_version
 from sae_transcoder.reports import table, watch
 from sae_transcoder.reports.data_files import WRITERS, write_file
 from sae_transcoder.reports.errors import ReportError
@@ -71,6 +72,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--out", metavar="FOLDER", type=Path, help="write pictures, png and svg, and report.html")
     add_explain(parser)
+    add_version(parser)
     return parser
 
 

@@ -15,6 +15,7 @@ from sae_transcoder.latents.request import LatentsRequest, latents_requests, spl
 from sae_transcoder.process import full_disk
 from sae_transcoder.process.broken_device import DeviceBroken
 from sae_transcoder.process.stop_signal import Stopped
+from sae_transcoder.process.version_option import add_version
 from sae_transcoder.reports.errors import ReportError
 from sae_transcoder.run_store import latents_pass
 
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("--page", action="store_true", help="write the page of the latents, beside the result of a single run, else into "
                         "latents/ of the folder of runs")  # fmt: skip
     add_explain(parser)
+    add_version(parser)
     arguments = parser.parse_intermixed_args()
     try:
         show_latents(arguments.arguments, arguments.output, page=arguments.page)

@@ -9,12 +9,13 @@ from omegaconf import DictConfig
 
 from sae_transcoder.config import Config, Hardware, run_dir
 from sae_transcoder.config.command_help import help_text
-from sae_transcoder.config.command_line import split_arguments
+from sae_transcoder.config.command_line import asks_about_machine, split_arguments
 from sae_transcoder.config.completion import completions
 from sae_transcoder.config.composition import CONF, fields_of, override_faults, register, typed
 from sae_transcoder.config.explain_field import explanation, names_to_explain, print_text
 from sae_transcoder.distributed import rank, refuse
 from sae_transcoder.launch.endings import end_with_message
+from sae_transcoder.process import version_option
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF.resolve()), config_name="config")
@@ -66,10 +67,18 @@ def take_json(command: list[str]) -> None:
 
 def main() -> None:
     """Runs the command. Exit code 0: done, 1: refused or failed, 128 + n: stopped by signal n after saving its state."""
+    if version_option.OPTION in sys.argv[1:]:
+        print(version_option.version_line("sae-train"))
+        sys.exit()
     register()
     with end_with_message(sys.argv[1:]):
         if (names := names_to_explain(sys.argv[1:])) is not None:
             print_text(explanation(names))
+        if asks_about_machine(sys.argv[1:]):
+            from sae_transcoder.preflight.machine_info import print_info  # imports torch
+
+            print_info()
+            sys.exit()
         if {"-h", "--help"} & {*sys.argv[1:]}:
             print_text(help_text(split_arguments(sys.argv[1:]).config_dirs))
         if "--to-yaml" in sys.argv or any(argument.startswith("json=") for argument in sys.argv[1:]):

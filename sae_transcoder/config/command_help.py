@@ -32,6 +32,7 @@ Options
   -m                       a sweep: all combinations of the values that stand between commas
   --config-dir FOLDER      choices of your own beside these: FOLDER/GROUP/CHOICE.yaml
   json=FILE [--to-yaml]    a JSON config of the program before this one; run it [convert it]
+  --info, --version        versions, device, SLURM, caches, to copy into an issue; the version alone
   --hydra-help             Hydra's options; tab completion: eval "$(sae-train -sc install=bash)\""""
 
 

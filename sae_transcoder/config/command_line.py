@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from sae_transcoder.config.errors import ConfigError
 from sae_transcoder.config.fields import PATH_FIELDS
 from sae_transcoder.config.paths import local_path
 from sae_transcoder.config.shell_words import is_option, take_option, take_rest
 
-# What may follow Hydra's --info.
+# This program's --info stands alone; Hydra's has a topic.
+INFO = ("--info", "-i")
 INFO_TOPICS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 # Groups among them: a path after dataset= is refused with what to write, and must be readable for that.
 MAY_BE_PATHS = (*PATH_FIELDS, "model", "dataset")
@@ -35,7 +37,7 @@ def split_arguments(arguments: Sequence[str]) -> Arguments:
         if argument.startswith("-") and not is_option(argument):
             split.faults.append(take_option(argument, rest))
         elif argument.startswith("-"):
-            if (option in takes_value and not value and rest) or (option in ("--info", "-i") and rest and rest[0] in INFO_TOPICS):
+            if (option in takes_value and not value and rest) or (option in INFO and rest and rest[0] in INFO_TOPICS):
                 value = rest.pop(0)
             if option in ("--config-dir", "-cd", "--config-path", "-cp"):
                 value = str(local_path(value, option))
@@ -49,6 +51,19 @@ def split_arguments(arguments: Sequence[str]) -> Arguments:
         else:
             split.overrides.extend(quoted([argument]))
     return split
+
+
+def asks_about_machine(arguments: Sequence[str]) -> bool:
+    """Whether a command line is `--info` alone. With a topic behind it the option is Hydra's. Raises ConfigError for anything else beside it."""
+    place = next((i for i, argument in enumerate(arguments) if argument in INFO), None)
+    if place is None or (arguments[place + 1 : place + 2] and arguments[place + 1] in INFO_TOPICS):
+        return False
+    if others := [*arguments[:place], *arguments[place + 1 :]]:
+        raise ConfigError(
+            f"{arguments[place]} with {' '.join(others)}: it tells of this machine, not of a run; leave out the rest, or write --info TOPIC for "
+            f"what Hydra knows of the config, TOPIC one of {', '.join(INFO_TOPICS)}"
+        )
+    return True
 
 
 def quoted(overrides: Sequence[str]) -> list[str]:

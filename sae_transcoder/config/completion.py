@@ -1,4 +1,4 @@
-"""Tab completion where Hydra offers a field's present value alone: every value of a field that has few, and the names after --explain."""
+"""Tab completion where Hydra offers a field's present value alone: every value of a field that has few, options, and the names after --explain."""
 
 from enum import StrEnum
 from typing import get_args
@@ -6,7 +6,7 @@ from typing import get_args
 from sae_transcoder.config.explain_field import OPTION
 from sae_transcoder.config.explain_group import further_names
 from sae_transcoder.config.fields import GROUPS
-from sae_transcoder.config.shell_words import NAMES
+from sae_transcoder.config.shell_words import NAMES, long_options
 from sae_transcoder.config.type_checks import ANNOTATIONS
 from sae_transcoder.metric_names import NAMES as METRICS
 
@@ -33,6 +33,8 @@ def completions(line: str) -> list[str] | None:
     last = words[-1] if words and not line.endswith(" ") else ""
     if OPTION in words:
         return [name for name in (*NAMES, *further_names()) if name.startswith(last)]
+    if last.startswith("-"):
+        return sorted(option for option in (*long_options(), OPTION) if option.startswith(last))
     name, sign, values = last.partition("=")
     if not sign or not (choices := values_of(name)):
         return None

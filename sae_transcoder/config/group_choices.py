@@ -23,6 +23,8 @@ def choice_fault(missing: str, options: Sequence[str]) -> str:
     own = {"model": model_fix, "dataset": dataset_fix, "architecture": architecture_fix}.get(group)
     if own and (fix := own(choice)):
         return f"{group}={choice}: there is no such preset; {fix}"
+    if missing == "hydra/sweeper/optuna":
+        return f"{group}={choice}: needs hydra-optuna-sweeper; run pip install -c constraints.txt -e '.[search]'"
     near = get_close_matches(choice, options, n=1, cutoff=0.75)
     meant = f"did you mean {near[0]}? " if near else ""
     others = {

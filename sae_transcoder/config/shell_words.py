@@ -24,6 +24,11 @@ def is_option(argument: str) -> bool:
     return option in options or (option.startswith("--") and any(name.startswith(option) for name in options))
 
 
+def long_options() -> list[str]:
+    """Hydra's options that are words; `--version` and `--info` among them are this program's own."""
+    return [option for option in get_args_parser()._option_string_actions if option.startswith("--")]
+
+
 def field_of(option: str) -> str:
     """The name of the field that an option may mean."""
     return option.lstrip("-").replace("-", "_")

@@ -163,6 +163,8 @@ def test_the_other_commands_explain_fields_too(
         ("sae-train objective=ce_loss_s", ["objective=ce_loss_score", "objective=ce_loss_score_mean_ablation"]),
         ("sae-train --explain save_e", ["save_every"]),
         ("sae-train --explain smoll", ["smollm2_135m", "smollm2_135m_10b", "smollm2_1_7b", "smollm2_360m"]),
+        ("sae-train --ver", ["--version"]),
+        ("sae-train --info k=1 --e", ["--experimental-rerun", "--explain"]),
         ("sae-train k=", None),
         ("sae-train model=", None),
         ("sae-train ", None),
