@@ -49,11 +49,6 @@ def origin_in_words(package: Distribution) -> str:
     origin = json.loads(text)
     if origin.get("dir_info", {}).get("editable"):
         return "editable"
-    commit = origin.get("vcs_info", {}).get("commit_id")
-    return (
-        f"wheel of commit {commit[:8]}"
-        if commit
-        else "wheel of a local file or folder"
-        if origin["url"].startswith("file:")
-        else "wheel"
-    )
+    if commit := origin.get("vcs_info", {}).get("commit_id"):
+        return f"wheel of commit {commit[:8]}"
+    return "wheel of a local file or folder" if origin["url"].startswith("file:") else "wheel"
