@@ -33,6 +33,7 @@ OTHER_TEXTS = {
     "exports/hub.py": "the model card",
     "launch/sweep_output.py": "the lines at a sweep's start",
     "preflight/header.py": "the lines at a run's start",
+    "preflight/machine_info.py": "what --info prints",
     "reports/interactive_plots.py": "captions of pictures",
     "reports/page.py": "captions of the report's page",
     "reports/pareto.py": "captions of pictures",

@@ -58,10 +58,11 @@ def asks_about_machine(arguments: Sequence[str]) -> bool:
     place = next((i for i, argument in enumerate(arguments) if argument in INFO), None)
     if place is None or (arguments[place + 1 : place + 2] and arguments[place + 1] in INFO_TOPICS):
         return False
-    if others := [*arguments[:place], *arguments[place + 1 :]]:
+    if others := " ".join([*arguments[:place], *arguments[place + 1 :]]):
+        topics = ", ".join(INFO_TOPICS)
         raise ConfigError(
-            f"{arguments[place]} with {' '.join(others)}: it tells of this machine, not of a run; leave out the rest, or write --info TOPIC for "
-            f"what Hydra knows of the config, TOPIC one of {', '.join(INFO_TOPICS)}"
+            f"--info with {others}: it tells of this machine, not of a run; leave out the rest, or write --info TOPIC for what Hydra knows of the "
+            f"config, TOPIC one of {topics}"
         )
     return True
 
