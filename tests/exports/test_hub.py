@@ -1,15 +1,16 @@
 """What the Hugging Face Hub refuses and takes, by the real client against a hub on this machine."""
 
+import os
 import shutil
 import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from sparsify import SparseCoder
 
 from helpers.fake_hub import TOKEN, FakeHub, fake_hub
+from helpers.forked import Server
 from helpers.sweeps import SHORT
 from sae_transcoder.api import Run, load_config, train
 from sae_transcoder.config import Config, ConfigError
@@ -18,11 +19,38 @@ from sae_transcoder.language_model.loading import DEMO, outline
 from sae_transcoder.run_store.eval_file import CoderMetrics, Evaluation
 from sae_transcoder.run_store.scores import with_scores
 
+Call = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FakeHub, Server]]:
+    """A hub, and a server of processes that take it for the hub."""
+    folder = tmp_path_factory.mktemp("hub")
+    with fake_hub(folder / "models") as hub:
+        server = Server(hub.environment(folder / "home"))
+        yield hub, server
+        server.close()
+
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[FakeHub]:
-    with fake_hub(tmp_path / "models") as opened:
-        yield opened
+def hub(server: tuple[FakeHub, Server]) -> FakeHub:
+    """The hub, without models."""
+    shutil.rmtree(server[0].models, ignore_errors=True)
+    server[0].requests.clear()
+    return server[0]
+
+
+@pytest.fixture
+def call(server: tuple[FakeHub, Server], tmp_path: Path) -> Call:
+    """Runs a command, with a login where a token is given."""
+
+    def called(module: str, *arguments: str, token: str | None = None) -> subprocess.CompletedProcess[str]:
+        login = {"HF_TOKEN": token} if token else {}
+        done = server[1].run(["-m", f"sae_transcoder.{module}", *arguments], dict(os.environ) | login, tmp_path)
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+    return called
 
 
 @pytest.fixture(scope="module")
@@ -31,15 +59,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return train(load_config(*SHORT, "k=4", "max_steps=4", f"save_dir={folder}", f"cache_dir={folder}/cache"))
 
 
-def call(hub: FakeHub, home: Path, module: str, *arguments: str, token: str | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", f"sae_transcoder.{module}", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=hub.environment(home, token), cwd=home.parent)
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
-
-
-def test_pushed_coders_are_at_the_hub_with_their_card_and_sparsify_loads_them(hub: FakeHub, run: Run, tmp_path: Path) -> None:
-    done = call(hub, tmp_path / "home", "export", str(run.directory), "to=hub", "push=me/my-saes", token=TOKEN)
+def test_pushed_coders_are_at_the_hub_with_their_card_and_sparsify_loads_them(hub: FakeHub, run: Run, call: Call) -> None:
+    done = call("export", str(run.directory), "to=hub", "push=me/my-saes", token=TOKEN)
     assert done.returncode == 0, done.stderr
     assert "me/my-saes" in done.stdout
     pushed = hub.models / "me" / "my-saes"
@@ -49,8 +70,8 @@ def test_pushed_coders_are_at_the_hub_with_their_card_and_sparsify_loads_them(hu
     assert loaded.W_dec.equal(run.coders["layers.2"].W_dec)
 
 
-def test_a_push_without_a_login_is_refused_with_the_fix(hub: FakeHub, run: Run, tmp_path: Path) -> None:
-    done = call(hub, tmp_path / "home", "export", str(run.directory), "to=hub", "push=me/my-saes")
+def test_a_push_without_a_login_is_refused_with_the_fix(hub: FakeHub, run: Run, call: Call) -> None:
+    done = call("export", str(run.directory), "to=hub", "push=me/my-saes")
     assert done.returncode == 1
     assert "push=me/my-saes: cannot be uploaded" in done.stderr
     assert "hf auth login" in done.stderr
@@ -68,16 +89,16 @@ def test_a_push_without_a_login_is_refused_with_the_fix(hub: FakeHub, run: Run, 
     ],
 )
 def test_a_model_that_the_hub_does_not_give_is_named_with_what_to_do(
-    hub: FakeHub, tmp_path: Path, name: str, token: str | None, parts: list[str]
+    hub: FakeHub, call: Call, tmp_path: Path, name: str, token: str | None, parts: list[str]
 ) -> None:
     settings = ["model_type=sae", f"model_name={name}", "dataset=demo", f"save_dir={tmp_path}/out"]
-    done = call(hub, tmp_path / "home", "train", *settings, token=token)
+    done = call("train", *settings, token=token)
     assert done.returncode == 1
     assert all(part in done.stderr for part in [f"model_name={name}", *parts]), done.stderr
     assert not (tmp_path / "out").exists()
 
 
-def test_a_model_of_the_hub_is_read_at_its_revision_and_others_are_named(hub: FakeHub, tmp_path: Path) -> None:
+def test_a_model_of_the_hub_is_read_at_its_revision_and_others_are_named(hub: FakeHub, call: Call, tmp_path: Path) -> None:
     shutil.copytree(DEMO, hub.models / "open" / "model")
     settings = [
         "model_type=sae",
@@ -88,10 +109,10 @@ def test_a_model_of_the_hub_is_read_at_its_revision_and_others_are_named(hub: Fa
         f"cache_dir={tmp_path}/cache",
         "dry_run=true",
     ]
-    done = call(hub, tmp_path / "home", "train", *settings)
+    done = call("train", *settings)
     assert done.returncode == 0, done.stderr
     assert "GET /open/model/resolve/main/config.json" in hub.requests
-    done = call(hub, tmp_path / "home", "train", *settings, "revision=nowhere")
+    done = call("train", *settings, "revision=nowhere")
     assert done.returncode == 1
     assert "model_name=open/model, revision=nowhere: its config cannot be loaded" in done.stderr
     assert "no such branch, tag or commit" in done.stderr

@@ -5,6 +5,7 @@ what is read from the environment or done by modules while they are imported: te
 """
 
 import importlib
+import json
 import multiprocessing
 import os
 import runpy
@@ -93,6 +94,41 @@ def run(
         process.send_signal(signal.SIGKILL)
     assert process.returncode is not None
     return subprocess.CompletedProcess(words, process.returncode, out, errors)
+
+
+class Server:
+    """Runs programs with an environment that is read while modules are imported: forks of a process that has imported them with it."""
+
+    def __init__(self, env: Mapping[str, str]):
+        code = "from helpers.forked import serve; serve()"
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code], env=dict(env) | FINDING_TESTS, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def run(self, words: list[str], env: Mapping[str, str], cwd: Path) -> subprocess.CompletedProcess[str]:
+        """Runs `python WORDS` to its end; env: all of its environment, for what is read then."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        with tempfile.TemporaryDirectory(prefix="forked-") as folder:
+            files = [Path(folder) / name for name in ("stdout", "stderr")]
+            self.process.stdin.write(json.dumps([words, dict(env), str(cwd), [str(file) for file in files], False]) + "\n")
+            self.process.stdin.flush()
+            code = json.loads(self.process.stdout.readline())
+            return subprocess.CompletedProcess(words, code, *(file.read_text() for file in files))
+
+    def close(self) -> None:
+        """Ends the process."""
+        self.process.communicate()
+
+
+def serve() -> None:
+    """What such a process does: forks a program for each line of its input, and answers with the exit code."""
+    importlib.import_module("helpers.imported")
+    for line in sys.stdin:
+        forked = multiprocessing.get_context("fork").Process(target=program, args=json.loads(line))
+        forked.start()
+        forked.join()
+        print(forked.exitcode, flush=True)
 
 
 def program(words: list[str], environment: dict[str, str], cwd: str, files: list[str], new_session: bool) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from helpers import forked
 from helpers.programs import CHROMIUM
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
@@ -43,8 +44,8 @@ PIXELS = """metric => {
 def sweep(folder: Path, *arguments: str, exit_code: int = 0) -> str:
     """Runs the training command in a process of its own; what it printed."""
     places = [f"save_dir={folder}/runs", f"cache_dir={folder}/cache"]
-    command = [sys.executable, "-m", "sae_transcoder.train", *arguments, *SHORT, *places]
-    done = subprocess.run(command, env=environment(folder), cwd=folder, capture_output=True, text=True, timeout=120)
+    words = ["-m", "sae_transcoder.train", *arguments, *SHORT, *places]
+    done = forked.run(words, environment(folder), folder, timeout=120)
     assert done.returncode == exit_code, done.stdout + done.stderr
     return done.stdout
 
