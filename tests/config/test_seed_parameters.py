@@ -33,6 +33,7 @@ CHANGES_WEIGHTS = {
     "dead_feature_threshold": "dead_feature_threshold=300", "k_decay_steps": "k_decay_steps=5", "max_steps": "max_steps=5",
     "init_seeds": "init_seeds=[7]", "exclude_tokens": "exclude_tokens=[264]",
 }  # fmt: skip
+ONLY_WEIGHTS = ["save_best=false", "eval_end_to_end=false"]
 # sparsify's fields that the seed's parameter reaches, by its name there.
 REACHES_SPARSIFY = {
     **{n: n for n in ["batch_size", "grad_acc_steps", "micro_acc_steps", "loss_fn", "optimizer", "lr", "lr_warmup_steps", "k_decay_steps"]},
@@ -110,8 +111,8 @@ def test_each_parameter_of_training_changes_the_trained_weights(cache: Path, tmp
             "lr_warmup_steps": ["lr=1e-2"], "hookpoints": ["layers=null"], "layer_stride": ["layers=null"],
             "auxk_alpha": ["dead_feature_threshold=300"], "dead_feature_threshold": ["auxk_alpha=0.03125"], "weight_decay": ["lr=1e-2"],
         }.get(name, [])  # fmt: skip
-        variants[name] = short(cache, tmp_path, override, *extra, "save_best=false", f"run_name={name}")
-    variants["aux_base"] = short(cache, tmp_path, "dead_feature_threshold=300", "save_best=false", "run_name=aux_base")
+        variants[name] = short(cache, tmp_path, override, *extra, *ONLY_WEIGHTS, f"run_name={name}")
+    variants["aux_base"] = short(cache, tmp_path, "dead_feature_threshold=300", *ONLY_WEIGHTS, "run_name=aux_base")
     engine.train(list(variants.values()))
     for name in CHANGES_WEIGHTS:
         base = weights(run_dir(variants["aux_base" if name == "auxk_alpha" else "base"]) / "coders")

@@ -4,13 +4,13 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from helpers.forked import Server
 from helpers.tiny_models import tiny_model
 from sae_transcoder import slurm_client
 from sae_transcoder.config.composition import composed
@@ -251,9 +251,11 @@ def test_what_jobs_would_download_is_there_before_they_are_submitted_or_is_named
     shards = sorted(snapshot.glob("model-*.safetensors"))
     assert len(shards) > 1
 
+    environment = os.environ | {"HF_HUB_CACHE": str(tmp_path)}
+    server = Server(environment)
+
     def fetched(name: str) -> subprocess.CompletedProcess[str]:
-        environment = os.environ | {"HF_HUB_CACHE": str(tmp_path)}
-        return subprocess.run([sys.executable, "-c", FETCH, name], env=environment, capture_output=True, text=True)
+        return server.run(["-c", FETCH, name], environment, tmp_path)
 
     for name in ("mine/tiny", "demo", str(tiny_folder["llama"])):
         done = fetched(name)
@@ -263,3 +265,4 @@ def test_what_jobs_would_download_is_there_before_they_are_submitted_or_is_named
     assert done.returncode == 1
     assert "model_name=mine/tiny: its weights cannot be loaded" in done.stderr
     assert "Traceback" not in done.stderr
+    server.close()
