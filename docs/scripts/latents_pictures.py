@@ -1,7 +1,7 @@
-"""The README's pictures of latents: the table of a page, and one latent.
+"""The pictures of latents: the table of a page, and one latent.
 
 sae-train experiment=demo_batchtopk run_name=latents && sae-latents outputs/latents tokens=200_000 --page
-python docs/latents_pictures.py outputs/latents 1285          writes docs/latents_table.png and docs/latent.png
+python docs/scripts/latents_pictures.py outputs/latents 1285          writes docs/latents_table.png and docs/latent.png
 """
 
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-HERE = Path(__file__).parent
+DOCS = Path(__file__).parents[1]
 WIDTH = 1200
 
 
@@ -22,13 +22,13 @@ def main(run: str, latent: str) -> None:
         page.goto(address)
         page.wait_for_selector("text=never fire")
         page.wait_for_timeout(1000)  # rows load as they come into view
-        page.screenshot(path=HERE / "latents_table.png")
+        page.screenshot(path=DOCS / "latents_table.png")
         table = page.evaluate("location.hash")
         page.set_viewport_size({"width": WIDTH, "height": 700})
         page.goto(f"{address}{table}/{latent}")
         page.wait_for_selector("text=Strongest")
         page.wait_for_timeout(1000)
-        page.screenshot(path=HERE / "latent.png")
+        page.screenshot(path=DOCS / "latent.png")
         browser.close()
 
 
