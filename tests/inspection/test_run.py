@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from helpers import ROOT
 from helpers.device import DEVICE, ON_DEVICE, ON_GPU, by_device
 from helpers.run_directory_page import undocumented
+from helpers.pages import PYTHON
 from helpers.short_runs import lines
 from helpers.sweeps import SHORT
 from sae_transcoder.api import Run, load_coders, load_config, load_run, train
@@ -133,12 +133,12 @@ def test_what_is_missing_is_named(run: Run, tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "status.json").rename(run.directory / "status.json")
 
 
-def test_the_readmes_example_runs(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    (example,) = [
-        block for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL) if "load_run" in block
-    ]
+def test_the_examples_of_the_pages_run(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     shutil.copytree(run.directory, tmp_path / "outputs" / "my_run")
     monkeypatch.chdir(tmp_path)
-    exec(example.replace("layers.2", "layers.2.mlp"), {})
+    for example in [block for block in PYTHON if 'load_run("outputs/my_run")' in block]:
+        exec(example.replace("layers.2", "layers.2.mlp"), {})
     printed = capsys.readouterr().out
     assert re.search(r"^ os \[\d+", printed, re.MULTILINE)
