@@ -6,6 +6,8 @@ python docs/scripts/fields_page.py
 import re
 from pathlib import Path
 
+from omegaconf import MISSING
+
 from sae_transcoder.config import DEFAULTS, FIELDS
 from sae_transcoder.config.explain_field import field_lines
 from sae_transcoder.config.field_meanings import meanings, shown
@@ -14,7 +16,6 @@ PAGE = Path(__file__).parents[1] / "fields.md"
 OPENING = """# Every field
 
 On the command line a field is `name=value`, and a group is `group=choice`. `sae-train --explain k` prints one field with the presets that set it.
-Most fields have a default; the required ones say so.
 
 `python docs/scripts/fields_page.py` makes this page from the code.
 """
@@ -76,7 +77,8 @@ def page() -> str:
             kind = field_lines(name)[0].removeprefix(f"{name}: ")
             where = explained_in(group, name)
             parts.append(f"### `{name}`\n\n{linked(text)}\n")
-            parts.append(f"Default `{shown(DEFAULTS[name])}`; {kind}. See [{title(where)}]({where}).\n")
+            default = "Required" if DEFAULTS[name] == MISSING else f"Default `{shown(DEFAULTS[name])}`"
+            parts.append(f"{default}; {kind}. See [{title(where)}]({where}).\n")
     return "\n".join(parts)
 
 

@@ -5,6 +5,7 @@ part of the site. Beyond what GitHub shows, the first mention of a field on a pa
 """
 
 import re
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from posixpath import normpath, relpath
 
@@ -15,7 +16,7 @@ from mkdocs.structure.pages import Page
 from sae_transcoder.config import FIELDS
 
 ROOT = Path(__file__).parents[2]
-LINK = re.compile(r"(?<=\]\()([^)#\s]+)")  # the path of [text](path#heading)
+LINK = re.compile(r'(?<=\]\()[^)#\s]+|(?<= src=")[^"]+')  # the path of [text](path#heading), of <img src="path">
 FENCED = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 FIELD = re.compile(rf"(?<!\[)`({'|'.join(FIELDS)})(=[^`\n]*)?`(?!\])")
 FIELDS_PAGE = "fields.md"
@@ -32,10 +33,10 @@ def in_repository(path: str) -> str:
     return f"docs/{path}" if (ROOT / "docs" / path).exists() else path
 
 
-def linked(path: str) -> dict[str, str]:
-    """The files of the repository that a page links to: {what the link says: path from the repository's root}."""
-    text = FENCED.sub("", (ROOT / path).read_text())
-    targets = {link: normpath(PurePosixPath(path).parent / link) for link in LINK.findall(text) if "://" not in link}
+def links_to_files(text: str, path: str) -> dict[str, str]:
+    """The links to files in the text of a page at `path` of the repository: {what the link says: path from the repository's root}."""
+    links = [link for link in LINK.findall(FENCED.sub("", text)) if "://" not in link]
+    targets = {link: normpath(PurePosixPath(path).parent / link) for link in links}
     return {link: target for link, target in targets.items() if (ROOT / target).is_file()}
 
 
@@ -45,7 +46,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     seen = set(waiting)
     while waiting:
         page = waiting.pop()
-        for target in linked(page).values():
+        for target in links_to_files((ROOT / page).read_text(), page).values():
             if target in seen:
                 continue
             seen.add(target)
@@ -66,28 +67,28 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return text if uri == FIELDS_PAGE or "/" in uri else with_field_links(text)
 
 
+def outside_code(change: Callable[[str], str], text: str) -> str:
+    """The text with `change` made to what is no fenced code."""
+    return "".join(part if part.startswith("```") else change(part) for part in FENCED.split(text))
+
+
 def relinked(text: str, path: str, uri: str) -> str:
-    """The text of a file at `path` of the repository, its links as seen from the page `uri` of the site."""
-    there = {link: relpath(in_site(target), PurePosixPath(uri).parent) for link, target in linked(path).items()}
-    return "".join(
-        part if part.startswith("```") else LINK.sub(lambda match: there.get(match[1], match[1]), part)
-        for part in FENCED.split(text)
-    )
+    """The text of a page at `path` of the repository, its links as seen from the page `uri` of the site."""
+    there = {link: relpath(in_site(target), PurePosixPath(uri).parent) for link, target in links_to_files(text, path).items()}
+    return outside_code(lambda part: LINK.sub(lambda match: there.get(match[0], match[0]), part), text)
 
 
 def with_field_links(text: str) -> str:
     """The text with a link to a field where it is named first, outside headings and code."""
-    linked_fields: set[str] = set()
+    seen: set[str] = set()
 
     def link(match: re.Match[str]) -> str:
-        if match[1] in linked_fields:
+        if match[1] in seen:
             return match[0]
-        linked_fields.add(match[1])
+        seen.add(match[1])
         return f"[{match[0]}]({FIELDS_PAGE}#{match[1]})"
 
-    lines = [
-        line if line.startswith("#") else FIELD.sub(link, line)
-        for part in FENCED.split(text)
-        for line in ([part] if part.startswith("```") else part.splitlines(keepends=True))
-    ]
-    return "".join(lines)
+    def change(part: str) -> str:
+        return "".join(line if line.startswith("#") else FIELD.sub(link, line) for line in part.splitlines(keepends=True))
+
+    return outside_code(change, text)

@@ -12,6 +12,7 @@ from sae_transcoder.config import FIELDS
 from sae_transcoder.config.field_meanings import meanings
 
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+PICTURE = re.compile(r'(?:!\[[^\]]+\]\(|<img [^>]*src=")([^)"]+)')
 LINK = re.compile(r"(?<=\]\()([^)#\s]*)#?([^)\s]*)")
 
 
@@ -32,7 +33,7 @@ def test_every_link_leads_to_a_file_and_a_heading_that_there_are(page: Path) -> 
 
 
 def test_every_picture_is_one() -> None:
-    pictures = {page.parent / picture for page in PAGES for picture in re.findall(r"!\[.+?\]\((.+?)\)", page.read_text())}
+    pictures = {page.parent / picture for page in PAGES for picture in PICTURE.findall(page.read_text())}
     assert len(pictures) > 3
     assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
 
