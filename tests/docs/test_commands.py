@@ -58,9 +58,9 @@ def check_train(arguments: list[str]) -> None:
         return
     given = command_line.split_arguments([word for word in arguments if word != "--to-yaml"])
     assert not given.faults
-    get_args_parser().parse_args(given.options)
-    if "--help" in given.options:
+    if {"--help", "--version", "--info"} & set(given.options):
         return
+    get_args_parser().parse_args(given.options)
     overrides, _ = old_json.expanded(given.overrides, lambda group, choice: composition.fields_of(group, choice, []))
     (jobs,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(overrides), None)
     seen: set[str] = set()
