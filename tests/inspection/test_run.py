@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from helpers.device import DEVICE, ON_DEVICE, ON_GPU, by_device
-from helpers.run_directory_page import undocumented
 from helpers.pages import PYTHON
+from helpers.run_directory_page import undocumented
 from helpers.short_runs import lines
 from helpers.sweeps import SHORT
 from sae_transcoder.api import Run, load_coders, load_config, load_run, train

@@ -1,6 +1,6 @@
 """The lists of messages on docs/errors.md, from the texts of sae_transcoder.
 
-python docs/error_messages.py docs/errors.md   renews each list between its two marks
+python docs/scripts/error_messages.py docs/errors.md   renews each list between its two marks
 
 A mark names the modules whose messages stand below it. A message is a text that the code raises as an error of its own or logs as a warning,
 and every other text with a colon or a semicolon, which is how messages are written (`field=value: cause; fix`).

@@ -1,4 +1,4 @@
-"""What people expect of a repository: one version everywhere, everything in its place, a wheel that works."""
+"""What a clone holds: everything in its place, and a workflow that runs what CI runs."""
 
 import subprocess
 

@@ -25,7 +25,7 @@ def test_every_module_with_messages_stands_on_the_page_once() -> None:
 
 
 def test_the_lists_of_messages_are_those_of_the_code() -> None:
-    assert error_messages.placed(PAGE) == PAGE, "python docs/error_messages.py docs/errors.md"
+    assert error_messages.placed(PAGE) == PAGE, "python docs/scripts/error_messages.py docs/errors.md"
 
 
 def test_every_list_leads_to_a_section_of_the_page() -> None:
