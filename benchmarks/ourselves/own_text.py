@@ -62,6 +62,7 @@ def main() -> None:
     command = ["model_type=sae", "model=demo", "dataset=local_text", "text_column=content", *GRID]
     if asked.experiment:
         command.insert(0, f"experiment={asked.experiment}")
+    command.append("eval_end_to_end=false")  # which takes longer than the training, and changes no FVU
     rates = [*asked.rates, "null"]
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder) / "mine.jsonl"

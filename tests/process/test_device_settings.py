@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers import FINDING_TESTS, pretend_gpu
+from helpers import FINDING_TESTS, forked, pretend_gpu
 from helpers.short_runs import short
 from helpers.sweeps import SHORT, states
 from helpers.torchrun import ON_RANKS, torchrun
@@ -22,12 +22,13 @@ RUN = [*SHORT, "compile_model=false"]
 GROWING = {"PYTORCH_ALLOC_CONF": "expandable_segments:True", "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
 
 
-def on_gpus(command: list[str], folder: Path, gpus: int, **environment: str) -> list[dict]:
-    """Runs a command where there are so many GPUs in name only; what its processes asked of the driver before the first tensor, in order."""
+def on_gpus(words: list[str], folder: Path, gpus: int, fork: bool = False, **environment: str) -> list[dict]:
+    """Runs `python WORDS` where there are so many GPUs in name only; what its processes asked of the driver before the first tensor, in order.
+    fork: of a process that has imported torch already."""
     notes = folder / "notes"
     usual = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES" and "ALLOC_CONF" not in k}
-    usual |= {"PRETEND_GPUS": str(gpus), "PRETEND_NOTES": str(notes)} | FINDING_TESTS
-    done = subprocess.run(command, env=usual | environment, capture_output=True, text=True)
+    env = usual | {"PRETEND_GPUS": str(gpus), "PRETEND_NOTES": str(notes)} | FINDING_TESTS | environment
+    done = forked.run(words, env) if fork else subprocess.run([sys.executable, *words], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return [json.loads(line) for line in notes.read_text().splitlines()]
 
@@ -51,17 +52,22 @@ def asked(notes: list[dict], what: str) -> list[tuple[int, str | None]]:
 def test_a_run_on_a_gpu_makes_it_the_current_one_before_the_first_tensor(
     cache: Path, tmp_path: Path, settings: list[str], gpus: int, index: int
 ) -> None:
-    command = [sys.executable, PRETEND, *RUN, *settings, f"save_dir={tmp_path}/out", f"cache_dir={cache}"]
-    notes = on_gpus(command, tmp_path, gpus)
+    words = [PRETEND, *RUN, *settings, f"save_dir={tmp_path}/out", f"cache_dir={cache}"]
+    notes = on_gpus(words, tmp_path, gpus, fork=True)
     assert [note["asked"] for note in notes if note["asked"] != "properties"] == ["set device", "first tensor"]
     assert asked(notes, "set device") == asked(notes, "first tensor") == [(index, None)]
-    assert all(note | GROWING == note for note in notes), "known before the driver is first asked"
     assert states(tmp_path / "out") == ["done"]
 
 
+def test_how_memory_grows_is_known_before_the_driver_is_first_asked(cache: Path, tmp_path: Path) -> None:
+    notes = on_gpus([PRETEND, *RUN, "device=null", f"save_dir={tmp_path}/out", f"cache_dir={cache}"], tmp_path, 1)
+    assert {note["asked"] for note in notes} == {"properties", "set device", "first tensor"}
+    assert all(note | GROWING == note for note in notes)
+
+
 def test_each_of_a_sweeps_workers_uses_the_one_gpu_that_it_sees(cache: Path, tmp_path: Path) -> None:
-    command = [sys.executable, PRETEND, "-m", *RUN, "device=null", "k=4,5", "sweep_name=s"]
-    notes = on_gpus([*command, f"save_dir={tmp_path}/out", f"cache_dir={cache}"], tmp_path, 2)
+    words = [PRETEND, "-m", *RUN, "device=null", "k=4,5", "sweep_name=s"]
+    notes = on_gpus([*words, f"save_dir={tmp_path}/out", f"cache_dir={cache}"], tmp_path, 2)
     assert asked(notes, "set device") == asked(notes, "first tensor") == [(0, "0"), (0, "1")]
     assert all(note | GROWING == note for note in notes)
     assert states(tmp_path / "out") == ["done", "done"]
@@ -88,7 +94,7 @@ def test_the_run_of_a_slurm_job_uses_the_gpu_that_the_job_has(cache: Path, tmp_p
     job_record.write(folder, "7", job_record.JobRecord(["a"], "1:00:00", None, 120, None, "0.1.0"))
     job = {"SLURM_JOB_ID": "7", "SLURM_JOBID": "7", "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
     job |= {"SLURM_JOB_NUM_NODES": "1", "SLURM_NODEID": "0", "SUBMITIT_FOLDER": str(folder), "SUBMITIT_EXECUTOR": "slurm"}
-    notes = on_gpus([sys.executable, str(script), *settings], tmp_path, 1, CUDA_VISIBLE_DEVICES="3", **job)
+    notes = on_gpus([str(script), *settings], tmp_path, 1, CUDA_VISIBLE_DEVICES="3", **job)
     assert asked(notes, "set device") == asked(notes, "first tensor") == [(0, "3")]
     assert all(note | GROWING == note for note in notes)
     assert states(tmp_path / "out") == ["done"]
@@ -97,7 +103,7 @@ def test_the_run_of_a_slurm_job_uses_the_gpu_that_the_job_has(cache: Path, tmp_p
 def test_each_of_several_ranks_makes_its_own_gpu_the_current_one(cache: Path, tmp_path: Path) -> None:
     runs = [[*RUN, "device=null", f"save_dir={tmp_path}/out", f"cache_dir={cache}"]]
     (tmp_path / "packs.json").write_text(json.dumps([{"runs": runs}]))
-    notes = on_gpus(torchrun(str(ON_RANKS), str(tmp_path / "packs.json")), tmp_path, 2)
+    notes = on_gpus(torchrun(str(ON_RANKS), str(tmp_path / "packs.json"))[1:], tmp_path, 2)
     assert asked(notes, "set device") == asked(notes, "first tensor") == [(0, None), (1, None)]
     assert all(note | GROWING == note for note in notes)
     assert states(tmp_path / "out") == ["done"]

@@ -139,7 +139,7 @@ def test_a_run_that_would_go_on_is_refused_with_one_message(
         (run_dir(cfg) / path).write_bytes(content)
     path = run_dir(cfg) / name
     path.write_bytes(damage if isinstance(damage, bytes) else odd_state(path.read_bytes(), tmp_path, **damage))
-    code, _, errors = here(*arguments(cfg)[3:], "run_name=run")  # which asserts that there is no traceback
+    code, _, errors = here(*arguments(cfg)[2:], "run_name=run")  # which asserts that there is no traceback
     assert code == 1
     assert errors.startswith(f"error: {path}: ")
     assert part in errors
