@@ -68,14 +68,18 @@ def main() -> None:
         text = Path(folder) / "mine.jsonl"
         write_text(text)
         runs = sweep(*command, f"dataset_name={text}", f"lr={','.join(rates)}", f"save_dir={folder}/outputs")
-    table = []
-    for start in range(0, len(runs), len(rates)):
-        own = runs[start : start + len(rates)]
-        *fixed, automatic = [run.evaluation.coders[0].metrics["fvu"] for run in own]
-        cfg = own[0].config
-        row = [f"layer {cfg.layers[0]}, k {cfg.k}, x{cfg.expansion_factor}", *(f"{fvu:.4f}" for fvu in fixed), f"{automatic:.4f}"]
-        table.append([*row, f"{100 * (automatic / min(fixed) - 1):+.1f} %"])
-        say("  ".join(table[-1]))
+        table = []
+        for start in range(0, len(runs), len(rates)):
+            own = runs[start : start + len(rates)]
+            *fixed, automatic = [run.evaluation.coders[0].metrics["fvu"] for run in own]
+            cfg = own[0].config
+            row = [
+                f"layer {cfg.layers[0]}, k {cfg.k}, x{cfg.expansion_factor}",
+                *(f"{fvu:.4f}" for fvu in fixed),
+                f"{automatic:.4f}",
+            ]
+            table.append([*row, f"{100 * (automatic / min(fixed) - 1):+.1f} %"])
+            say("  ".join(table[-1]))
     show("held-out FVU by rate", ["", *rates, "above the best"], table, markdown=asked.markdown)
 
 
