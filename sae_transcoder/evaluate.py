@@ -9,6 +9,7 @@ from sae_transcoder.config.command_help import WideHelp
 from sae_transcoder.config.explain_field import add_explain
 from sae_transcoder.distributed import refuse
 from sae_transcoder.evaluation.request import EvaluationRequest, evaluation_requests, split_paths, tell, tell_notes, titles
+from sae_transcoder.launch.endings import end_if_stopped_or_disk_full
 from sae_transcoder.process.broken_device import DeviceBroken
 from sae_transcoder.process.version_option import add_version
 from sae_transcoder.run_store import eval_file
@@ -42,7 +43,8 @@ def main() -> None:
         paths, overrides = split_paths(arguments.arguments)
         if not paths:
             raise ConfigError("no coders: give the directory of a run, a folder of runs, a folder of coders, or a hub id")
-        evaluate(paths, overrides, arguments.output)
+        with end_if_stopped_or_disk_full("stopped; nothing was measured, what was tokenised is kept"):
+            evaluate(paths, overrides, arguments.output)
     except ConfigError as error:
         refuse(error.faults)
     except DeviceBroken as error:

@@ -9,6 +9,7 @@ from sae_transcoder.config import ConfigError
 from sae_transcoder.config.command_help import WideHelp
 from sae_transcoder.distributed import refuse
 from sae_transcoder.exports.targets import TARGETS
+from sae_transcoder.launch.endings import end_if_stopped_or_disk_full
 from sae_transcoder.process.version_option import add_version
 
 DESCRIPTION = """\
@@ -63,17 +64,23 @@ def main() -> None:
         settings = parse_settings(arguments.settings)
         if "to" not in settings:
             raise ConfigError(f"to is missing: add to=TARGET, one of {', '.join(TARGETS)}")
-        if "push" in settings:
-            push(arguments.path, settings)
-            return
-        if "out" not in settings:
-            raise ConfigError("out is missing: add out=FOLDER")
-        from sae_transcoder.exports.write import export  # imports torch
-
-        path, target, out = arguments.path, settings.pop("to"), settings.pop("out")
-        print(f"written: {export(path, target, out, **settings)}")
+        with end_if_stopped_or_disk_full("stopped; the export is not complete"):
+            write_or_push(arguments.path, settings)
     except ConfigError as error:
         refuse(error.faults)
+
+
+def write_or_push(path: str, settings: dict[str, str]) -> None:
+    """Exports as the settings say. Raises ConfigError where that is not possible."""
+    if "push" in settings:
+        push(path, settings)
+        return
+    if "out" not in settings:
+        raise ConfigError("out is missing: add out=FOLDER")
+    from sae_transcoder.exports.write import export  # imports torch
+
+    target, out = settings.pop("to"), settings.pop("out")
+    print(f"written: {export(path, target, out, **settings)}")
 
 
 def push(path: str, settings: dict[str, str]) -> None:

@@ -12,7 +12,7 @@ from sae_transcoder.config.paths import local_path
 from sae_transcoder.distributed import refuse
 from sae_transcoder.evaluation.request import tell, tell_notes, titles
 from sae_transcoder.latents.request import LatentsRequest, latents_requests, split_arguments
-from sae_transcoder.process import full_disk
+from sae_transcoder.launch.endings import end_if_stopped_or_disk_full
 from sae_transcoder.process.broken_device import DeviceBroken
 from sae_transcoder.process.stop_signal import Stopped
 from sae_transcoder.process.version_option import add_version
@@ -45,20 +45,15 @@ def main() -> None:
     add_version(parser)
     arguments = parser.parse_intermixed_args()
     try:
-        show_latents(arguments.arguments, arguments.output, page=arguments.page)
+        # Before text is read, or after it: while it is read, what is done is saved first.
+        with end_if_stopped_or_disk_full("stopped; what was tokenised and saved is kept, the same command goes on from there"):
+            show_latents(arguments.arguments, arguments.output, page=arguments.page)
     except ConfigError as error:
         refuse(error.faults)
     except ReportError as error:
         refuse([str(error)])
     except DeviceBroken as error:
         refuse([f"{error}; start the command again, and the pass goes on, on a GPU that works"])
-    except OSError as error:
-        if (fault := full_disk.fault(error)) is None:
-            raise
-        refuse([fault])
-    except KeyboardInterrupt:  # before text is read, or after it: while it is read, what is done is saved first
-        print("stopped; what was tokenised and saved is kept, the same command goes on from there", file=sys.stderr)
-        sys.exit(130)
     except Stopped as stop:
         print(f"{stop}; the same command goes on from here", file=sys.stderr)
         sys.exit(128 + stop.number)

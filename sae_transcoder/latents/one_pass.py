@@ -124,7 +124,8 @@ def read_text(model: PreTrainedModel, runs: Sequence[RunPass], sequences: Sequen
     cfg = runs[0].request.cfg
     step = max(1, POSITIONS[model.device.type] // cfg.max_seq_length)
     done, saved = min(run.done for run in runs), time.monotonic()
-    label = f"latents of {sum(len(run.coders) for run in runs)} coders"
+    count = sum(len(run.coders) for run in runs)
+    label = f"latents of {count} coder{'s' if count > 1 else ''}"
     with StopSignal() as signal, progress(label, len(sequences)) as show:
         while done < len(sequences):
             show(done)

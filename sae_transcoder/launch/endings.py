@@ -1,4 +1,4 @@
-"""How sae-train ends: one message and one exit code for each kind of error, in a single run and in a sweep."""
+"""How commands end: one message and one exit code for each kind of error, of sae-train in a single run and in a sweep."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,21 +22,34 @@ class RunFailed(Exception):
 
 
 @contextmanager
+def end_if_stopped_or_disk_full(stopped: str) -> Iterator[None]:
+    """Ends the program with the message `stopped` and exit code 130 at Ctrl-C inside it, with the fix and exit code 1 where a disk is full."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if rank() == 0:
+            print(stopped, file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        if (fault := full_disk.fault(error)) is None:
+            raise
+        refuse([fault])
+
+
+@contextmanager
 def end_with_message(overrides: Sequence[str]) -> Iterator[None]:
     """Ends the program with a message where an error is raised inside it. A bug keeps its traceback.
 
     Exit code 1: refused or failed, 128 + n: stopped by signal n after saving. overrides: the command line's, for Hydra's errors.
     """
     try:
-        yield
+        # Before training began: once it has, it saves first.
+        with end_if_stopped_or_disk_full("stopped before anything was trained; what was tokenised is kept"):
+            yield
     except ConfigError as error:
         refuse(error.faults)
     except (HydraException, OmegaConfBaseException) as error:
         refuse([explain(error, overrides)])
-    except KeyboardInterrupt:  # before training began: once it has, it saves first
-        if rank() == 0:
-            print("stopped before anything was trained; what was tokenised is kept", file=sys.stderr)
-        sys.exit(130)
     except Stopped as error:
         if rank() == 0:
             print(f"{error}; {GOES_ON} here", file=sys.stderr)
@@ -44,10 +57,6 @@ def end_with_message(overrides: Sequence[str]) -> Iterator[None]:
     except (DeviceBroken, PeerFailed) as error:
         resumable = isinstance(error, DeviceBroken) or error.is_resumable
         refuse([f"{error}; {GOES_ON} the last save" if resumable else str(error)])
-    except OSError as error:
-        if (fault := full_disk.fault(error)) is None:
-            raise
-        refuse([fault])
     except Exception as error:
         if not is_known(error):
             raise

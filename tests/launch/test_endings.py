@@ -1,6 +1,7 @@
 """How sae-train ends: one message for each kind of error, and nothing of Hydra's before it."""
 
 import errno
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 
 from helpers.sweeps import SHORT, here
-from sae_transcoder import api
+from sae_transcoder import api, evaluate, export
 from sae_transcoder.config import ConfigError
 from sae_transcoder.distributed import PeerFailed
 from sae_transcoder.launch.endings import RunFailed
@@ -72,3 +73,23 @@ def test_a_failed_job_is_raised_to_a_search_without_a_line_of_hydras(capsys: pyt
 def test_an_interval_without_a_search_is_refused_from_python_too() -> None:
     with pytest.raises(ConfigError, match=r"lr=interval\(1,2\): only a sweeper that searches takes an interval"):
         api.sweep("experiment=demo", "lr=interval(1,2)")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"), [(FULL, 1, "free space and start the same command again"), (KeyboardInterrupt(), 130, "stopped; ")]
+)
+@pytest.mark.parametrize("name", ["sae-eval", "sae-export"])
+def test_commands_for_trained_coders_end_with_one_line_at_a_full_disk_and_at_ctrl_c(
+    name: str, error: BaseException, code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(evaluate, "evaluate", fail)
+    monkeypatch.setattr(export, "push", fail)
+    monkeypatch.setattr(sys, "argv", [name, "outputs/run", *(["to=hub", "push=me/saes"] if name == "sae-export" else [])])
+    with pytest.raises(SystemExit) as stop:
+        (export if name == "sae-export" else evaluate).main()
+    assert stop.value.code == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
