@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from sae_transcoder.config.checks import AT_LEAST, AT_MOST
+from sae_transcoder.config.command_help import WIDTH
 from sae_transcoder.config.errors import ConfigError
 from sae_transcoder.config.explain_group import (
-    WIDTH,
     choice_lines,
     choices_called,
     further_names,
@@ -22,7 +22,7 @@ from sae_transcoder.config.field_index import field_index
 from sae_transcoder.config.field_meanings import meanings, shown
 from sae_transcoder.config.fields import DEFAULTS, FIELDS, GROUPS
 from sae_transcoder.config.other_words import DIFFERENT_HERE, OTHER_WORDS
-from sae_transcoder.config.presets import CONF, default_choices, preset_files, settings_of
+from sae_transcoder.config.presets import default_choices, default_settings, preset_files, settings_of
 from sae_transcoder.config.shell_words import NAMES
 from sae_transcoder.config.type_checks import ANNOTATIONS, EXAMPLES, element_type, wanted
 from sae_transcoder.config.unknown_names import name_fault
@@ -125,9 +125,9 @@ def range_of(name: str) -> list[str]:
 
 def default_of(name: str) -> str:
     """A field's value where nothing is said, and the choice of a group that gives it."""
-    for group, choice in default_choices().items():
-        if name != group and name in (settings := settings_of(CONF / group / f"{choice}.yaml")):
-            return f"{shown(settings[name])}, by {group}={choice}"
+    for group, settings in default_settings().items():
+        if name != group and name in settings:
+            return f"{shown(settings[name])}, by {group}={default_choices()[group]}"
     return shown(DEFAULTS[name])
 
 

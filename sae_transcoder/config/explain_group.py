@@ -4,14 +4,13 @@ import textwrap
 from dataclasses import fields
 from pathlib import Path
 
+from sae_transcoder.config.command_help import WIDTH
 from sae_transcoder.config.errors import ConfigError
 from sae_transcoder.config.field_meanings import shown
 from sae_transcoder.config.fields import FIELDS, GROUPS
 from sae_transcoder.config.group_choices import choice_fault
 from sae_transcoder.config.presets import by_family, choices, default_choices, example, preset_files, settings_of, when_to_choose
 from sae_transcoder.metric_names import METRICS
-
-WIDTH = 100  # characters of a line
 
 
 def labelled(label: str, fact: str) -> list[str]:

@@ -2,11 +2,10 @@
 
 import textwrap
 
+from sae_transcoder.config.command_help import WIDTH
 from sae_transcoder.config.field_meanings import heading, meanings, shown
 from sae_transcoder.config.fields import DEFAULTS
-from sae_transcoder.config.presets import CONF, default_choices, settings_of
-
-WIDTH = 100  # characters of a line
+from sae_transcoder.config.presets import default_settings
 
 
 def field_index() -> str:
@@ -14,9 +13,7 @@ def field_index() -> str:
     lines = ["All of one field: --explain FIELD. Below, each with its default and the start of its meaning."]
     names = max(map(len, DEFAULTS)) + 4
     values = max(len(shown(value)) for value in DEFAULTS.values()) + 2
-    given = {
-        name: f"by {group}" for group, choice in default_choices().items() for name in settings_of(CONF / group / f"{choice}.yaml")
-    }
+    given = {name: f"by {group}" for group, settings in default_settings().items() for name in settings}
     for group, texts in meanings().items():
         lines += ["", heading(group)]
         for name, text in texts.items():

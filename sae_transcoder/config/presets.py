@@ -55,6 +55,11 @@ def default_choices() -> dict[str, str]:
     return {group: choice for group, choice in pairs if group in GROUPS and choice is not None}
 
 
+def default_settings() -> dict[str, dict[str, Any]]:
+    """{group: what the choice sets that is taken where none is made}."""
+    return {group: settings_of(CONF / group / f"{choice}.yaml") for group, choice in default_choices().items()}
+
+
 def when_to_choose(path: Path) -> str:
     """A preset's first line without its command, which says when to choose it."""
     return first_line(path).partition("   ")[0]

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,17 +13,12 @@ from torch.distributed.run import config_from_args, parse_args
 
 from helpers import forked
 from helpers.forked import Forked
+from helpers.ports import free_port
 
 ON_RANKS = Path(__file__).with_name("on_ranks.py")
 SHAPE = [
     "experiment=demo", "max_seq_length=32", "eval_samples=8", "k=8", "expansion_factor=2", "threads=1", "log_every=1", "device=cpu",
 ]  # fmt: skip
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        return listener.getsockname()[1]
 
 
 def torchrun(*arguments: str) -> list[str]:

@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import shlex
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 
 from helpers import forked
+from helpers.ports import free_port
 from helpers.programs import CHROMIUM
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
@@ -59,9 +59,7 @@ def environment(folder: Path) -> dict[str, str]:
 @contextmanager
 def served(folder: Path, command: str) -> Iterator[str]:
     """`trackio show ...` as the training printed it, on a free port, without opening a browser of its own; its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])  # where it has been taken meanwhile, trackio tries the next
+    port = str(free_port())  # where it has been taken meanwhile, trackio tries the next
     env = environment(folder) | {"GRADIO_SERVER_PORT": port, "BROWSER": "true", "PYTHONUNBUFFERED": "1"}
     arguments = [sys.executable, "-m", "trackio.cli", *shlex.split(command)[1:]]
     with subprocess.Popen(arguments, env=env, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
