@@ -49,6 +49,14 @@ def pytest_report_header() -> str:
     return f"device: {torch.cuda.get_device_name(DEVICE) if ON_GPU and torch.cuda.is_available() else DEVICE}"
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """With -n each file runs in one process: what its fixtures train is trained once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    return LoadFileScheduling(config, log)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """On a GPU, the tests that it could change."""
     if ON_GPU:

@@ -15,6 +15,7 @@ def session(device: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"SAE_TEST_DEVICE": device})
 
 
+@pytest.mark.slow
 def test_for_a_gpu_the_tests_that_it_could_change_are_collected_and_no_others() -> None:
     done = session(
         "cuda",
@@ -31,6 +32,7 @@ def test_for_a_gpu_the_tests_that_it_could_change_are_collected_and_no_others() 
     assert " deselected" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("device", "says"),
     [("cuda:99", "SAE_TEST_DEVICE=cuda:99: not present; torch"), ("tpu", "SAE_TEST_DEVICE=tpu: use cpu, cuda or cuda:N")],

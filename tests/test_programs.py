@@ -9,6 +9,8 @@ import pytest
 
 from helpers import TESTS
 
+pytestmark = pytest.mark.slow
+
 COMPLETION = TESTS / "config" / "test_completion.py"
 
 

@@ -15,7 +15,7 @@ TESTS = Path(__file__).parents[2] / "tests"
 def by_device(*names: str, seconds: float, limit: float) -> Task:
     """These tests, none: all, on the device that SAE_TEST_DEVICE names; in as many processes as there are cores, where pytest can."""
     several = ["-n", str(min(os.cpu_count() or 1, 12))] if find_spec("xdist") else []
-    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *several]
+    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not kill and not peers", *several]
     paths = [f"{TESTS}/{name}.py" for name in names] or [str(TESTS)]
     return Task("check", f"tests: {', '.join(names) or 'all by device'}", seconds, lambda _: [*pytest, *paths], limit=limit)
 

@@ -194,7 +194,7 @@ class JobComposer:
         self.loader, self.master = loader, master
         self.parser = OverridesParser.create(config_loader=loader)
         self.parsed: dict[str, Override] = {}
-        self.is_group: dict[str, bool] = {}
+        self.groups: dict[str, list[str]] = {}  # {folder of conf/ and other sources: the folders in it}
         self.bases: dict[tuple[str, ...], DictConfig] = {}  # {overrides other than plain ones: what they compose to}
 
     def compose(self, job: Sequence[str]) -> Config:
@@ -220,11 +220,11 @@ class JobComposer:
 
     def is_plain(self, override: Override) -> bool:
         """Whether an override only sets a field to a value: no group, no package, no interpolation."""
-        key = override.key_or_group
-        if key not in self.is_group:
-            self.is_group[key] = bool(self.loader.get_group_options(key))
+        folder, _, name = override.key_or_group.rpartition("/")
+        if folder not in self.groups:
+            self.groups[folder] = self.loader.list_groups(folder)
         simple = override.type == OverrideType.CHANGE and override.package is None and "${" not in (override.input_line or "")
-        return simple and not self.is_group[key]
+        return simple and name not in self.groups[folder]
 
 
 def compose_jobs(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequence[str]]) -> list[Config | ConfigError]:

@@ -11,7 +11,7 @@ from sae_transcoder.config import Config, ConfigError, ModelType, Site, site
 from sae_transcoder.language_model import layers
 from sae_transcoder.language_model.model_class import base
 from sae_transcoder.language_model.transformer_lens_names import FAMILIES, module_at
-from sae_transcoder.language_model.trial import SEQUENCES, trial_length, try_forward
+from sae_transcoder.language_model.trial import SEQUENCES, forward_shapes, trial_length
 
 # The names of a layer's modules in different model families, in the order of preference.
 SITE_NAMES = {
@@ -111,14 +111,14 @@ def widths(cfg: Config, model: PreTrainedModel, hookpoints: Sequence[str]) -> di
     Raises ConfigError for a forward that fails, modules that it does not call, whose output is not [batch, position, d], and
     for a transcoder on a module whose input is not as wide as its output.
     """
-    activations, length = try_forward(cfg, model, hookpoints), trial_length(cfg, model)
+    shapes, length = forward_shapes(cfg, model, hookpoints), trial_length(cfg, model)
     faults, width_of = [], {}
     setting = f"hookpoints={cfg.hookpoints}" if cfg.hookpoints is not None else f"layers={cfg.layers}, site={site(cfg)}"
     for name in hookpoints:
-        if name not in activations:
+        if name not in shapes:
             faults.append(f"{setting}: the module {name} is not called with hidden states in a forward; choose another")
             continue
-        input_shape, output_shape = activations[name].input.shape, activations[name].output.shape
+        input_shape, output_shape = shapes[name]
         if output_shape[:2] != (SEQUENCES, length) or len(output_shape) != 3:
             faults.append(
                 f"{setting}: the output of {name} has the shape {list(output_shape)} for {SEQUENCES} sequences of {length} tokens, "

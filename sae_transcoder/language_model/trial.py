@@ -1,8 +1,9 @@
 """A trial of the forward on shapes alone: what the run will ask of its model is asked of the outline first, before weights load."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +16,26 @@ from sae_transcoder.language_model.load_errors import reason
 from sae_transcoder.language_model.model_class import base_name, has_head
 
 SEQUENCES = 3  # unlike any dimension that a model gives a meaning of its own
+
+
+class Shapes(NamedTuple):
+    """The shapes of what goes into a module and comes out of it."""
+
+    input: torch.Size
+    output: torch.Size
+
+
+_KNOWN: dict[Hashable, dict[str, Shapes]] = {}  # by all that they depend on: one program may plan runs of one model again and again
+
+
+def forward_shapes(cfg: Config, model: PreTrainedModel, hookpoints: Sequence[str]) -> dict[str, Shapes]:
+    """The shapes at the hookpoints, as `try_forward` finds them once for a model's class and config."""
+    length, logits = trial_length(cfg, model), has_head(model) and computes_logits(cfg)
+    key = type(model), model.config.to_json_string(), model.dtype, length, logits, cfg.loss_fn, *hookpoints
+    if key not in _KNOWN:
+        activations = try_forward(cfg, model, hookpoints)
+        _KNOWN[key] = {name: Shapes(seen.input.shape, seen.output.shape) for name, seen in activations.items()}
+    return _KNOWN[key]
 
 
 def try_forward(cfg: Config, model: PreTrainedModel, hookpoints: Sequence[str]) -> dict[str, Activations]:

@@ -215,6 +215,7 @@ def test_a_step_without_values_costs_what_it_costs_with_them(dead: int) -> None:
     assert real.total.launches == pytest.approx(without.total.launches, abs=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SmolLM2 x8, jumprelu"])
 def test_a_row_is_measured_from_its_start_to_its_end(name: str, tmp_path: Path) -> None:
     script, out = Path(result_tables.__file__).with_name("run.py"), tmp_path / "records.jsonl"

@@ -19,11 +19,22 @@ from sae_transcoder.preflight.length_faults import length_faults
 
 CONF = ROOT / "conf" / "model"
 CHOICES = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "demo")
+TO_THE_END = [
+    "gemma2_2b",
+    "gemma3_270m",
+    "gemma3_4b",
+    "gpt2",
+    "llama3_2_1b",
+    "pythia_14m",
+    "qwen3_0_6b",
+]  # one of each class of models
 
 
 def test_every_model_whose_config_is_kept_has_a_preset_and_the_other_way_round() -> None:
     names = [yaml.safe_load((CONF / f"{choice}.yaml").read_text())["model_name"] for choice in CHOICES]
     assert sorted(names) == sorted(known())
+    names_to_the_end = [yaml.safe_load((CONF / f"{choice}.yaml").read_text())["model_name"] for choice in TO_THE_END]
+    assert sorted(known()[name]["model_type"] for name in names_to_the_end) == sorted({v["model_type"] for v in known().values()})
 
 
 @pytest.mark.parametrize("choice", CHOICES)
@@ -37,8 +48,8 @@ def test_a_presets_layers_and_sites_are_found_and_as_wide_as_it_says(choice: str
     for site in Site:
         every = hookpoints.hookpoint_names(replace(cfg, site=site), outline)
         assert len(every) == count
-        # The forward of one site is tried to its end, of the others to its second layer.
-        two = replace(cfg, site=site, layers=[0, 1], eval_end_to_end=site == Site.residual)
+        # The forward of one site, of one model of each class, is tried to its end, of the others to its second layer.
+        two = replace(cfg, site=site, layers=[0, 1], eval_end_to_end=site == Site.residual and choice in TO_THE_END)
         assert hookpoints.hookpoint_names(two, outline) == every[:2]
         assert hookpoints.widths(two, outline, every[:2]) == dict.fromkeys(every[:2], width)
 

@@ -44,6 +44,7 @@ def text(notebook: NotebookNode) -> str:
     return "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
 
 
+@pytest.mark.slow
 def test_every_cell_runs_without_a_network_and_the_results_are_sensible(
     notebook: NotebookNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

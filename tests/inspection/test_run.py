@@ -134,11 +134,12 @@ def test_what_is_missing_is_named(run: Run, tmp_path: Path, monkeypatch: pytest.
 
 
 def test_the_examples_of_the_pages_run(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    run: Run, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     shutil.copytree(run.directory, tmp_path / "outputs" / "my_run")
     monkeypatch.chdir(tmp_path)
+    short = ", ".join(map(repr, [*SHORT, f"cache_dir={cache}"]))
     for example in [block for block in PYTHON if 'load_run("outputs/my_run")' in block]:
-        exec(example.replace("layers.2", "layers.2.mlp"), {})
+        exec(example.replace("layers.2", "layers.2.mlp").replace('"experiment=demo"', short), {})
     printed = capsys.readouterr().out
     assert re.search(r"^ os \[\d+", printed, re.MULTILINE)

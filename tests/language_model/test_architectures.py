@@ -256,6 +256,7 @@ def test_a_models_own_code_is_not_run_unless_it_is_trusted(
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end_to_end", ["true", "false"])
 def test_a_trusted_models_own_code_is_planned_with_and_loaded(
     end_to_end: str, cache: Path, tmp_path: Path, modules_cache: None

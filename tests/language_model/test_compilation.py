@@ -70,6 +70,7 @@ def ids(count: int) -> torch.Tensor:
     return torch.randint(0, 256, (count, 12), generator=torch.Generator().manual_seed(count)).to(DEVICE)
 
 
+@pytest.mark.slow
 @compiles
 def test_a_compiled_model_gives_what_the_model_gives(cache: Path, tmp_path: Path) -> None:
     settings = ["max_steps=4", "layers=[1]", "eval_samples=4"]
@@ -96,6 +97,7 @@ def test_each_kind_of_layer_is_compiled_once_and_once_more_for_a_batch_of_one(fa
     assert graphs() == 2 * kinds
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("traced")
 def test_kinds_of_layers_with_and_without_gradients_are_not_too_many_for_torch() -> None:
     model = deep("gemma3", AutoModelForCausalLM)

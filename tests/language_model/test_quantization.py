@@ -54,6 +54,7 @@ def test_a_head_of_its_own_counts_where_it_is_loaded(tmp_path: Path) -> None:
     assert weights(f"model_name={untied}") - weights() == 4096 * 256 * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["int8", "nf4"])
 @pytest.mark.parametrize("loss", [["eval_end_to_end=false"], ["loss_fn=kl"]])
 def test_runs_train_on_it_with_its_first_layers_and_through_the_whole(quantization: str, loss: list[str], tmp_path: Path) -> None:
@@ -80,6 +81,7 @@ def test_weights_that_are_quantized_already_are_not_again(tmp_path: Path) -> Non
         make_plan(composed("experiment=demo", f"model_name={tmp_path}/model", "quantization=nf4"))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_quantized_weights_is_estimated_and_trains_as_it_is(tmp_path: Path) -> None:
     few = composed(*DEMO_RUN, "quantization=nf4")
     loading.load(few, DEVICE).save_pretrained(tmp_path / "model")

@@ -14,7 +14,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from helpers.tiny_models import SIZES, tiny_config
 from sae_transcoder.config import ConfigError
-from sae_transcoder.language_model import hookpoints, loading
+from sae_transcoder.language_model import hookpoints, loading, trial
 from sae_transcoder.language_model.forward import Activations, spliced
 from sae_transcoder.language_model.known_values import BeyondTable, KnownValues
 
@@ -111,7 +111,9 @@ def test_a_replaced_output_leaves_the_kind_of_a_modules_result(kind: str) -> Non
 
 
 def tried(folder: Path, **settings: object) -> dict[str, int]:
+    """The widths that a new trial finds."""
     cfg = tiny_config("sae", model_name=str(folder), **settings)
+    trial._KNOWN.clear()
     return hookpoints.widths(cfg, loading.outline(cfg, dtype=torch.float32), ["layers.1"])
 
 
@@ -119,9 +121,21 @@ def test_a_trial_leaves_no_hooks_and_no_silence(tiny_folder: dict[str, Path]) ->
     cfg = tiny_config("sae", model_name=str(tiny_folder["llama"]))
     outline, logger = loading.outline(cfg), logging.getLogger("torch._subclasses.fake_tensor")
     level = logger.level
+    trial._KNOWN.clear()
     hookpoints.widths(cfg, outline, ["layers.1"])
     assert logger.level == level
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in outline.modules())
+
+
+def test_one_program_tries_a_model_and_its_settings_once(tiny_folder: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    first = tried(tiny_folder["llama"])
+    counted: list[str] = []
+    real = trial.try_forward
+    monkeypatch.setattr(trial, "try_forward", lambda cfg, *given: [counted.append(cfg.loss_fn), real(cfg, *given)][1])
+    for settings in ({}, {"k": 3}, {"loss_fn": "kl"}, {"max_seq_length": 7}, {"loss_fn": "kl"}, {"eval_end_to_end": False}):
+        cfg = tiny_config("sae", model_name=str(tiny_folder["llama"]), **settings)
+        assert hookpoints.widths(cfg, loading.outline(cfg, dtype=torch.float32), ["layers.1"]) == first
+    assert counted == ["kl", "fvu", "fvu"]
 
 
 @pytest.mark.parametrize("loss_fn", ["fvu", "ce", "kl"])

@@ -5,9 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from helpers.fake_hub import fake_hub
 from helpers.sweeps import SHORT, here, states
 from sae_transcoder.language_model.loading import DEMO
+
+pytestmark = pytest.mark.slow
 
 
 def test_what_is_prepared_trains_without_a_network(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from helpers.sweeps import run
 from sae_transcoder.run_store import eval_file, status
 from sae_transcoder.run_store.status import State
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs hydra-optuna-sweeper: pip install -e '.[search]'")
 
 TINY = ["max_samples=null", "max_steps=4", "eval_samples=4", "expansion_factor=1", "log_every=1", "threads=1"]

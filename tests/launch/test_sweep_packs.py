@@ -52,6 +52,7 @@ def variants(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return ["--config-dir", str(folder), *SHAPE]
 
 
+@pytest.mark.slow
 def test_every_run_of_a_mixed_pack_ends_as_alone_and_the_forward_is_shared(
     cache: Path, tmp_path: Path, variants: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,6 +178,7 @@ train.main()
 """
 
 
+@pytest.mark.slow
 def test_a_pack_that_memory_does_not_suffice_for_is_split_and_goes_on_exactly(cache: Path, tmp_path: Path) -> None:
     sweep = [  # on the CPU, whose memory a process can be denied
         "-m",

@@ -17,7 +17,7 @@ from sae_transcoder.process.stop_signal import StopSignal
 from sae_transcoder.run_store import status
 from sae_transcoder.run_store.status import State
 
-pytestmark = pytest.mark.device
+pytestmark = [pytest.mark.device, pytest.mark.slow]
 
 # Eight runs of two lengths.
 EIGHT = ["-m", *SHAPE, "expansion_factor=2", "k=4,5,6,7", "max_samples=240,302", "save_every=7", "sweep_name=s"]

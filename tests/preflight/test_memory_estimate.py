@@ -72,6 +72,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_the_estimate_is_what_is_held(case: str, cache: Path, tmp_path: Path) -> None:
     plans, most = train([composed(*DEMO, *own, f"cache_dir={cache}", f"save_dir={tmp_path}") for own in CASES[case]])
@@ -211,6 +212,7 @@ def grown(kind: str, device: str) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.device
 def test_a_training_step_holds_little_more_than_what_must_exist() -> None:
     numbers = {

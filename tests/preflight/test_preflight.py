@@ -188,6 +188,7 @@ def test_the_header_of_a_pack_tells_which_runs_scale_activations(cache: Path, tm
         assert told[0].startswith("run ")
 
 
+@pytest.mark.slow
 def test_the_bundled_model_needs_no_network_even_where_offline_is_not_set(tmp_path: Path) -> None:
     import subprocess
 

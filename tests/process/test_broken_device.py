@@ -148,6 +148,7 @@ def undisturbed(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_worker_loses_its_gpu_twice_ends_done(cache: Path, tmp_path: Path, undisturbed: Path) -> None:
     done = failing(tmp_path, 2, *SWEEP, "workers=2", f"save_dir={tmp_path}/out", f"cache_dir={cache}")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -157,6 +158,7 @@ def test_a_sweep_whose_worker_loses_its_gpu_twice_ends_done(cache: Path, tmp_pat
         assert_equal(by(tmp_path / "out", "k")[k], directory)
 
 
+@pytest.mark.slow
 def test_a_run_on_which_the_gpu_fails_three_times_without_coming_further_has_failed_alone(cache: Path, tmp_path: Path) -> None:
     done = failing(tmp_path, 9, *SWEEP, "workers=2", f"save_dir={tmp_path}/out", f"cache_dir={cache}")
     assert done.returncode == 1, done.stdout + done.stderr
@@ -165,6 +167,7 @@ def test_a_run_on_which_the_gpu_fails_three_times_without_coming_further_has_fai
     assert (tmp_path / "failing.tries").read_text() == "xxx"
 
 
+@pytest.mark.slow
 def test_in_one_process_a_failed_gpu_ends_the_command_which_goes_on_when_it_is_repeated(
     cache: Path, tmp_path: Path, undisturbed: Path
 ) -> None:

@@ -38,6 +38,7 @@ def asked(notes: list[dict], what: str) -> list[tuple[int, str | None]]:
     return sorted((note["index"], note["visible"]) for note in notes if note["asked"] == what)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "gpus", "index"),
     [
@@ -59,12 +60,14 @@ def test_a_run_on_a_gpu_makes_it_the_current_one_before_the_first_tensor(
     assert states(tmp_path / "out") == ["done"]
 
 
+@pytest.mark.slow
 def test_how_memory_grows_is_known_before_the_driver_is_first_asked(cache: Path, tmp_path: Path) -> None:
     notes = on_gpus([PRETEND, *RUN, "device=null", f"save_dir={tmp_path}/out", f"cache_dir={cache}"], tmp_path, 1)
     assert {note["asked"] for note in notes} == {"properties", "set device", "first tensor"}
     assert all(note | GROWING == note for note in notes)
 
 
+@pytest.mark.slow
 def test_each_of_a_sweeps_workers_uses_the_one_gpu_that_it_sees(cache: Path, tmp_path: Path) -> None:
     words = [PRETEND, "-m", *RUN, "device=null", "k=4,5", "sweep_name=s"]
     notes = on_gpus([*words, f"save_dir={tmp_path}/out", f"cache_dir={cache}"], tmp_path, 2)
@@ -85,6 +88,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_the_run_of_a_slurm_job_uses_the_gpu_that_the_job_has(cache: Path, tmp_path: Path) -> None:
     script = tmp_path / "job.py"
     script.write_text(IN_A_JOB)
@@ -100,6 +104,7 @@ def test_the_run_of_a_slurm_job_uses_the_gpu_that_the_job_has(cache: Path, tmp_p
     assert states(tmp_path / "out") == ["done"]
 
 
+@pytest.mark.slow
 def test_each_of_several_ranks_makes_its_own_gpu_the_current_one(cache: Path, tmp_path: Path) -> None:
     runs = [[*RUN, "device=null", f"save_dir={tmp_path}/out", f"cache_dir={cache}"]]
     (tmp_path / "packs.json").write_text(json.dumps([{"runs": runs}]))

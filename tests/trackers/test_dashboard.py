@@ -17,6 +17,8 @@ from helpers import forked
 from helpers.ports import free_port
 from helpers.programs import CHROMIUM
 
+pytestmark = pytest.mark.slow
+
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
 
 QUIET = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update"]

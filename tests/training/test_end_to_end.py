@@ -161,6 +161,7 @@ def test_auxk_acts_beside_an_end_to_end_loss() -> None:
     assert not torch.equal(with_it.W_dec, without.W_dec)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss_fn", ["ce", "kl"])
 @pytest.mark.parametrize("model_type", ["sae", "transcoder"])
 def test_a_run_on_the_bundled_model_lowers_its_heldout_loss(cache, tmp_path, model_type: str, loss_fn: str) -> None:

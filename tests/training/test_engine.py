@@ -94,6 +94,7 @@ def test_a_run_of_the_command_line_leaves_its_record_and_done_runs_are_not_repea
     assert {p: p.stat().st_mtime_ns for p in directory.rglob("*")} == before
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_by_one")
 def test_a_run_in_a_pack_is_identical_to_itself_alone(cache: Path, tmp_path: Path) -> None:
     variants = [

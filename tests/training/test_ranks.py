@@ -22,6 +22,8 @@ from sae_transcoder.preflight.plan import make_plan
 from sae_transcoder.run_store import eval_file, status
 from sae_transcoder.training import checkpoint, engine
 
+pytestmark = pytest.mark.slow
+
 # Two ranks that share batches of 4 each are one process with batches of 8. With 65 sequences one rank has none of the last batch.
 # Where signs or selections of latents hang on a last bit (signum, ce), a low rate keeps two summations of the same terms together.
 SHARED = {

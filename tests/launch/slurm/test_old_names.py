@@ -17,6 +17,8 @@ from sae_transcoder.run_store import job_record, status
 from sae_transcoder.run_store.job_record import JobRecord
 from sae_transcoder.run_store.status import State, Status
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_pack_that_was_pickled_by_its_old_name_trains(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = short(cache, tmp_path, "hardware=slurm", "device=cpu", "max_steps=2")

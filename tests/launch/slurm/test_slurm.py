@@ -25,7 +25,7 @@ from sae_transcoder.process import code_version
 from sae_transcoder.run_store import job_record, run_records, status
 from sae_transcoder.run_store.status import State
 
-pytestmark = pytest.mark.needs("slurm")
+pytestmark = [pytest.mark.needs("slurm"), pytest.mark.slow]
 
 RUN = [*SHAPE, "expansion_factor=2", "max_samples=160", "save_every=7"]
 ON_SLURM = ["hardware=slurm", "device=cpu", "cpus=1", "runs_per_pack=1"]
