@@ -17,7 +17,7 @@ pytestmark = pytest.mark.device
 @pytest.fixture(scope="module")
 def trained(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a run with SAEs on two layers."""
-    cfg = short(cache, tmp_path_factory.mktemp("base"), "layers=[1,2]", "run_name=base")
+    cfg = short(cache, tmp_path_factory.mktemp("base"), "layers=[1,2]", "run_name=base", "eval_end_to_end=false")
     engine.train([cfg])
     return run_dir(cfg)
 
@@ -28,19 +28,19 @@ def test_a_run_directory_and_a_folder_of_sparsify_coders_start_the_same_run(cach
         SparseCoder.load_from_disk(coder).save_to_disk(plain / coder.name)
     ends = []
     for start in (trained, plain):
-        cfg = short(cache, tmp_path / "runs", "layers=[1,2]", f"finetune={start}", "k=6")
+        cfg = short(cache, tmp_path / "runs", "layers=[1,2]", f"finetune={start}", "k=6", "eval_end_to_end=false")
         (result,) = engine.train([cfg])
         ends.append(weights(result.directory / "coders"))
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
 def test_nothing_is_initialised_anew(cache: Path, trained: Path, tmp_path: Path) -> None:
-    cfg = short(cache, tmp_path, "layers=[1,2]", f"finetune={trained}", "lr=1e-30", "max_steps=2")
+    cfg = short(cache, tmp_path, "layers=[1,2]", f"finetune={trained}", "lr=1e-30", "max_steps=2", "eval_end_to_end=false")
     (result,) = engine.train([cfg])
     before = weights(trained / "coders")
     for name, value in weights(result.directory / "coders").items():
         torch.testing.assert_close(value, before[name], atol=1e-6, rtol=0)
-    fresh = short(cache, tmp_path, "layers=[1,2]", "max_steps=2", "lr=1e-30")
+    fresh = short(cache, tmp_path, "layers=[1,2]", "max_steps=2", "lr=1e-30", "eval_end_to_end=false")
     (from_seed,) = engine.train([fresh])
     assert result.evaluation.mean()["fvu"] < from_seed.evaluation.mean()["fvu"]
 

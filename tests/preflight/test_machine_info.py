@@ -18,6 +18,7 @@ from sae_transcoder.process import code_version, installed_packages
 @pytest.fixture
 def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A user's folder with 3 MiB of cached tokens, a token of the hub in the environment, and no SLURM."""
+    code_version.current()  # kept for the whole process, and on the PATH below there is no git
     cache = tmp_path / "home" / ".cache" / "sae_transcoder" / "tokens"
     cache.mkdir(parents=True)
     (cache / "ids.bin").write_bytes(bytes(3 * 2**20))

@@ -86,7 +86,9 @@ def test_a_pack_whose_gpu_says_out_of_memory_as_an_error_of_cuda_goes_on_in_halv
         most.append(0)
         return real(*arguments)
 
-    together, alone = ([short(cache, tmp_path / name, k) for k in ("k=4", "k=5")] for name in ("together", "alone"))
+    together, alone = (
+        [short(cache, tmp_path / name, k, "eval_end_to_end=false") for k in ("k=4", "k=5")] for name in ("together", "alone")
+    )
     monkeypatch.setattr(pack_loop.forward, "capture", tight)
     engine.train(together)
     monkeypatch.undo()
@@ -125,7 +127,7 @@ torch.cuda.is_available, torch.cuda.empty_cache = lambda: broken, gpu
 if __name__ == "__main__":
     train.main()
 """
-SWEEP = ["-m", *SHORT, "k=4,5,6,7", "sweep_name=s", "runs_per_pack=2"]
+SWEEP = ["-m", *SHORT, "eval_end_to_end=false", "k=4,5,6,7", "sweep_name=s", "runs_per_pack=2"]
 
 
 def failing(folder: Path, times: int, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -185,7 +187,7 @@ def test_in_one_process_a_failed_gpu_ends_the_command_which_goes_on_when_it_is_r
 
 
 def test_a_single_run_whose_gpu_fails_is_interrupted_and_goes_on_from_its_save(cache: Path, tmp_path: Path) -> None:
-    arguments = [*SHORT, "k=5", "save_every=4", f"save_dir={tmp_path}/out", f"cache_dir={cache}"]
+    arguments = [*SHORT, "k=5", "save_every=4", "eval_end_to_end=false", f"save_dir={tmp_path}/out", f"cache_dir={cache}"]
     done = failing(tmp_path, 1, *arguments)
     assert done.returncode == 1, done.stdout + done.stderr
     assert done.stderr.strip() == f"error: {WHY}; the same command goes on from the last save"

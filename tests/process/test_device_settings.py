@@ -18,7 +18,7 @@ from sae_transcoder.run_store import job_record
 from sae_transcoder.training import engine
 
 PRETEND = str(Path(pretend_gpu.__file__))
-RUN = [*SHORT, "compile_model=false"]
+RUN = [*SHORT, "compile_model=false", "eval_end_to_end=false"]
 GROWING = {"PYTORCH_ALLOC_CONF": "expandable_segments:True", "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
 
 
