@@ -3,7 +3,7 @@
     python benchmarks/ourselves/tried.py [--markdown]        about a minute and a half; needs g++ for torch.compile
 
 Top-k in two stages against torch's and numpy's; pre-activations in pieces against whole; the language model's forward in pieces, compiled, and with
-plain attention; a matrix product by MKL (torch's choice) and by oneDNN.
+plain attention; a matrix product by MKL (torch's choice) and by oneDNN; Muon's iteration in two number formats.
 """
 
 import argparse
@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import show
 from contenders.bare import seconds
 from sae_transcoder.coder.latent_selection import select_preacts, top_k
+from sae_transcoder.coder.muon import IN_BFLOAT16, newton_schulz
 from sae_transcoder.language_model import loading
 from sae_transcoder.process import host_memory
 
@@ -64,6 +65,15 @@ def products() -> dict[str, Callable[[], Any]]:
     }
 
 
+def orthogonalisations(latents: int) -> dict[str, Callable[[], Any]]:
+    """Muon's iteration on the gradient of one of a coder's matrices."""
+    gradient = torch.randn(latents, WIDTH)
+    return {
+        "in float32 (kept)": lambda: newton_schulz(gradient, 5),
+        "in bfloat16 (sparsify's)": lambda: IN_BFLOAT16(gradient, 5),
+    }
+
+
 def forwards() -> dict[str, Callable[[], Any]]:
     """The language model's forward of 16 sequences."""
     ids = torch.randint(0, 4096, (16, TOKENS // 16))
@@ -98,6 +108,7 @@ def main() -> None:
     tried = {f"top {k} of {latents:,}": ways_to_top_k(latents, k) for latents, k in shapes}
     tried |= {f"encoder and top {k} of {latents:,}": encoder(latents, k) for latents, k in [(2048, 32), (8192, 32)]}
     tried |= {"product with 1,024 latents": products(), f"forward of {LAYERS} layers": forwards()}
+    tried |= {f"Muon's iteration, {latents:,} latents": orthogonalisations(latents) for latents in (512, 2048)}
     rows = [[what, way, f"{1000 * seconds(call, 'cpu'):.1f} ms"] for what, ways in tried.items() for way, call in ways.items()]
     show(
         f"{TOKENS:,} tokens, width {WIDTH}, CPU, {torch.get_num_threads()} threads",

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_constant_schedule_with_warmup, get_linear_schedule_with_warmup, get_wsd_schedule
 
+from sae_transcoder.coder.muon import CorrectedMuon
 from sae_transcoder.coder.sparsify_parts import Muon, SignSGD, SparseCoder
 from sae_transcoder.config import OPTIMIZERS, Config, LrSchedule, Optimizer, learning_rate, warmup_steps
 from sae_transcoder.config.run_length import RunLength
@@ -82,8 +83,9 @@ def adam(cfg: Config, groups: Sequence[Group]) -> list[Built]:
 
 def muon(cfg: Config, groups: Sequence[Group]) -> list[Built]:
     """Muon for the matrices, Adam for the biases; both at the first coder's rate."""
+    kind = CorrectedMuon if cfg.corrections else Muon
     params, lr = [p for group in groups for p in group.params], groups[0].lr
-    matrices = Muon([p for p in params if p.ndim >= 2], lr=lr, ddp=False, weight_decay=weight_decay(cfg))
+    matrices = kind([p for p in params if p.ndim >= 2], lr=lr, ddp=False, weight_decay=weight_decay(cfg))
     biases = torch.optim.Adam([p for p in params if p.ndim < 2], lr=lr, **adam_settings(cfg))
     return [Built(matrices, warms_up=False), Built(biases)]
 

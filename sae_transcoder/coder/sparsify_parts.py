@@ -9,8 +9,19 @@ import torch
 
 with redirect_stdout(StringIO()), patch.object(torch.cuda, "is_bf16_supported", lambda *_, **__: False):
     from sparsify import SparseCoderConfig, TrainConfig, sparse_coder, utils
+    from sparsify import muon as sparsify_muon
     from sparsify.muon import Muon
     from sparsify.sign_sgd import SignSGD
     from sparsify.sparse_coder import ForwardOutput, SparseCoder
 
-__all__ = ["ForwardOutput", "Muon", "SignSGD", "SparseCoder", "SparseCoderConfig", "TrainConfig", "sparse_coder", "utils"]
+__all__ = [
+    "ForwardOutput",
+    "Muon",
+    "SignSGD",
+    "SparseCoder",
+    "SparseCoderConfig",
+    "TrainConfig",
+    "sparse_coder",
+    "sparsify_muon",
+    "utils",
+]
