@@ -91,7 +91,9 @@ def hookpoint_faults(cfg: Config) -> list[str]:
     """Faults of the fields that choose the hookpoints."""
     faults = list_faults(cfg, "layers", "hookpoints")
     if cfg.layers is not None and cfg.hookpoints is not None:
-        faults.append(f"layers={cfg.layers} and hookpoints={cfg.hookpoints}: both name modules; set one of them")
+        faults.append(
+            f"layers={cfg.layers} and hookpoints={cfg.hookpoints}: both name modules, and a preset may set one; write layers=null or hookpoints=null"
+        )
     if cfg.layers is not None and cfg.layer_stride != 1:
         faults.append(f"layers={cfg.layers} and layer_stride={cfg.layer_stride}: layers are named or counted; set one of them")
     if cfg.site is not None and cfg.hookpoints is not None:

@@ -58,6 +58,8 @@ def take_rest(argument: str, rest: list[str]) -> str | None:
         return None
     words = [argument, *(rest.pop(0) for _ in range(count))]
     name, _, value = " ".join(words).partition("=")
+    if not set("'\"") & set(value):  # outside of quotes a list needs no spaces
+        value = re.sub(r"\s*([,\[\]])\s*", r"\1", value)
     whole = f"{name.strip()}={value.strip()}" if value else "=".join(words)
     return f"{' '.join(words)}: a space ends an argument; write {shlex.quote(whole)}"
 

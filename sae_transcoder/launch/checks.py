@@ -33,10 +33,10 @@ def end_before_training(packs: Sequence[Sequence[Config]]) -> NoReturn:
         sys.exit(0)
     if cfg.hardware == Hardware.slurm:
         from sae_transcoder.launch.slurm.script import script_text
-        from sae_transcoder.launch.slurm.submit import has_sbatch
+        from sae_transcoder.launch.slurm.submit import cluster_obstacle
 
         print(f"script of the job{'s' * (len(packs) > 1)}:\n\n{script_text(packs)}")
-        if not has_sbatch():
-            print("no sbatch on this machine: no cluster was asked whether it would accept this")
+        if obstacle := cluster_obstacle():
+            print(f"{obstacle}: no cluster was asked whether it would accept this")
     print("dry run: nothing was started")
     sys.exit(0)

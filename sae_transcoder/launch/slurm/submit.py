@@ -49,9 +49,9 @@ def check_job(cfg: Config, *, search: bool = False) -> None:
             f"hardware=slurm on {distributed.world_size()} ranks (torchrun): one process submits; start the command without torchrun, "
             "and set tasks_per_node"
         )
+    if (cfg.dry_run or cfg.prepare) and cluster_obstacle():  # these submit nothing
+        return
     if not has_sbatch():
-        if cfg.dry_run or cfg.prepare:  # which submit nothing
-            return
         raise ConfigError(
             "hardware=slurm: there is no sbatch on this machine; run the command on a login node of the cluster, or use hardware=auto; "
             "dry_run=true shows here what would be submitted"
@@ -69,6 +69,17 @@ def check_job(cfg: Config, *, search: bool = False) -> None:
 def has_sbatch() -> bool:
     """Whether jobs can be submitted from this machine."""
     return shutil.which("sbatch") is not None and shutil.which("srun") is not None
+
+
+def cluster_obstacle() -> str | None:
+    """Why no cluster can be asked from this machine; None where one answers."""
+    if not has_sbatch():
+        return "no sbatch on this machine"
+    try:
+        slurm_client.ask("sinfo", "--noheader")
+    except SlurmError:
+        return "SLURM does not answer on this machine"
+    return None
 
 
 @contextmanager

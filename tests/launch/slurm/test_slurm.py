@@ -257,6 +257,9 @@ def test_without_sbatch_or_without_an_answer_it_is_said_where_to_run(
     monkeypatch.setenv("SLURM_CONF", str(tmp_path / "none.conf"))
     monkeypatch.setattr(slurm_client, "COMMAND_TIMEOUT", 3.0)
     assert "SLURM does not answer" in here(*one)[2]
+    code, printed, errors = here(*one, "dry_run=true")
+    assert (code, "#SBATCH --partition" in printed) == (0, True), errors
+    assert "SLURM does not answer on this machine: no cluster was asked whether it would accept this" in printed
     monkeypatch.setenv("PATH", "/nonexistent")
     code, _, errors = here(*one)
     assert (code, "there is no sbatch on this machine; run the command on a login node" in errors) == (1, True)
