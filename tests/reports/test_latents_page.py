@@ -120,6 +120,20 @@ class TestInABrowser:
         reader.page.keyboard.press("Escape")
         assert reader.page.locator("#search").input_value() == ""
 
+    def test_the_search_for_a_number_shows_that_latent_first(self, reader: Reader, made: dict[str, MadeUp]) -> None:
+        reader.open(coder_link(RUN, CODER))
+        latents = made[RUN].tables[CODER][0].to_pylist()
+        silent = next(row["latent"] for row in latents if not row["fires"])
+        for query, number in (("1030", 1030), ("1,030", 1030), ("41", 41), (str(silent), silent)):  # "41" stands in texts too
+            reader.page.locator("#search").fill(query)
+            reader.page.locator(".row").first.filter(has_text="its number").wait_for()
+            reader.page.wait_for_selector("progress", state="hidden")
+            assert reader.latents()[0] == number
+            reader.page.locator("#search").fill("")
+            reader.page.locator(".where").first.wait_for(state="detached")
+        reader.page.locator("#search").fill("1500")
+        reader.wait_for_status("0 of 1,500 latents")
+
     def test_a_latent_shows_its_contexts_by_range_and_its_tokens(self, reader: Reader, made: dict[str, MadeUp]) -> None:
         reader.open(f"{coder_link(RUN, CODER)}/1030")  # of the second shard of rows
         latents, contexts = made[RUN].tables[CODER]

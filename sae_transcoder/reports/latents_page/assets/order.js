@@ -35,11 +35,20 @@ class Order {
   filter(found = this.found) {
     const {density} = this.coder.numbers;
     this.found = found;
-    this.rows = this.sorted.filter(row => {
+    const isNumber = row => Boolean(found && found[row] & FOUND.number);
+    const shown = this.sorted.filter(row => {
+      if (isNumber(row)) return true;
       if (found && !found[row]) return false;
       if (!density[row]) return this.dead;
       return density[row] >= this.from && density[row] <= this.to;
     });
+    const place = found ? shown.findIndex(isNumber) : -1;
+    if (place > 0) {
+      const row = shown[place];
+      shown.copyWithin(1, 0, place);
+      shown[0] = row;
+    }
+    this.rows = shown;
     this.places = null;
   }
 

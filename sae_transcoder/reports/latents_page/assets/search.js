@@ -1,7 +1,8 @@
 "use strict";
-// The search: in the strongest contexts, raised and lowered tokens of all latents, then in all their contexts. Case does not matter.
+// The search: in the strongest contexts, raised and lowered tokens of all latents, then in all their contexts. Case does not matter. A number
+// is that of a latent too, which then comes first.
 
-const FOUND = {context: 1, raised: 2, lowered: 4, further: 8}; // where; a row may have several
+const FOUND = {context: 1, raised: 2, lowered: 4, further: 8, number: 16}; // where; a row may have several
 
 class Search {
   constructor(coder, query) {
@@ -9,6 +10,9 @@ class Search {
     this.total = Math.ceil(coder.rows / coder.sizes.rows) + Math.ceil(coder.rows / coder.sizes.latents);
     const matches = coder.lower.map(text => text.includes(this.query));
     this.tokenMatches = id => matches[id] ?? false;
+    const number = query.trim().replaceAll(",", "");
+    const row = /^\d+$/.test(number) ? coder.rowOf(Number(number)) : -1;
+    if (row >= 0) this.found[row] = FOUND.number;
   }
 
   stop() {
@@ -69,6 +73,6 @@ class Search {
 }
 
 function whereFound(bits) {
-  const names = {context: "strongest", raised: "raised", lowered: "lowered", further: "further context"};
+  const names = {number: "its number", context: "strongest", raised: "raised", lowered: "lowered", further: "further context"};
   return Object.keys(names).filter(name => bits & FOUND[name]).map(name => names[name]).join(", ");
 }

@@ -44,7 +44,7 @@ class Table {
 
   controls() {
     const {coder} = this;
-    this.query = element("input", {type: "search", id: "search", placeholder: "tokens of contexts, raised, lowered", spellcheck: "false"});
+    this.query = element("input", {type: "search", id: "search", placeholder: "number, or text of contexts, raised, lowered", spellcheck: "false"});
     this.from = element("input", {inputmode: "decimal", "aria-label": "least density in percent", size: "6"});
     this.to = element("input", {inputmode: "decimal", "aria-label": "largest density in percent", size: "6"});
     this.dead = element("input", {type: "checkbox", id: "dead"});
