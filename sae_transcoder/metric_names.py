@@ -57,6 +57,22 @@ NAMES = tuple(name for category in METRICS.values() for name in category)
 END_TO_END = tuple(name for part in ("behavior", "performance") for name in METRICS[f"model_{part}_preservation"])
 """Those that need forwards of the whole language model."""
 
+RUN_COLUMNS = {
+    "run": "the run's name, the last part of its directory",
+    "state": "queued, running, done, failed, interrupted or preempted",
+    "step": "optimizer steps that are done",
+    "total": "optimizer steps of the whole run",
+    "tokens": "training tokens that are read",
+    "tokens_per_s": "training tokens a second",
+    "eta": "time that a running run has left",
+    "why": "why a run ended before its last step",
+    "kind": "what kind of coder it is, by its activation and whether it is a Matryoshka coder",
+    "never_fired": "share of latents that fire on no held-out token, 1 - frac_alive",
+    "train_fvu": "FVU of the training batches since the last line of metrics.jsonl, the mean over coders",
+    "dead_fraction": "share of latents that have not fired for dead_feature_threshold training tokens",
+}
+"""What sae-report shows of a run beside its fields and held-out metrics."""
+
 LEVEL_METRICS = {
     "fvu": "as above, out being the reconstruction by the first latents alone",
     "l0": "as above, of the first latents",

@@ -13,6 +13,7 @@ from sae_transcoder.config.errors import ConfigError
 from sae_transcoder.config.explain_group import (
     choice_lines,
     choices_called,
+    column_lines,
     further_names,
     group_lines,
     labelled,
@@ -27,6 +28,7 @@ from sae_transcoder.config.shell_words import NAMES
 from sae_transcoder.config.type_checks import ANNOTATIONS, EXAMPLES, element_type, wanted
 from sae_transcoder.config.unknown_names import name_fault
 from sae_transcoder.metric_names import NAMES as METRICS
+from sae_transcoder.metric_names import RUN_COLUMNS
 
 OPTION = "--explain"
 MANY = 8  # values that the choices of a group give a field: more are not listed one by one
@@ -78,6 +80,8 @@ def lines_about(written: str) -> list[list[str]]:
     Raises ConfigError for a name that is none.
     """
     name, _, value = written.partition("=")
+    if name.lower() in (*METRICS, *RUN_COLUMNS):  # as the table's heads have them: L0, FVU
+        name = name.lower()
     if name in GROUPS and value:
         return [choice_lines(name, value)]
     if name in FIELDS:
@@ -89,6 +93,8 @@ def lines_about(written: str) -> list[list[str]]:
         return [choice_lines(group, choice) for group, choice in found]
     if name in METRICS:
         return [metric_lines(name)]
+    if name in RUN_COLUMNS:
+        return [column_lines(name)]
     raise ConfigError(name_fault(name, name, None, [*NAMES, *further_names()]))
 
 

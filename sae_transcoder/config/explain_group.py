@@ -10,7 +10,7 @@ from sae_transcoder.config.field_meanings import shown
 from sae_transcoder.config.fields import FIELDS, GROUPS
 from sae_transcoder.config.group_choices import choice_fault
 from sae_transcoder.config.presets import by_family, choices, default_choices, example, preset_files, settings_of, when_to_choose
-from sae_transcoder.metric_names import METRICS
+from sae_transcoder.metric_names import METRICS, RUN_COLUMNS
 
 
 def labelled(label: str, fact: str) -> list[str]:
@@ -63,7 +63,13 @@ def metric_lines(name: str) -> list[str]:
     return [f"{name}: a held-out metric, in eval.json and sae-report", *text, *labelled("documented", "docs/metrics.md")]
 
 
+def column_lines(name: str) -> list[str]:
+    """What a column of sae-report means that is no field and no held-out metric."""
+    text = textwrap.wrap(RUN_COLUMNS[name], WIDTH, initial_indent="  ", subsequent_indent="  ")
+    return [f"{name}: a column of sae-report", *text, *labelled("documented", "docs/metrics.md")]
+
+
 def further_names() -> list[str]:
-    """The names of choices and metrics, but for those that are fields or groups too."""
+    """The names of choices, metrics and columns, but for those that are fields or groups too."""
     names = {choice for group in choices().values() for choice in group} | {name for part in METRICS.values() for name in part}
-    return sorted(names - {*FIELDS, *GROUPS})
+    return sorted((names | RUN_COLUMNS.keys()) - {*FIELDS, *GROUPS})

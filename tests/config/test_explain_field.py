@@ -16,6 +16,7 @@ from sae_transcoder.config.explain_group import further_names
 from sae_transcoder.config.field_meanings import meanings, shown
 from sae_transcoder.config.presets import preset_files, when_to_choose
 from sae_transcoder.config.shell_words import NAMES
+from sae_transcoder.metric_names import RUN_COLUMNS
 
 
 @pytest.mark.parametrize(
@@ -87,6 +88,12 @@ def test_a_choice_is_told_with_what_it_sets() -> None:
 def test_a_metric_is_told_with_its_formula() -> None:
     assert "1 - fvu" in explanation(["explained_variance"])
     assert explanation(["l0"]).startswith("l0: a held-out metric"), "not the k of other programs"
+
+
+def test_columns_of_the_table_are_told_as_their_heads_have_them() -> None:
+    assert "1 - frac_alive" in explanation(["never_fired"])
+    assert explanation(["L0", "FVU"]) == explanation(["l0", "fvu"])
+    assert all(explanation([name]) for name in RUN_COLUMNS)
 
 
 def test_without_a_name_every_field_stands_in_one_line() -> None:

@@ -12,6 +12,8 @@ from rich.console import Console
 from helpers.made_up_runs import config, grid, write_run
 from helpers.reporting import call, record_of
 from sae_transcoder import report
+from sae_transcoder.config import FIELDS
+from sae_transcoder.metric_names import NAMES, RUN_COLUMNS
 from sae_transcoder.reports import query, watch
 from sae_transcoder.reports.table import runs_table
 from sae_transcoder.run_store import run_records, status
@@ -162,3 +164,4 @@ def test_ctrl_c_ends_watch_without_complaint(
 def test_every_key_has_a_value_and_the_other_way_round(sweep: Path) -> None:
     assert tuple(run_records.values(record_of(next(sweep.iterdir())))) == query.KEYS
     assert len(set(query.KEYS)) == len(query.KEYS)
+    assert set(query.KEYS) == {*RUN_COLUMNS, *FIELDS, *NAMES}, "--explain knows them"
