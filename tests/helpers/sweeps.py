@@ -27,7 +27,10 @@ def here(*arguments: str) -> tuple[int, str, str]:
     """Runs `sae-train ARGUMENTS` in this process: its exit code, stdout and stderr."""
     out, errors, root = io.StringIO(), io.StringIO(), logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    logging.getLogger("hydra").handlers.clear()  # Hydra's of an earlier command, whose output is closed
+    for logger in (root, logging.getLogger("hydra")):  # what an earlier command left, whose output is closed
+        logger.handlers[:] = [
+            handler for handler in logger.handlers if not getattr(getattr(handler, "stream", None), "closed", False)
+        ]
     with patch.object(sys, "argv", ["sae-train", *arguments]), contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
         try:
             train.main()
