@@ -40,11 +40,11 @@ def find_device(cfg: Config) -> torch.device:
     if distributed.world_size() > 1:
         device = rank_device(device, num_gpus, device_settings(cfg, str(device)))
     if (device.index or 0) >= num_gpus:
-        present = f"cuda:0 to cuda:{num_gpus - 1}; choose one of these, or" if num_gpus else "no GPU; use"
+        present, fix = (f"cuda:0 to cuda:{num_gpus - 1}", "choose one of these, or") if num_gpus else ("no GPU", "use")
         job = slurm_client.current_job()
         machine = f"{socket.gethostname()}, the node of SLURM job {job}," if job else "this machine"
         settings = device_settings(cfg, str(device))
-        raise ConfigError(f"{settings}: not present; {machine} has {present} hardware=cpu")
+        raise ConfigError(f"{settings}: not present; {machine} has {present}; {fix} hardware=cpu")
     return device
 
 
