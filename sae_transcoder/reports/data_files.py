@@ -4,13 +4,13 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sae_transcoder.config import FIELDS
 from sae_transcoder.metric_names import END_TO_END, LEVEL_METRICS, NAMES, THRESHOLD, THRESHOLD_QUANTILES, level_metric
+from sae_transcoder.process.atomic_files import replace_file
 from sae_transcoder.reports.errors import ReportError
 from sae_transcoder.reports.seed_groups import CoderPlace
 from sae_transcoder.run_store.eval_file import CoderMetrics
@@ -136,12 +136,9 @@ WRITERS: dict[str, Callable[[Sequence[Mapping[str, Any]]], bytes]] = {"csv": as_
 
 def write_file(path: Path, content: bytes) -> Path:
     """Replaces a file atomically, makes its folder if there is none, and returns the path. Raises ReportError where that fails."""
-    beside = path.with_name(f".{path.name}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(content)
-        os.replace(beside, path)
+        replace_file(path, lambda file: file.write(content))
     except OSError as error:
-        beside.unlink(missing_ok=True) if beside.is_file() else None
         raise ReportError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
     return path

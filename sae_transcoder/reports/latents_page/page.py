@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 from sae_transcoder.coder.names import coder_dir
+from sae_transcoder.process.atomic_files import opened_alone
 from sae_transcoder.reports.errors import ReportError
 from sae_transcoder.reports.latents_page.shards import LATENTS, ROWS, put, write_coder
 from sae_transcoder.run_store.checked_files import printable
@@ -43,11 +44,25 @@ def write_page(folders: Sequence[tuple[str, Path]], out: Path) -> Path:
     if not replaceable(out):
         raise ReportError(f"{out}: not a page of latents, and it would be replaced; choose another place")
     place = out.resolve()  # of a link, what it leads to
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        lock = place.with_name(f".{place.name}.lock")
+        with opened_alone(lock):  # another report may write the same page
+            try:
+                replace_page(place, passes)
+            finally:
+                lock.unlink()
+    except OSError as error:
+        raise ReportError(f"{out}: cannot be written ({error.strerror}); choose another place") from error
+    return out / INDEX
+
+
+def replace_page(place: Path, passes: Sequence[tuple[str, Path, LatentsPass]]) -> None:
+    """Writes the page beside its place, then moves it there, so that a reader finds the old one or the new."""
     staged, old = place.with_name(f".{place.name}.new"), place.with_name(f".{place.name}.old")
     try:
         for left in (staged, old):  # by a process that was killed
             shutil.rmtree(left, ignore_errors=True)
-        staged.parent.mkdir(parents=True, exist_ok=True)
         with as_file(files(__package__) / "assets") as assets:
             shutil.copytree(assets, staged)
         write_data(passes, staged / "data")
@@ -55,11 +70,8 @@ def write_page(folders: Sequence[tuple[str, Path]], out: Path) -> Path:
             place.rename(old)
         staged.rename(place)
         shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise ReportError(f"{out}: cannot be written ({error.strerror}); choose another place") from error
     finally:
         shutil.rmtree(staged, ignore_errors=True)
-    return out / INDEX
 
 
 def pass_of(folder: Path) -> LatentsPass:
