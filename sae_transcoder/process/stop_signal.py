@@ -1,9 +1,10 @@
-"""Signals that end training: recorded at once, obeyed between two batches."""
+"""Signals that end work on batches: recorded at once, obeyed between two batches."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
@@ -18,8 +19,8 @@ class Stopped(BaseException):
 
 
 class StopSignal:
-    """While it is open, the first Ctrl-C, SIGTERM or SIGUSR2 only sets `number`; a second one acts as usual, unless `patient`. Does nothing
-    outside the main thread."""
+    """While it is open, the first Ctrl-C, SIGTERM or SIGUSR2 sets `number` and says on stderr what follows; a second one acts as usual. Where it
+    is `patient`, any number of them only set `number`. Does nothing outside the main thread."""
 
     def __init__(self, *, patient: bool = False):
         self.number: int | None = None
@@ -34,6 +35,8 @@ class StopSignal:
         """Handles a signal."""
         self.number = number
         if not self.patient:
+            with suppress(OSError):  # not print: the signal may have come while something else prints
+                os.write(2, f"{signal.Signals(number).name}: saves after this batch, then stops; a second signal stops at once\n".encode())
             self.__exit__(None, None, None)
 
     def obey(self) -> None:

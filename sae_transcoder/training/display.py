@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sae_transcoder.preflight.header import listed
 from sae_transcoder.preflight.time_estimate import in_words
 from sae_transcoder.process.progress import progress
+from sae_transcoder.process.stop_signal import StopSignal
 from sae_transcoder.run_store.eval_file import Evaluation, never_fired
 from sae_transcoder.run_store.scores import is_worse_than_mean, reasons
 
@@ -23,10 +24,13 @@ PLAIN_EVERY = 10.0  # seconds between two lines where there is no terminal
 class Bar:
     """A context manager that shows progress in optimizer steps, with tokens per second, time left and FVU; and that of an evaluation."""
 
-    def __init__(self, console: Console, total: int, tokens_total: int, evaluation: float | None = None):
+    def __init__(
+        self, console: Console, total: int, tokens_total: int, evaluation: float | None = None, stop: StopSignal | None = None
+    ):
         """total: optimizer steps; tokens_total: tokens that this process will read; evaluation: seconds that measuring will take after the last
-        step, None where that is not known."""
+        step, None where that is not known; stop: a signal that is obeyed wherever an evaluation shows how far it is."""
         self.console, self.total, self.tokens_total, self.evaluation = console, total, tokens_total, evaluation
+        self.stop = stop or StopSignal()
         self.fvu: float | None = None
         self.start = self.printed = time.monotonic()
         self.tokens = 0
@@ -63,16 +67,25 @@ class Bar:
 
     @contextmanager
     def show_progress(self, label: str, needed: int | None, unit: str = "sequences") -> Iterator[Callable[[int], None]]:
-        """Shows how far something else is than training, as process.progress.Progress says."""
+        """Shows how far something else is than training, as process.progress.Progress says. What it yields raises Stopped after a signal."""
         if not self.console.is_terminal:
             with progress(label, needed, unit, self.console) as show:
-                yield show
+                yield self.obeying(show)
             return
         task = self.progress.add_task(label, total=needed, state=unit, after="")
         try:
-            yield lambda count: self.progress.update(task, completed=count)
+            yield self.obeying(lambda count: self.progress.update(task, completed=count))
         finally:
             self.progress.remove_task(task)
+
+    def obeying(self, show: Callable[[int], None]) -> Callable[[int], None]:
+        """The function, which obeys a signal too."""
+
+        def show_and_obey(count: int) -> None:
+            show(count)
+            self.stop.obey()
+
+        return show_and_obey
 
     @property
     def seconds(self) -> float:
@@ -94,7 +107,7 @@ class Bar:
         fvu = "-" if self.fvu is None else f"{self.fvu:.4f}"
         if self.console.is_terminal:
             self.progress.update(self.task, completed=step, state=f"{self.tokens_per_s:,.0f} tokens/s FVU {fvu}")
-        elif time.monotonic() - self.printed > PLAIN_EVERY or step == self.total:
+        elif tokens and (time.monotonic() - self.printed > PLAIN_EVERY or step == self.total):  # none where only an evaluation was left
             self.printed = time.monotonic()
             left = in_words((self.tokens_total - tokens) / max(1.0, self.tokens_per_s))
             after = self.after if step < self.total else ""

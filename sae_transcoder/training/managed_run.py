@@ -53,6 +53,7 @@ class ManagedRun:
         self.plan, self.cfg, self.directory, self.ranks = plan, plan.cfg, run_dir(plan.cfg), ranks
         self.settings = resume_checks.current_settings(plan, dtype, ranks)
         self.opened = self.closed = self.finished = self.mid_batch = False
+        self.pending: dict[str, float] | None = None  # the training metrics of a step whose `after_step` is still to come
         self.log: RunLog | None = None
         self.logbook: Logbook | None = None
         self.lock = status.lock(self.directory)
@@ -99,7 +100,7 @@ class ManagedRun:
             of_rank = checkpoint.load_rank_state(self.directory, signature(self.cfg), self.ranks.rank, trainer_state["counts"][0])
             trainer_state, rng = trainer_state | of_rank["run"], of_rank["rng"]
         restore(self.trainer, trainer_state)
-        self.best = state["best"]
+        self.best, self.pending = state["best"], state.get("pending")  # earlier versions had no such steps
         torch.set_rng_state(rng.cpu())
 
     def open(self) -> None:
@@ -166,6 +167,7 @@ class ManagedRun:
         where they were evaluated.
         """
         trainer = self.trainer
+        self.pending = None
         if trainer.done:
             refuse_untrained(name for name in trainer.coders if name not in trainer.biases_set)
         if metrics:
@@ -219,7 +221,7 @@ class ManagedRun:
             sync(self.directory / "metrics.jsonl")
         is_compiled = self.settings["compile_model"] and compilation.failure(self.cfg) is None
         settings = self.settings | {"compile_model": is_compiled}
-        state = {"run": training_state(trainer), "best": self.best, "rng": rng, "settings": settings}
+        state = {"run": training_state(trainer), "best": self.best, "pending": self.pending, "rng": rng, "settings": settings}
         checkpoint.save_state(self.directory, signature(self.cfg), state)
         if ranks.size > 1:
             checkpoint.drop_other_rank_states(self.directory, trainer.batch)

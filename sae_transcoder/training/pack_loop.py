@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from typing import NoReturn
 
 import torch
 from rich.console import Console
@@ -43,9 +44,14 @@ def train_batches(model: PreTrainedModel, runs: Sequence[ManagedRun], stop: Stop
     errors: Errors = {}
     plans, begins = [run.plan for run in runs], not any(run.trainer.batch for run in runs)
     expected = time_estimate.estimate(plans)
-    with display.Bar(console, longest.trainer.length.steps, tokens_left, expected.evaluation if expected else None) as bar:
+    # Of several ranks one evaluates, and the others wait for it to end.
+    in_evaluation = stop if ranks.size == 1 else None
+    with display.Bar(console, longest.trainer.length.steps, tokens_left, expected.evaluation if expected else None, in_evaluation) as bar:
         while active := [run for run in runs if not run.closed]:
-            batch_errors = train_next_batch(model, active, bar)
+            try:
+                batch_errors = train_next_batch(model, active, bar)
+            except Stopped as stopped:
+                interrupt(active, stopped.number, ranks)
             for error in batch_errors.values():
                 raise_if_broken(error)
             bar.update(longest.trainer.step, longest.trainer.tokens - tokens_before)
@@ -70,7 +76,9 @@ def train_batches(model: PreTrainedModel, runs: Sequence[ManagedRun], stop: Stop
 
 def train_next_batch(model: PreTrainedModel, active: Sequence[ManagedRun], bar: display.Bar) -> Errors:
     """Reads the next batch, runs the forward to the last hookpoint, and trains every run that has come to this batch. Returns the error of
-    each failed run."""
+    each failed run. What was left of a step when a signal came is done first."""
+    if pending := [run for run in active if run.pending is not None]:
+        return after_step(model, pending, bar)
     index = min(run.trainer.batch for run in active)  # resumed runs may be ahead of others
     runs = [run for run in active if run.trainer.batch == index]
     longest = max(runs, key=lambda run: run.trainer.length.samples)
@@ -116,14 +124,15 @@ def captured(model: PreTrainedModel, runs: Sequence[ManagedRun], tokens: Tensor)
     return {point: Activations(values, values) for point, values in empty.items()}
 
 
-def interrupt(runs: Sequence[ManagedRun], number: int, ranks: Ranks) -> None:
-    """Saves every unfinished run's state and raises Stopped."""
+def interrupt(runs: Sequence[ManagedRun], number: int, ranks: Ranks) -> NoReturn:
+    """Saves every unfinished run's state and raises Stopped. A run that failed in the middle of this batch keeps its last save."""
     state = State.preempted if number != signal.SIGINT and "SLURM_JOB_ID" in os.environ else State.interrupted
     stopped = Stopped(number)
     for run in runs:
         if not run.closed:
             try:
-                run.save_state()
+                if run.pending is not None or not run.mid_batch:
+                    run.save_state()
             except Exception as error:  # a full disk: the others are still saved
                 raise_if_broken(error)
                 if ranks.size > 1:

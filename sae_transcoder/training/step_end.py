@@ -19,12 +19,15 @@ Errors = dict[ManagedRun, Exception]  # of each run that failed
 
 
 def after_step(model: PreTrainedModel, stepped: Sequence[ManagedRun], bar: display.Bar) -> Errors:
-    """Does what is due after an optimizer step. Returns the error of each failed run."""
+    """Does what is due after an optimizer step. Returns the error of each failed run. Raises Stopped where a signal ends an evaluation; what is
+    then still due is `pending` for each run."""
     errors: Errors = {}
     metrics: dict[ManagedRun, dict[str, float]] = {}
     for run in stepped:
         with isolate_failure([run], errors):
-            metrics[run] = run.training_metrics()  # now, because the other ranks wait while rank 0 evaluates
+            if run.pending is None:
+                run.pending = run.training_metrics()  # now, because the other ranks wait while rank 0 evaluates
+            metrics[run] = run.pending
             if metrics[run] or run.should_copy_coders:
                 run.ranks.synchronize(run.plan.device)
     # All together; where memory does not suffice for copies of all coders, one run at a time.
