@@ -1,11 +1,10 @@
 """The command `sae-eval PATH ... [overrides]`: held-out metrics of coders that this project or sparsify has trained."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from sae_transcoder.config import ConfigError
-from sae_transcoder.config.command_help import WideHelp
+from sae_transcoder.config import FIELDS, GROUPS, ConfigError
+from sae_transcoder.config.command_help import CommandParser
 from sae_transcoder.config.explain_field import add_explain
 from sae_transcoder.distributed import refuse
 from sae_transcoder.evaluation.request import EvaluationRequest, evaluation_requests, split_paths, tell, tell_notes, titles
@@ -30,7 +29,7 @@ Held-out metrics of sparse coders: reconstruction, sparsity, the language model 
 
 def main() -> None:
     """Runs the command. Exit code 1 with a message where the coders or the overrides are wrong."""
-    parser = argparse.ArgumentParser("sae-eval", description=DESCRIPTION, formatter_class=WideHelp)
+    parser = CommandParser("sae-eval", (*FIELDS, *GROUPS), description=DESCRIPTION)
     parser.add_argument("arguments", nargs="+", metavar="PATH or NAME=VALUE",
                         help="a run, its best/, a snapshot, a folder of runs, a folder of coders in sparsify's format, a hub id; "
                         "FIELD=VALUE, GROUP=CHOICE of sae-train")  # fmt: skip

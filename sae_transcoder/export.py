@@ -1,12 +1,11 @@
 """The command `sae-export PATH to=TARGET`: writes trained coders in the formats of other programs."""
 
-import argparse
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from sae_transcoder.config import ConfigError
-from sae_transcoder.config.command_help import WideHelp
+from sae_transcoder.config.command_help import CommandParser
 from sae_transcoder.distributed import refuse
 from sae_transcoder.exports.targets import TARGETS
 from sae_transcoder.launch.endings import end_if_stopped_or_disk_full
@@ -53,7 +52,7 @@ def parse_settings(arguments: Sequence[str]) -> dict[str, str]:
 
 def main() -> None:
     """Runs the command. Exit code 1 with a message where something cannot be exported."""
-    parser = argparse.ArgumentParser("sae-export", description=DESCRIPTION, formatter_class=WideHelp)
+    parser = CommandParser("sae-export", KNOWN, description=DESCRIPTION)
     parser.add_argument("path", help="a run's directory, its best/ or one of its snapshots/")
     parser.add_argument(
         "settings", nargs="+", help=f"to={', '.join(TARGETS)}; out=FOLDER; with to=hub push=USER/NAME{OWN_SETTINGS}"

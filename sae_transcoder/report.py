@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console, Group
 
 from sae_transcoder.config import ConfigError
-from sae_transcoder.config.command_help import WideHelp
+from sae_transcoder.config.command_help import CommandParser
 from sae_transcoder.config.explain_field import add_explain
 from sae_transcoder.config.paths import expanded, local_path
 from sae_transcoder.metric_names import NAMES
@@ -45,11 +45,10 @@ that sae-eval has measured beside the run's own; kind: the activation, matryoshk
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "sae-report",
         description="The state of runs, their numbers as a table and as files, the pictures that go into the paper.",
         epilog=EPILOG,
-        formatter_class=WideHelp,
         allow_abbrev=False,
     )
     add = parser.add_argument

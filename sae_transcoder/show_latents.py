@@ -1,17 +1,16 @@
 """The command `sae-latents PATH ... [NAME=VALUE ...]`: what the latents of trained coders stand for."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sae_transcoder.config import ConfigError
-from sae_transcoder.config.command_help import WideHelp
+from sae_transcoder.config import FIELDS, GROUPS, ConfigError
+from sae_transcoder.config.command_help import CommandParser
 from sae_transcoder.config.explain_field import add_explain
 from sae_transcoder.config.paths import local_path
 from sae_transcoder.distributed import refuse
 from sae_transcoder.evaluation.request import tell, tell_notes, titles
-from sae_transcoder.latents.request import LatentsRequest, latents_requests, split_arguments
+from sae_transcoder.latents.request import OWN, LatentsRequest, latents_requests, split_arguments
 from sae_transcoder.launch.endings import end_if_stopped_or_disk_full
 from sae_transcoder.process.broken_device import DeviceBroken
 from sae_transcoder.process.stop_signal import Stopped
@@ -34,7 +33,7 @@ PAGE = "page"  # the page's folder beside the tables
 
 def main() -> None:
     """Runs the command. Exit code 1 with a message where the coders or the settings are wrong."""
-    parser = argparse.ArgumentParser("sae-latents", description=DESCRIPTION, formatter_class=WideHelp)
+    parser = CommandParser("sae-latents", (*OWN, *FIELDS, *GROUPS), description=DESCRIPTION)
     parser.add_argument("arguments", nargs="+", metavar="PATH or NAME=VALUE",
                         help="a run, its best/, a snapshot, a folder of runs; tokens=N, latents=0-99, top=20, FIELD=VALUE, "
                         "GROUP=CHOICE of sae-train, as for sae-eval")  # fmt: skip

@@ -12,7 +12,7 @@ from sae_transcoder.config.command_help import help_text
 from sae_transcoder.config.command_line import asks_about_machine, split_arguments
 from sae_transcoder.config.completion import completions
 from sae_transcoder.config.composition import CONF, fields_of, override_faults, register, typed
-from sae_transcoder.config.explain_field import explanation, names_to_explain, print_text
+from sae_transcoder.config.explain_field import explain, names_to_explain, print_text
 from sae_transcoder.distributed import rank, refuse
 from sae_transcoder.launch.endings import end_with_message
 from sae_transcoder.process import version_option
@@ -73,7 +73,7 @@ def main() -> None:
     register()
     with end_with_message(sys.argv[1:]):
         if (names := names_to_explain(sys.argv[1:])) is not None:
-            print_text(explanation(names))
+            explain(names)
         if asks_about_machine(sys.argv[1:]):
             from sae_transcoder.preflight.machine_info import print_info  # imports torch
 
@@ -81,6 +81,7 @@ def main() -> None:
             sys.exit()
         if {"-h", "--help"} & {*sys.argv[1:]}:
             print_text(help_text(split_arguments(sys.argv[1:]).config_dirs))
+            sys.exit()
         if "--to-yaml" in sys.argv or any(argument.startswith("json=") for argument in sys.argv[1:]):
             take_json(sys.argv)
         overrides, options, folders, faults = split_arguments(sys.argv[1:])

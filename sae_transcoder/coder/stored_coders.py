@@ -7,7 +7,7 @@ from natsort import natsorted
 
 from sae_transcoder.coder.names import coder_name
 from sae_transcoder.config import WITH_THRESHOLD, ConfigError
-from sae_transcoder.config.paths import is_path, label, local_path
+from sae_transcoder.config.paths import instead, is_path, label, local_path
 from sae_transcoder.process.tensor_headers import tensor_headers
 from sae_transcoder.run_store import run_files
 from sae_transcoder.run_store.checked_files import DamagedFile, damaged, is_integer, read_object
@@ -23,8 +23,10 @@ def coders_dir(text: str, name: str = "") -> Path:
     """
     path, setting = local_path(text, name), label(text, name)
     if not text or not path.is_dir():
-        if text.count("/") != 1 or is_path(text):
-            raise ConfigError(f"{setting}: no such folder; give a run's directory, a folder of sparsify coders, or a hub id")
+        if text.count("/") != 1 or is_path(text) or path.parent.is_dir():
+            raise ConfigError(
+                f"{setting}: no such folder; give a run's directory, a folder of sparsify coders, or a hub id{instead(path)}"
+            )
         from huggingface_hub import snapshot_download
 
         try:

@@ -1,9 +1,14 @@
 """What `sae-train --help` prints: what a first run needs, the groups with their choices, where all else is told; and the form of other helps."""
 
 import argparse
+import re
+import sys
 import textwrap
 from collections.abc import Sequence
+from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
+from typing import Any, NoReturn
 
 from sae_transcoder.config.presets import CONF, by_family, choices, default_choices
 
@@ -53,6 +58,31 @@ def group_lines(groups: dict[str, list[str]]) -> list[str]:
             lines += [line.replace("\N{NO-BREAK SPACE}", " ") for line in wrapped]
             label = ""
     return lines
+
+
+class CommandParser(argparse.ArgumentParser):
+    """The parser of a command with options of its own; a wrong one ends the command as other mistakes do, with a fix and exit code 1."""
+
+    def __init__(self, prog: str, settings: Sequence[str] = (), **others: Any):
+        """settings: names that the command takes as NAME=VALUE."""
+        super().__init__(prog, formatter_class=WideHelp, **others)
+        self.settings = settings
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the command with the message, and for an unknown option with what may have been meant."""
+        if match := re.fullmatch(r"unrecognized arguments: (--?(\S+))(.*)", message):
+            option, name = match[1], match[2].partition("=")[0]
+            self.exit(1, f"error: {option}: there is no such option; {self.meant(name, sys.argv)}\n")
+        self.exit(1, f"error: {message}; see {self.prog} --help\n")
+
+    def meant(self, name: str, arguments: Sequence[str]) -> str:
+        """What to write in place of an option of that name."""
+        if (setting := name.replace("-", "_")) in self.settings:
+            after = [following for word, following in pairwise(arguments) if word == f"--{name}" and not following.startswith("-")]
+            return f"write {setting}={after[0] if after else 'VALUE'}"
+        options = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+        near = get_close_matches(f"--{name}", options, n=1, cutoff=0.6)
+        return f"did you mean {near[0]}?" if near else f"see {self.prog} --help"
 
 
 class WideHelp(argparse.RawDescriptionHelpFormatter):

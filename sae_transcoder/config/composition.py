@@ -19,13 +19,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sae_transcoder.config import FIELDS, GROUPS, OPTIMIZERS, Config, ConfigError, run_dir, run_name
 from sae_transcoder.config.command_line import quoted
-from sae_transcoder.config.group_choices import choice_fault
+from sae_transcoder.config.group_choices import choice_fault, choice_hint
 from sae_transcoder.config.other_words import DIFFERENT_HERE
 from sae_transcoder.config.paths import expanded
 from sae_transcoder.config.presets import CONF
 from sae_transcoder.config.shell_words import NAMES
 from sae_transcoder.config.type_checks import ANNOTATIONS, FLOATS, element_type
 from sae_transcoder.config.unknown_names import as_whole_number, name_fault
+from sae_transcoder.config.value_faults import value_fault
 
 
 def register() -> None:
@@ -91,7 +92,8 @@ def override_faults(overrides: Sequence[str], config_dirs: Sequence[Path]) -> li
                 f"{override}: {prefix} would step around the typed config; {fix} (only +GROUP=CHOICE of a --config-dir is allowed)"
             )
         elif name not in known_names:
-            faults.append(name_fault(override, name, (value or "=")[1:], known_names))
+            choice = None if value else choice_hint(name, config_dirs)
+            faults.append(choice or name_fault(override, name, (value or "=")[1:], known_names))
         elif not value:
             faults.append(f"{override}: needs a value, as in {name}=VALUE")
     return faults
@@ -128,8 +130,6 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
         name, _, value = next((o for o in overrides if o.startswith(f"{cause.full_key}=")), "").partition("=")
-        if "ListConfig" in str(cause.msg) and value:
-            return f"{name}={value}: {name} is a list; write '{name}=[{value}]'"
         if "could not be converted to Integer" in str(cause.msg) and (whole := as_whole_number(value)) != value:
             return f"{name}={value}: must be a whole number; write {name}={whole}"
         if "is not Optional" in str(cause.msg):
@@ -137,7 +137,8 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
         reason, of_resolver = str(cause.msg or cause).splitlines()[0], "ConfigError raised while resolving interpolation: "
         if reason.startswith(of_resolver):
             return reason.removeprefix(of_resolver)
-        return f"{cause.full_key}: {reason}" + (f"; {DIFFERENT_HERE[cause.full_key]}" if cause.full_key in DIFFERENT_HERE else "")
+        fault = value_fault(cause.full_key, value, reason) or f"{cause.full_key}: {reason}"
+        return fault + (f"; {DIFFERENT_HERE[cause.full_key]}" if cause.full_key in DIFFERENT_HERE else "")
     if match := re.match(r"In '(.*)': .*\n\s*Key '(.*)' not in 'Config'", str(error)):
         return name_fault(f"{match[1]}.yaml, {match[2]}", match[2], None, NAMES)
     if "does not support sweep type" in str(error):

@@ -58,20 +58,26 @@ def names_to_explain(arguments: Sequence[str]) -> list[str] | None:
     return names
 
 
-def explanation(names: Sequence[str]) -> str:
-    """What is known of these names; without any, every field in a line. Raises ConfigError for a name that is none."""
-    if not names:
-        return field_index()
-    parts: list[list[str]] = []
+def explain(names: Sequence[str]) -> NoReturn:
+    """Prints what is known of these names, without any every field in a line, and ends the program. Raises ConfigError after that for names that
+    are none."""
+    parts: list[str] = [] if names else [field_index()]
     faults: list[str] = []
     for name in names:
         try:
-            parts += lines_about(name)
+            parts.append(explanation(name))
         except ConfigError as error:
             faults += error.faults
+    if parts:
+        print_text("\n\n".join(parts))
     if faults:
         raise ConfigError(*faults)
-    return "\n\n".join("\n".join(lines) for lines in parts)
+    sys.exit()
+
+
+def explanation(name: str) -> str:
+    """What is known of a name. Raises ConfigError for a name that is none."""
+    return "\n\n".join("\n".join(lines) for lines in lines_about(name))
 
 
 def lines_about(written: str) -> list[list[str]]:
@@ -158,13 +164,12 @@ def preset_lines(name: str) -> list[str]:
     return lines
 
 
-def print_text(text: str) -> NoReturn:
-    """Prints a text that the command line asked for, and ends the program."""
+def print_text(text: str) -> None:
+    """Prints a text that the command line asked for."""
     try:
         print(text, flush=True)
     except BrokenPipeError:  # of `sae-train --explain k | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit()
 
 
 class Explain(argparse.Action):
@@ -175,7 +180,7 @@ class Explain(argparse.Action):
     ) -> None:
         """Prints what is known of the names in `values`. Exit code 1 with a message for a name that is none."""
         try:
-            print_text(explanation(values))
+            explain(values)
         except ConfigError as error:
             parser.exit(1, "".join(f"error: {fault}\n" for fault in error.faults))
 

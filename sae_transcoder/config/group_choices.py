@@ -5,10 +5,11 @@ import re
 import shlex
 from collections.abc import Sequence
 from difflib import get_close_matches
+from pathlib import Path
 
 from sae_transcoder.config.fields import GROUPS
 from sae_transcoder.config.paths import is_path
-from sae_transcoder.config.presets import model_presets
+from sae_transcoder.config.presets import CONF, choices, model_presets
 
 FILE_SUFFIX = re.compile(r"\.(txt|jsonl?|csv|parquet|md|py)(\.(gz|bz2|zst|lz4))?$", re.IGNORECASE)
 IDS_SUFFIX = re.compile(r"\.(bin|npy)$", re.IGNORECASE)
@@ -33,6 +34,13 @@ def choice_fault(missing: str, options: Sequence[str]) -> str:
     }
     listed = f"there is no such choice; {meant}choose one of {', '.join(options)}"
     return f"{group}={choice}: {listed}{others.get(group, '')}"
+
+
+def choice_hint(word: str, config_dirs: Sequence[Path]) -> str | None:
+    """The message for a choice without its group, as `demo`; None for what is no choice of any."""
+    groups = [group for group, names in choices([CONF, *config_dirs]).items() if word in names]
+    first = sorted(groups, key=lambda group: group != "experiment")
+    return f"{word}: write {', or '.join(f'{group}={word}' for group in first)}" if groups else None
 
 
 def model_fix(choice: str) -> str | None:

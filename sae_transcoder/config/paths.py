@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 
 from sae_transcoder.config.errors import ConfigError
@@ -65,6 +66,15 @@ def path_fault(path: Path) -> str | None:
     except (OSError, ValueError) as error:  # a name that is too long, a folder that may not be entered; a null byte
         return f"cannot be reached ({error.strerror if isinstance(error, OSError) else error}); choose another path"
     return None
+
+
+def instead(path: Path) -> str:
+    """What lies where the path is not, as a question for the end of a message: folders of a like name, else the first few. Empty where none is."""
+    if not path.parent.is_dir():
+        return ""
+    folders = sorted(entry.name for entry in path.parent.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    meant = get_close_matches(path.name, folders, n=3, cutoff=0.6) or folders[:3]
+    return f"; did you mean {' or '.join(str(path.parent / name) for name in meant)}?" if meant else ""
 
 
 def is_path(text: str) -> bool:

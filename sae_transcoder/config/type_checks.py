@@ -51,6 +51,12 @@ def element_type(annotation: Any) -> Any | None:
     return next((typing.get_args(option)[0] for option in options), None)
 
 
+def choices_of(annotation: Any) -> list[str]:
+    """The words of a field that takes one of several; empty for any other field."""
+    options = [option for option in (annotation, *typing.get_args(annotation)) if isinstance(option, type)]
+    return [str(word) for option in options if issubclass(option, StrEnum) for word in option]
+
+
 def wanted(annotation: Any) -> str:
     """A type in words."""
     options = [option for option in typing.get_args(annotation) or [annotation] if option is not types.NoneType]

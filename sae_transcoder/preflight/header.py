@@ -74,7 +74,13 @@ def facts(plan: Plan) -> dict[str, str]:
 def time_needed(plans: Sequence[Plan]) -> str:
     """How long runs side by side will take, in words."""
     found = time_estimate.estimate(plans)
-    return UNKNOWN_TIME if found is None else str(found)
+    if found is None:
+        return UNKNOWN_TIME
+    if found.training is None or found.evaluation is None or found.evaluation <= found.training:
+        return str(found)
+    shorter = [f"an eval_samples below {max(plan.cfg.eval_samples for plan in plans):,}"]
+    shorter += ["eval_end_to_end=false"] if any(plan.cfg.eval_end_to_end for plan in plans) else []
+    return f"{found} (less with {', or '.join(shorter)})"
 
 
 def sequences(plan: Plan) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sae_transcoder.config import Activation, Config, LossFn, NormalizeActivations, has_stored_ids, threshold_beta
@@ -33,10 +34,14 @@ def warnings(cfg: Config, length: RunLength, device: str, width: int) -> list[st
         settled = length.batches - cfg.k_decay_steps * cfg.grad_acc_steps  # batches with the final k
         # The average over a whole run with one k is as good, once the cuts of its first batches are few among them: 500 batches of the demo are.
         if settled <= SETTLED * averaged and (length.batches < ENOUGH_BATCHES or cfg.k_decay_steps > 0):
+            by_length = round(1 / (1 - threshold_beta(replace(cfg, threshold_beta=None), length.batches)))
+            if settled > SETTLED * by_length:
+                fix = f"write threshold_beta=null, which averages about {by_length:,}"
+            else:
+                fix = "train longer" + (" or lower k_decay_steps" if cfg.k_decay_steps else "")
             messages.append(
                 f"threshold_beta={'null' if cfg.threshold_beta is None else cfg.threshold_beta}: batchtopk's threshold averages about {averaged:,} "
-                f"batches, and {max(0, settled):,} have the final k: L0 will be far from k once trained; train longer, lower k_decay_steps or "
-                "threshold_beta"
+                f"batches, and {max(0, settled):,} have the final k: L0 will be far from k once trained; {fix}"
             )
     return messages + (small_batch_warnings(cfg, length, width) if device == "cuda" else [])
 
@@ -68,10 +73,16 @@ def data_warnings(cfg: Config, length: RunLength, origin: DataOrigin) -> list[st
         messages.append(
             f"{cfg.dataset_name}: {asked:,} sequences are asked for ({', '.join(samples_of_limits(cfg))}), it has {length.samples:,} to train on"
         )
+    if length.samples < FEWEST_STEPS and (asked is None or length.samples < asked):
+        messages.append(
+            f"dataset_name={cfg.dataset_name}: {length.samples * cfg.max_seq_length:,} tokens to train on are few for coders to learn from; give "
+            f"more text, at least {FEWEST_STEPS * 2048:,} tokens"
+        )
     if origin.divided:
         messages.append(
             f"eval_samples={cfg.eval_samples}: to hold whole documents out would leave less than half of {cfg.dataset_name} to train on; held out "
-            "are its first sequences, and a document may stand in both parts: lower eval_samples, or give more documents"
+            "are its first sequences, and a document may stand in both parts: lower eval_samples, or give the text as more documents, each a .txt "
+            "file or a row"
         )
     if origin.copies:
         one = origin.copies == 1

@@ -36,7 +36,10 @@ class StopSignal:
         self.number = number
         if not self.patient:
             with suppress(OSError):  # not print: the signal may have come while something else prints
-                os.write(2, f"{signal.Signals(number).name}: saves after this batch, then stops; a second signal stops at once\n".encode())
+                os.write(
+                    2,
+                    f"{signal.Signals(number).name}: saves after this batch, then stops; a second signal stops at once\n".encode(),
+                )
             self.__exit__(None, None, None)
 
     def obey(self) -> None:

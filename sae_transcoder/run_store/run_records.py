@@ -15,7 +15,7 @@ from typing import Any
 from natsort import natsort_keygen
 
 from sae_transcoder.config import FIELDS
-from sae_transcoder.config.paths import path_fault
+from sae_transcoder.config.paths import instead, path_fault
 from sae_transcoder.run_store import eval_file, observed_status, other_evaluations, status
 from sae_transcoder.run_store.checked_files import DamagedFile, printable
 from sae_transcoder.run_store.eval_file import Evaluation
@@ -83,7 +83,9 @@ def find_all(folders: Sequence[Path], complain: Complain) -> list[tuple[Path, st
     for folder in folders:
         if not os.path.isdir(folder):
             problem = "is not a folder" if os.path.exists(folder) else "does not exist"
-            fault = path_fault(folder) or f"{problem}; name a folder of runs (save_dir, or a sweep's), or one run's directory"
+            fault = path_fault(folder) or (
+                f"{problem}; name a folder of runs (save_dir, or a sweep's), or one run's directory{instead(folder)}"
+            )
             complain(f"{folder}: {fault}")
             continue
         runs = list(find(folder, complain))

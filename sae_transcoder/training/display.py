@@ -25,13 +25,21 @@ class Bar:
     """A context manager that shows progress in optimizer steps, with tokens per second, time left and FVU; and that of an evaluation."""
 
     def __init__(
-        self, console: Console, total: int, tokens_total: int, evaluation: float | None = None, stop: StopSignal | None = None
+        self,
+        console: Console,
+        total: int,
+        tokens_total: int,
+        evaluation: float | None = None,
+        expected_speed: float | None = None,
+        stop: StopSignal | None = None,
     ):
         """total: optimizer steps; tokens_total: tokens that this process will read; evaluation: seconds that measuring will take after the last
-        step, None where that is not known; stop: a signal that is obeyed wherever an evaluation shows how far it is."""
-        self.console, self.total, self.tokens_total, self.evaluation = console, total, tokens_total, evaluation
+        step if training reads `expected_speed` tokens per second, None where either is not known; stop: a signal that is obeyed wherever an
+        evaluation shows how far it is."""
+        self.console, self.total, self.tokens_total = console, total, tokens_total
+        self.evaluation, self.expected_speed = evaluation, expected_speed
         self.stop = stop or StopSignal()
-        self.fvu: float | None = None
+        self.fvus: dict[Path, float] = {}
         self.start = self.printed = time.monotonic()
         self.tokens = 0
         self.progress = Progress(
@@ -55,8 +63,11 @@ class Bar:
 
     @property
     def after(self) -> str:
-        """What follows the last step, in words."""
-        return ", then the evaluation" if self.evaluation is None else f", then about {in_words(self.evaluation)} of evaluation"
+        """What follows the last step, in words. Its time is longer than expected by as much as the training is."""
+        if self.evaluation is None:
+            return ", then the evaluation"
+        slower = self.expected_speed / self.tokens_per_s if self.expected_speed and self.tokens else 1.0
+        return f", then about {in_words(self.evaluation * slower)} of evaluation"
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -97,21 +108,30 @@ class Bar:
         """Tokens per second since the start."""
         return self.tokens / max(1e-9, self.seconds)
 
-    def set_fvu(self, fvu: Sequence[float]) -> None:
-        """Shows the mean of the coders' FVU from now on."""
-        self.fvu = fmean(fvu) if fvu else None
+    def set_fvu(self, run: Path, fvu: Sequence[float]) -> None:
+        """Shows the mean of these FVU of a run's coders from now on; of several runs the lowest and the highest."""
+        if fvu:
+            self.fvus[run] = fmean(fvu)
+
+    @property
+    def fvu(self) -> str:
+        """The runs' FVU, in words."""
+        if len(self.fvus) < 2:
+            return f"FVU {next(iter(self.fvus.values())):.4f}" if self.fvus else "FVU -"
+        return f"FVU {min(self.fvus.values()):.4f} to {max(self.fvus.values()):.4f} of {len(self.fvus)} runs"
 
     def update(self, step: int, tokens: int) -> None:
         """Shows progress. step: optimizer steps made; tokens: read by this process."""
         self.tokens = tokens
-        fvu = "-" if self.fvu is None else f"{self.fvu:.4f}"
         if self.console.is_terminal:
-            self.progress.update(self.task, completed=step, state=f"{self.tokens_per_s:,.0f} tokens/s FVU {fvu}")
-        elif tokens and (time.monotonic() - self.printed > PLAIN_EVERY or step == self.total):  # none where only an evaluation was left
+            self.progress.update(self.task, completed=step, state=f"{self.tokens_per_s:,.0f} tokens/s {self.fvu}", after=self.after)
+        elif tokens and (
+            time.monotonic() - self.printed > PLAIN_EVERY or step == self.total
+        ):  # none where only an evaluation was left
             self.printed = time.monotonic()
             left = in_words((self.tokens_total - tokens) / max(1.0, self.tokens_per_s))
             after = self.after if step < self.total else ""
-            print(f"step {step}/{self.total}  {self.tokens_per_s:,.0f} tokens/s  FVU {fvu}  {left} left{after}", flush=True)
+            print(f"step {step}/{self.total}  {self.tokens_per_s:,.0f} tokens/s  {self.fvu}  {left} left{after}", flush=True)
 
 
 def fvu_by_width(evaluation: Evaluation) -> dict[int, float]:

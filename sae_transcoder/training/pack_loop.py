@@ -16,6 +16,7 @@ from sae_transcoder.distributed import Ranks, rank_rows
 from sae_transcoder.language_model import forward
 from sae_transcoder.language_model.forward import Activations
 from sae_transcoder.preflight import time_estimate
+from sae_transcoder.preflight.time_estimate import Estimate
 from sae_transcoder.process.broken_device import raise_if_broken
 from sae_transcoder.process.memory_errors import is_out_of_memory
 from sae_transcoder.process.stop_signal import Stopped, StopSignal
@@ -40,13 +41,16 @@ def train_batches(model: PreTrainedModel, runs: Sequence[ManagedRun], stop: Stop
     start = time.monotonic()
     longest = max(runs, key=lambda run: run.trainer.length.batches)
     tokens_before = longest.trainer.tokens
-    tokens_left = longest.trainer.length.samples * longest.cfg.max_seq_length - tokens_before
+    tokens = longest.trainer.length.samples * longest.cfg.max_seq_length
     errors: Errors = {}
     plans, begins = [run.plan for run in runs], not any(run.trainer.batch for run in runs)
-    expected = time_estimate.estimate(plans)
+    expected = time_estimate.estimate(plans) or Estimate(None, None)
+    speed = tokens / expected.training if expected.training else None
     # Of several ranks one evaluates, and the others wait for it to end.
     in_evaluation = stop if ranks.size == 1 else None
-    with display.Bar(console, longest.trainer.length.steps, tokens_left, expected.evaluation if expected else None, in_evaluation) as bar:
+    with display.Bar(
+        console, longest.trainer.length.steps, tokens - tokens_before, expected.evaluation, speed, in_evaluation
+    ) as bar:
         while active := [run for run in runs if not run.closed]:
             try:
                 batch_errors = train_next_batch(model, active, bar)

@@ -87,3 +87,27 @@ def test_the_examples_of_the_help_compose_without_a_fault() -> None:
         (jobs,) = BasicSweeper.split_arguments(given, None)
         assert jobs
         assert all(faults(composed(*job)) == [] for job in jobs)
+
+
+@pytest.mark.parametrize(
+    ("command", "error"),
+    [
+        ("sae-export outputs/x --to sae_lens", "--to: there is no such option; write to=sae_lens"),
+        ("sae-latents outputs --tokens 5", "--tokens: there is no such option; write tokens=5"),
+        ("sae-eval outputs/x --max-samples", "--max-samples: there is no such option; write max_samples=VALUE"),
+        ("sae-report outputs --metric fvu", "--metric: there is no such option; did you mean --metrics?"),
+        ("sae-eval outputs/x --frobnicate", "--frobnicate: there is no such option; see sae-eval --help"),
+        ("sae-report --watch=x", "argument --watch: invalid float value: 'x'; see sae-report --help"),
+        ("sae-export outputs/x", "the following arguments are required: settings; see sae-export --help"),
+    ],
+    ids=str,
+)
+def test_a_wrong_option_ends_a_command_in_one_line_that_says_what_to_write(
+    command: str, error: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = command.split()
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as stop:
+        COMMANDS[words[0]].main()
+    assert stop.value.code == 1
+    assert capsys.readouterr().err == f"error: {error}\n"

@@ -37,20 +37,20 @@ def test_one_field_is_printed_by_itself(arguments: list[str]) -> None:
 def test_every_field_has_a_default_and_its_docstring_and_every_group_its_choices() -> None:
     texts = {name: text for of_group in meanings().values() for name, text in of_group.items()}
     for name in FIELDS:
-        text = explanation([name])
+        text = explanation(name)
         assert "\n  default: " in text
         assert texts[name].split()[0] in text
         assert "set to" in text or name not in ("k", "lr", "model_name", "activation")
     for group, choice, path in preset_files():
         assert when_to_choose(path)
-        assert f" {choice} {when_to_choose(path)}" in " ".join(explanation([group]).split())
-        assert when_to_choose(path) in " ".join(explanation([f"{group}={choice}"]).split())
+        assert f" {choice} {when_to_choose(path)}" in " ".join(explanation(group).split())
+        assert when_to_choose(path) in " ".join(explanation(f"{group}={choice}").split())
     assert {group for group, _, _ in preset_files()} == set(GROUPS)
 
 
 def test_no_explanation_is_wider_than_100_characters() -> None:
     for name in (*NAMES, *further_names()):
-        assert max(map(len, explanation([name]).splitlines())) <= 100, name
+        assert max(map(len, explanation(name).splitlines())) <= 100, name
 
 
 def test_the_default_of_a_field_is_what_composes() -> None:
@@ -58,11 +58,11 @@ def test_the_default_of_a_field_is_what_composes() -> None:
     for name in FIELDS:
         value, _, _ = default_of(name).partition(", by ")
         assert value == ("required" if name == "model_type" else shown(getattr(cfg, name))), name
-    assert "  default: HuggingFaceTB/SmolLM2-135M, by model=smollm2_135m" in explanation(["model_name"])
+    assert "  default: HuggingFaceTB/SmolLM2-135M, by model=smollm2_135m" in explanation("model_name")
 
 
 def test_a_group_whose_choices_give_a_field_many_values_stands_for_them() -> None:
-    text = explanation(["model_name"])
+    text = explanation("model_name")
     assert "  set to: a value of its own by each model=CHOICE (--explain model)" in text
     assert "google/gemma" not in text
     assert "  set to: EleutherAI/pythia-160m-deduped by experiment=saebench_pythia_160m" in text
@@ -74,26 +74,33 @@ def test_a_choice_is_told_with_what_it_sets() -> None:
         assert (code, text.splitlines()[0]) == (0, "model=gpt2: a choice of the group model")
         assert "  sets: model_name=openai-community/gpt2\n" in text
         assert "  as in: sae-train model_type=sae model=gpt2 'layers=[6]'\n" in text
-    of_demo = explanation(["demo"])
+    of_demo = explanation("demo")
     assert [line.partition(":")[0] for line in of_demo.splitlines() if "a choice of" in line] == [
         "model=demo",
         "dataset=demo",
         "experiment=demo",
     ]
     assert "k=32" in of_demo
-    assert explanation(["adam"]).startswith("optimizer=adam: a choice of the group optimizer, the default\n")
+    assert explanation("adam").startswith("optimizer=adam: a choice of the group optimizer, the default\n")
     assert here("--explain", "model=gpt3")[2].startswith("error: model=gpt3: there is no such choice; did you mean gpt2?")
 
 
 def test_a_metric_is_told_with_its_formula() -> None:
-    assert "1 - fvu" in explanation(["explained_variance"])
-    assert explanation(["l0"]).startswith("l0: a held-out metric"), "not the k of other programs"
+    assert "1 - fvu" in explanation("explained_variance")
+    assert explanation("l0").startswith("l0: a held-out metric"), "not the k of other programs"
 
 
 def test_columns_of_the_table_are_told_as_their_heads_have_them() -> None:
-    assert "1 - frac_alive" in explanation(["never_fired"])
-    assert explanation(["L0", "FVU"]) == explanation(["l0", "fvu"])
-    assert all(explanation([name]) for name in RUN_COLUMNS)
+    assert "1 - frac_alive" in explanation("never_fired")
+    assert [explanation(name) for name in ("L0", "FVU")] == [explanation(name) for name in ("l0", "fvu")]
+    assert all(explanation(name) for name in RUN_COLUMNS)
+
+
+def test_what_is_known_is_told_beside_a_name_that_is_none() -> None:
+    code, text, errors = here("--explain", "kk", "k")
+    assert code == 1
+    assert text.startswith("k: a whole number")
+    assert errors == "error: kk: there is no field or group kk; did you mean k?\n"
 
 
 def test_without_a_name_every_field_stands_in_one_line() -> None:
@@ -120,17 +127,17 @@ def test_a_range_that_is_shown_is_refused_outside(name: str, outside: str) -> No
 
 
 def test_types_bounds_and_lists_are_shown_as_they_are_written() -> None:
-    assert explanation(["activation"]).startswith(f"activation: one of {', '.join(Activation)}\n")
-    assert "at most 1,048,576" in explanation(["expansion_factor"])
-    assert "  written as: 'layers=[1,2]'" in explanation(["layers"])
+    assert explanation("activation").startswith(f"activation: one of {', '.join(Activation)}\n")
+    assert "at most 1,048,576" in explanation("expansion_factor")
+    assert "  written as: 'layers=[1,2]'" in explanation("layers")
     for name in ("adam_betas", "layers", "hookpoints", "init_seeds", "exclude_tokens", "matryoshka_widths"):
-        (example,) = re.findall(r"written as: '(.*)'", explanation([name]))
+        (example,) = re.findall(r"written as: '(.*)'", explanation(name))
         assert faults(composed("model_type=sae", example)) == [], name
-    assert "  elsewhere: learning_rate" in explanation(["lr"])
-    assert "  elsewhere: d_sae, dict_size" in explanation(["num_latents"])
-    assert "  differs: in SAELens the share of tokens" in explanation(["dead_feature_threshold"])
-    assert explanation(["lr"]).startswith("lr: a number, or the word sparsify, or null; above 0\n")
-    assert "  documented: docs/fields.md#k" in explanation(["k"])
+    assert "  elsewhere: learning_rate" in explanation("lr")
+    assert "  elsewhere: d_sae, dict_size" in explanation("num_latents")
+    assert "  differs: in SAELens the share of tokens" in explanation("dead_feature_threshold")
+    assert explanation("lr").startswith("lr: a number, or the word sparsify, or null; above 0\n")
+    assert "  documented: docs/fields.md#k" in explanation("k")
 
 
 def test_what_is_no_field_is_refused() -> None:

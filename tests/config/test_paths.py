@@ -16,6 +16,7 @@ from helpers.made_up_runs import config, write_run
 from sae_transcoder import api, evaluate, export, report
 from sae_transcoder.config import PATH_FIELDS, ConfigError, paths, run_dir, signature
 from sae_transcoder.config.command_line import quoted, split_arguments
+from sae_transcoder.config.paths import instead
 from sae_transcoder.data import cache_key, sources
 from sae_transcoder.language_model import loading
 
@@ -238,3 +239,11 @@ def test_a_jobs_script_sets_the_variables_that_paths_need(home: Path, monkeypatc
     script = "; ".join([*lines, 'echo "$DATA"'])
     assert subprocess.run(["bash", "-c", script], capture_output=True, text=True, env={}).stdout == "/a folder/it's\n"
     assert path_lines([[replace(cfg, save_dir="out", cache_dir=None)]]) == []
+
+
+def test_a_folder_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> None:
+    for name in ("my_run", "demo_sweep", ".hidden"):
+        (tmp_path / name).mkdir()
+    assert instead(tmp_path / "my_rum") == f"; did you mean {tmp_path}/my_run?"
+    assert instead(tmp_path / "other") == f"; did you mean {tmp_path}/demo_sweep or {tmp_path}/my_run?"
+    assert instead(tmp_path / "none" / "my_run") == ""

@@ -51,7 +51,7 @@ def composed_faults(*overrides: str) -> list[str]:
 def check_train(arguments: list[str]) -> None:
     """Overrides compose to jobs without a fault; each value of a grid is in one of those that are composed."""
     if (names := names_to_explain(arguments)) is not None:
-        assert explanation(names)
+        assert all(map(explanation, names))
         return
     if arguments[0] == "-sc":
         assert re.fullmatch(r"install=(bash|zsh|fish)", arguments[1])

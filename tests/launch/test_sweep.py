@@ -57,7 +57,7 @@ def test_jobs_are_composed_as_hydra_composes_them() -> None:
             loader, master, [["model_type=sae", "k=many"], ["model_type=vae"], ["k=3"], ["model_type=sae", "lr=1"]]
         )
     assert [isinstance(cfg, ConfigError) for cfg in bad] == [True, True, True, False]
-    assert [str(cfg).split(":")[0] for cfg in bad[:3]] == ["k", "model_type=vae", "model_type is missing"]
+    assert [str(cfg).split(":")[0] for cfg in bad[:3]] == ["k=many", "model_type=vae", "model_type is missing"]
 
 
 def name(*overrides: str) -> str:
@@ -91,7 +91,7 @@ def test_the_default_name_depends_on_all_settings_but_swept_values() -> None:
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["k=16,x32"], ["k: Value 'x32'", "[job 2 of 2]"]),
+        (["k=16,x32"], ["k=x32: must be a whole number", "[job 2 of 2]"]),
         (["k=4,8", "layers=[6],[99],[2]"], ["layers=[6]: demo has layers 0 to 5", "layers=[99]", "[jobs 1, 4 of 6]", "[jobs 2, 5 of 6]"]),
         (["optimizer=adam,adamm"], ["optimizer=adamm", ", ".join(sorted(Optimizer)), "[job 2 of 2]"]),
         (["k=100", "expansion_factor=1,2", "num_latents=0,50"], ["k=100 with num_latents=50", "[jobs 2, 4 of 4]"]),

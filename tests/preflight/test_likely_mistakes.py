@@ -6,8 +6,9 @@ import pytest
 
 from helpers.command_line import composed
 from sae_transcoder.config.run_length import run_length
-from sae_transcoder.preflight.likely_mistakes import warnings
+from sae_transcoder.preflight.likely_mistakes import data_warnings, warnings
 from sae_transcoder.preflight.plan import make_plan
+from sae_transcoder.run_store.data_origin import UNKNOWN
 
 LAUNCHES = "tokens a batch leave a GPU waiting for kernel launches"
 SAME = "as many an optimizer step as now"
@@ -108,6 +109,19 @@ def test_a_jumprelu_in_the_units_of_the_model_is_told() -> None:
     assert told("architecture=batchtopk", "threshold_beta=0.9999") == []  # averages the whole run, 500 batches
     assert len(told("architecture=batchtopk", "threshold_beta=0.9999", "max_steps=12")) == 1  # 96 batches
     assert len(told("architecture=batchtopk", "threshold_beta=0.9999", "k_decay_steps=20")) == 1
+    (shortened,) = told("architecture=batchtopk", "threshold_beta=0.999", "batch_size=16", "grad_acc_steps=1", "max_steps=100")
+    assert shortened.endswith("write threshold_beta=null, which averages about 10")
+
+
+def test_a_text_that_is_too_short_is_told_unless_the_run_is_limited_to_a_part_of_it() -> None:
+    def told(samples: int, *overrides: str) -> list[str]:
+        cfg = composed("model_type=sae", "model=demo", "dataset=local_text", "dataset_name=mine.txt", *overrides)
+        return data_warnings(cfg, run_length(cfg, samples), UNKNOWN)
+
+    (few,) = told(80)
+    assert few.startswith("dataset_name=mine.txt: 20,480 tokens to train on are few")
+    assert few.endswith("give more text, at least 409,600 tokens")
+    assert told(80, "max_steps=5") == told(1600) == []
 
 
 def test_a_run_that_is_short_for_its_batches_and_dead_threshold_is_told_what_suits_it() -> None:

@@ -35,6 +35,16 @@ def test_a_run_that_was_timed_is_estimated_to_take_what_it_took(plan: Plan) -> N
     assert str(time_estimate.estimate([plan])) == "about 36 s: training 30 s, evaluation 6 s"
 
 
+def test_an_evaluation_that_takes_longer_than_the_training_is_told_with_what_shortens_it(plan: Plan) -> None:
+    time_estimate.add_training([plan], 6.0)
+    time_estimate.add_evaluation([plan], 30.0)
+    assert header.time_needed([plan]) == (
+        "about 36 s: training 6 s, evaluation 30 s (less with an eval_samples below 16, or eval_end_to_end=false)"
+    )
+    time_estimate.add_training([plan], 60.0)
+    assert header.time_needed([plan]) == "about 90 s: training 60 s, evaluation 30 s"
+
+
 def test_other_runs_take_as_much_longer_as_they_compute_more(plan: Plan) -> None:
     time_estimate.add_training([plan], 30.0)
     time_estimate.add_evaluation([plan], 6.0)

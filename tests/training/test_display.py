@@ -1,5 +1,6 @@
 """The line that ends a run."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,6 +64,23 @@ def test_an_evaluation_shows_how_far_it_is_in_sequences_and_coders(
         "evaluation of likeness between latents 1 of 1 coders",
         *(f"evaluation of the model with coders in place {count} of 16 sequences" for count in (4, 8, 12, 16)),
     ]
+
+
+def test_an_evaluation_is_expected_to_take_longer_where_the_training_does() -> None:
+    bar = display.Bar(Console(), total=10, tokens_total=2000, evaluation=6.0, expected_speed=200.0)
+    assert bar.after == ", then about 6 s of evaluation"
+    bar.tokens, bar.start = 1000, time.monotonic() - 10
+    assert bar.after == ", then about 12 s of evaluation"
+    assert display.Bar(Console(), total=10, tokens_total=2000).after == ", then the evaluation"
+
+
+def test_progress_shows_the_fvu_of_a_run_or_the_range_of_several() -> None:
+    bar = display.Bar(Console(), total=10, tokens_total=2000)
+    assert bar.fvu == "FVU -"
+    bar.set_fvu(Path("a"), [0.2, 0.4])
+    assert bar.fvu == "FVU 0.3000"
+    bar.set_fvu(Path("b"), [0.5])
+    assert bar.fvu == "FVU 0.3000 to 0.5000 of 2 runs"
 
 
 def test_the_closing_line_says_that_a_run_is_worse_than_nothing_and_why_a_score_is_missing(capsys) -> None:
