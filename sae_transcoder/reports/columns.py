@@ -56,8 +56,10 @@ OF_OTHER_DATA = ("fvu", "ce_loss_score")
 
 
 def columns(records: Sequence[Record], asked: Sequence[str] = ()) -> list[Column]:
-    """The table's columns: progress, the settings in which the runs differ, k and metrics; beside these the metrics that are asked for, and the
-    same, or OF_OTHER_DATA, of each evaluation on other data."""
+    """The table's columns: progress, with the time left where a run has any, the settings in which the runs differ, k and metrics; beside these
+    the metrics that are asked for, and the same, or OF_OTHER_DATA, of each evaluation on other data."""
+    goes_on = any(run_records.seconds_left(record.status) is not None for record in records)
+    progress = [column for column in PROGRESS if goes_on or column.key != "eta"]
     settings = [setting_column(name) for name in differing_settings(records) if name not in COLUMNS]
     more = [metric_column(name) for name in asked if name not in COLUMNS]
     found = dict.fromkeys(
@@ -65,7 +67,7 @@ def columns(records: Sequence[Record], asked: Sequence[str] = ()) -> list[Column
     )
     labels = dict.fromkeys(label for label, _ in found)
     others = [other_column(name, label) for label in labels for name in asked or OF_OTHER_DATA if (label, name) in found]
-    return [*PROGRESS, *settings, *METRICS, *more, *others]
+    return [*progress, *settings, *METRICS, *more, *others]
 
 
 def metric_column(name: str) -> Column:

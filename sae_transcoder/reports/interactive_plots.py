@@ -84,8 +84,9 @@ def whiskers(coders: Sequence[PlottedCoder], tradeoff: Tradeoff) -> dict[str, An
 
 
 def log_axis(values: Sequence[float]) -> dict[str, Any]:
-    """A logarithmic axis with ticks at 1, 2 and 5 or, over many decades, with plotly's own."""
-    return {"type": "log", "tickformat": "~g"} | ({"dtick": "D2"} if plot_style.spans_few_decades(values) else {})
+    """A logarithmic axis with plain numbers at its ticks."""
+    ticks = plot_style.log_ticks(values) if values else []
+    return {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:.3g}" for tick in ticks]}
 
 
 def draw_curves(coders: Numbered) -> tuple[go.Figure, str] | None:

@@ -5,7 +5,11 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from sae_transcoder.reports.plot_data import PlottedCoder
+
+EQUAL_L0 = 0.02  # of an L0: coders that aim at one k end so near to it and to each other
 
 
 @dataclass(frozen=True)
@@ -59,18 +63,15 @@ def points_and_seeds(coders: Sequence[PlottedCoder]) -> tuple[list[PlottedCoder]
 
 
 def pareto_mask(costs: Sequence[tuple[float, float]]) -> list[bool]:
-    """For each pair of costs, whether no other pair is at most as high in both and lower in one."""
-    optimal = [False] * len(costs)
-    best = math.inf
-    order = sorted(range(len(costs)), key=lambda i: costs[i])
-    for _, group in itertools.groupby(order, key=lambda i: costs[i][0]):
-        equal_first = list(group)
-        lowest = costs[equal_first[0]][1]
-        if lowest < best:
-            best = lowest
-            for i in equal_first:
-                optimal[i] = costs[i][1] == lowest
-    return optimal
+    """For each pair of an L0 and a cost, whether no other pair has a lower cost at an L0 that is not higher, or the same cost at a lower one. L0
+    within EQUAL_L0 of each other count as equal."""
+    if not costs:
+        return []
+    l0, cost = np.array(costs, dtype=float).T
+    lower_cost = cost[:, None] < cost  # [the other, the pair]
+    higher_l0, lower_l0 = l0[:, None] > l0 * (1 + EQUAL_L0), l0[:, None] * (1 + EQUAL_L0) < l0
+    beaten = (lower_cost & ~higher_l0) | ((cost[:, None] == cost) & lower_l0)
+    return (~beaten.any(0)).tolist()
 
 
 def pareto_optimal(coders: Sequence[PlottedCoder], tradeoff: Tradeoff) -> list[PlottedCoder]:

@@ -1,10 +1,12 @@
 """What static and interactive plots share: colours, labels, panels, the range and ticks of axes."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import matplotlib
 from matplotlib.colors import to_hex, to_rgb
+from matplotlib.ticker import MaxNLocator
 from natsort import natsorted
 
 from sae_transcoder.reports.plot_data import CURVE_POINTS, PlottedCoder, Series
@@ -103,9 +105,14 @@ def is_logarithmic(values: Iterable[float]) -> bool:
     return bool(listed) and min(listed) > 0 and max(listed) / min(listed) > 8
 
 
-def spans_few_decades(values: Sequence[float]) -> bool:
-    """Whether a logarithmic axis has room for ticks at 1, 2 and 5."""
-    return bool(values) and max(values) / min(values) < 300
+def log_ticks(values: Sequence[float]) -> list[float]:
+    """The numbers to write at a logarithmic axis of these values, all above 0: 1, 2 and 5 of each decade, over many decades 1 alone, and even
+    steps where that would be fewer than three."""
+    low, high = min(values) / 1.1, max(values) * 1.1
+    digits = (1, 2, 5) if high / low < 300 else (1,)
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [digit * 10.0**decade for decade in decades for digit in digits if low <= digit * 10.0**decade <= high]
+    return ticks if len(ticks) > 2 else [float(tick) for tick in MaxNLocator(5).tick_values(low, high) if low <= tick <= high]
 
 
 def positive_fvus(coders: Iterable[PlottedCoder]) -> list[float]:

@@ -12,7 +12,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from sae_transcoder.reports import plot_style
 from sae_transcoder.reports.pareto import TRADEOFFS, Tradeoff, best_of_each_k, pareto_optimal, points_and_seeds
@@ -77,8 +77,8 @@ def decimal(value: float, _: object = None) -> str:
 
 
 def log_axis(axis: Any, values: Sequence[float]) -> None:
-    """Puts plain numbers at a logarithmic axis: at 1, 2 and 5 or, over many decades, at the decades."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if plot_style.spans_few_decades(values) else (1,)))
+    """Puts plain numbers at a logarithmic axis."""
+    axis.set_major_locator(FixedLocator(plot_style.log_ticks(values)))
     axis.set_major_formatter(FuncFormatter(decimal))
     axis.set_minor_formatter(NullFormatter())
 

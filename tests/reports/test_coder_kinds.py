@@ -45,10 +45,10 @@ def test_the_table_names_the_kind_in_place_of_activation_and_widths(kinds: Path,
     code, out, err = call(capsys, kinds)
     assert (code, err) == (0, "")
     header, *rows = (line.split() for line in out.splitlines())
-    assert [header[i] for i in range(5, 8)] == ["kind", "k", "L0"]
+    assert [header[i] for i in range(4, 7)] == ["kind", "k", "L0"]
     assert "activation" not in header
     assert "matryoshka_widths" not in header
-    shown = {row[0]: (row[5], row[6]) for row in rows[:-1]}
+    shown = {row[0]: (row[4], row[5]) for row in rows[:-1]}
     assert shown == {f"{name}-k{k}-": (name, str(k)) for name in KINDS for k in (8, 32)}
 
 
@@ -219,6 +219,6 @@ def test_where_the_coefficient_sets_the_sparsity_the_line_joins_its_coders_and_k
     assert all(shown)
     drawn = interactive_plots.draw_pareto(list(enumerate(coders)))
     assert drawn is not None
-    assert drawn[0].layout.xaxis.tickvals is None
+    assert list(drawn[0].layout.xaxis.tickvals) == list(figure.axes[0].get_xticks()), "not at k"
     quadratic = write_run(tmp_path / "quadratic", config(activation="jumprelu", jumprelu_loss="quadratic", k=9), lines=2)
     assert plot_style.k_ticks(plot_data.plotted_coders([record_of(quadratic)], print)) == [9]

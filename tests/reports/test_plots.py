@@ -29,6 +29,24 @@ def test_pareto_optimal_points_by_trying_all_pairs() -> None:
             assert pareto.pareto_mask(points) == [not each for each in dominated]
 
 
+def test_of_coders_of_nearly_one_l0_the_best_alone_is_optimal() -> None:
+    assert pareto.pareto_mask([(31.86, 0.165), (32.01, 0.146)]) == [False, True]
+    assert pareto.pareto_mask([(30.0, 0.165), (32.01, 0.146)]) == [True, True]
+    assert pareto.pareto_mask([(31.86, 0.146), (32.01, 0.146)]) == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("values", "ticks"),
+    [
+        ([0.02, 0.6], [0.02, 0.05, 0.1, 0.2, 0.5]),
+        ([0.13, 0.24], [0.12, 0.15, 0.18, 0.21, 0.24]),
+        ([1e-5, 1.0], [1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0]),
+    ],
+)
+def test_a_logarithmic_axis_has_several_plain_numbers(values: list[float], ticks: list[float]) -> None:
+    assert plot_style.log_ticks(values) == pytest.approx(ticks)
+
+
 def test_bins_hold_every_latent_that_fires() -> None:
     density = np.array([0.0, 0.0, 1.0, 0.9, 0.1, 0.01, 0.0105, 1e-6])
     histogram = plot_data.density_histogram(density)

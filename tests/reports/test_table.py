@@ -24,7 +24,7 @@ def test_the_table_has_progress_settings_and_metrics(sweep: Path, capsys: pytest
     code, out, err = call(capsys, sweep)
     assert (code, err) == (0, "")
     lines = out.splitlines()
-    heads = "run state step tokens/s ETA model_type k L0 train FVU held-out FVU CE score never fired dead"
+    heads = "run state step tokens/s model_type k L0 train FVU held-out FVU CE score never fired dead"
     assert lines[0].split() == heads.split()
     assert len(lines) == 8
     assert lines[-1] == "6 done"
