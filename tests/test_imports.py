@@ -1,8 +1,10 @@
 """What stays instant: modules that need no torch import none."""
 
 import pkgutil
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import sae_transcoder
 
@@ -29,3 +31,11 @@ for name in sys.argv[1].split(","):
     arguments = [",".join(modules()), ",".join(sorted(HEAVY))]
     imported = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True).stdout
     assert imported.splitlines() == modules(), "the first line that names more than a module tells which imports it"
+
+
+def test_sparsify_is_imported_in_one_place_which_keeps_it_silent() -> None:
+    package = Path(sae_transcoder.__file__).parent
+    importing = [
+        path for path in package.rglob("*.py") if re.search(r"^\s*(from|import) sparsify\b", path.read_text(), re.MULTILINE)
+    ]
+    assert [str(path.relative_to(package)) for path in importing] == ["coder/sparsify_parts.py"]

@@ -10,11 +10,13 @@ import torch
 with redirect_stdout(StringIO()), patch.object(torch.cuda, "is_bf16_supported", lambda *_, **__: False):
     from sparsify import SparseCoderConfig, TrainConfig, sparse_coder, utils
     from sparsify import muon as sparsify_muon
+    from sparsify.fused_encoder import EncoderOutput
     from sparsify.muon import Muon
     from sparsify.sign_sgd import SignSGD
     from sparsify.sparse_coder import ForwardOutput, SparseCoder
 
 __all__ = [
+    "EncoderOutput",
     "ForwardOutput",
     "Muon",
     "SignSGD",

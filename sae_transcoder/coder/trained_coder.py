@@ -16,12 +16,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from sparsify.fused_encoder import EncoderOutput
 from torch import Tensor
 
 from sae_transcoder.coder.entries import Entries, entries_above, joined
 from sae_transcoder.coder.latent_selection import group_max, select_preacts, top_k
-from sae_transcoder.coder.sparsify_parts import ForwardOutput, SparseCoder, SparseCoderConfig
+from sae_transcoder.coder.sparsify_parts import EncoderOutput, ForwardOutput, SparseCoder, SparseCoderConfig
 from sae_transcoder.coder.stored_coders import THRESHOLDS, WEIGHTS, coder_settings
 
 

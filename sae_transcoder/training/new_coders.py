@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from sparsify import SparseCoderConfig
 
 from sae_transcoder.coder.batch_top_k_coder import BatchTopKCoder
 from sae_transcoder.coder.corrected_coder import CorrectedCoder, SparseCoder
 from sae_transcoder.coder.jump_relu_coder import JumpReLUCoder
 from sae_transcoder.coder.names import coder_names
+from sae_transcoder.coder.sparsify_parts import SparseCoderConfig
 from sae_transcoder.coder.stored_coders import THRESHOLDS, WEIGHTS
 from sae_transcoder.config import Activation, Config, matryoshka_widths, threshold_beta
 from sae_transcoder.config.run_length import RunLength
