@@ -70,6 +70,17 @@ def columns(records: Sequence[Record], asked: Sequence[str] = ()) -> list[Column
     return [*progress, *settings, *METRICS, *more, *others]
 
 
+def metrics_first(chosen: Sequence[Column]) -> list[Column]:
+    """The same columns with the settings behind the metrics and the progress last, for a page that may be too narrow for all."""
+
+    def place(column: Column) -> int:
+        if column.key in ("step", "tokens_per_s", "eta"):
+            return 2
+        return int(column.key not in COLUMNS and column.key in (*FIELDS, "kind"))
+
+    return sorted(chosen, key=place)
+
+
 def metric_column(name: str) -> Column:
     """The column of a held-out metric."""
     return COLUMNS.get(name) or value_column(name, name, formats.fvu)

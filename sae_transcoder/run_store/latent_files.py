@@ -10,7 +10,7 @@ latents/coders/                     those of coders/; latents/best/ those of bes
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -75,9 +75,9 @@ class DescribedLatents:
     """The latents of one coder. `texts`: of each token, by its id."""
 
     folder: Path
-    about: LatentsPass
+    about: LatentsPass = field(repr=False)
     coder: CoderInPass
-    texts: list[str]
+    texts: list[str] = field(repr=False)
 
     def table(self) -> pa.Table:
         """A row for each latent, with the columns of LATENTS. Raises DamagedFile."""

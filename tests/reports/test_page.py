@@ -96,6 +96,12 @@ def test_every_panel_is_there_with_its_points(opened: Opened) -> None:
     assert ticks == ["16", "64"] * 4
 
 
+def test_the_metrics_of_the_table_stand_before_the_settings_that_a_narrow_window_may_cut_off(opened: Opened) -> None:
+    heads = opened.page.locator(".runs th").all_inner_texts()
+    assert heads[:8] == ["run", "state", "k", "L0", "train FVU", "held-out FVU", "CE score", "never fired"]
+    assert heads.index("model_type") < heads.index("step")
+
+
 def test_the_pointer_at_a_point_tells_its_run(opened: Opened, coders: tuple[Path, list[plot_data.PlottedCoder]]) -> None:
     for coder in coders[1]:
         if coder.l0 > 0:
