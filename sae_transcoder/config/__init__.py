@@ -35,5 +35,5 @@ from sae_transcoder.config.fields.saving import Resume, SavingConfig
 from sae_transcoder.config.fields.sweep import SweepConfig
 from sae_transcoder.config.fields.tracker import Tracker, TrackerConfig, TrackerMode
 from sae_transcoder.config.fields.training import LossFn, TrainingConfig
-from sae_transcoder.config.learning_rate import learning_rate, lr_follows_length
+from sae_transcoder.config.learning_rate import learning_rate, length_rule
 from sae_transcoder.config.naming import evaluation_settings, run_dir, run_name, save_dir, signature, summary, sweep_dir

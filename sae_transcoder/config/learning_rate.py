@@ -1,10 +1,10 @@
 """The learning rate of a coder: as set, sparsify's, or one that suits the run's length."""
 
 from sae_transcoder.config.fields import Config
-from sae_transcoder.config.fields.optimizer import OPTIMIZERS, LrRule
+from sae_transcoder.config.fields.optimizer import OPTIMIZERS, LrRule, ShortRunRate
 
 SHORT_RUN = 250  # optimizer steps up to which the best rate does not fall
-USUAL_K = 32  # with which the factors were measured; the best rate follows the root of the share of latents that fire
+USUAL_K, USUAL_LATENTS = 32, 2048  # with which the factors were measured
 FALL = 0.3  # the power of the run's length by which it falls from there
 
 
@@ -16,15 +16,16 @@ def learning_rate(cfg: Config, latents: int, steps: int) -> float:
     """
     if cfg.lr not in (None, LrRule.sparsify):
         return float(cfg.lr)
-    optimizer = OPTIMIZERS[cfg.optimizer]
-    rate = optimizer.sparsify_lr(latents)
-    if not lr_follows_length(cfg):
+    rate = OPTIMIZERS[cfg.optimizer].sparsify_lr(latents)
+    if (rule := length_rule(cfg)) is None:
         return rate
-    factor = optimizer.short_run_factor[cfg.model_type] * (cfg.k / USUAL_K) ** 0.5
+    factor = rule.factor * (cfg.k / USUAL_K) ** rule.power_of_k * (latents / USUAL_LATENTS) ** rule.power_of_latents
     return rate * max(1.0, factor * (SHORT_RUN / max(SHORT_RUN, steps)) ** FALL)
 
 
-def lr_follows_length(cfg: Config) -> bool:
-    """Whether the learning rate is the one that suits the run's length: it is not set, sparsify's own behaviour was not asked for, and no trained
-    coders are at the start, which a high rate would spoil."""
-    return cfg.lr is None and cfg.corrections and cfg.finetune is None
+def length_rule(cfg: Config) -> ShortRunRate | None:
+    """The rule by which the learning rate suits the run's length; None where one is set, where sparsify's own behaviour was asked for, and where
+    trained coders are at the start, which a high rate would spoil."""
+    if cfg.lr is None and cfg.corrections and cfg.finetune is None:
+        return OPTIMIZERS[cfg.optimizer].short_run_rate[cfg.model_type]
+    return None

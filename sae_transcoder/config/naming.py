@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, astuple, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from sae_transcoder.config.fields.architecture import WITH_THRESHOLD
 from sae_transcoder.config.fields.dataset import DatasetConfig
 from sae_transcoder.config.fields.evaluation import EvaluationConfig
 from sae_transcoder.config.fields.model import ModelConfig
-from sae_transcoder.config.learning_rate import lr_follows_length
+from sae_transcoder.config.learning_rate import length_rule
 from sae_transcoder.config.paths import expanded
 
 MAX_NAME = 200  # bytes of a folder's name; most file systems take 255, and files beside it need some more
@@ -28,8 +28,8 @@ def result_settings(cfg: Config) -> dict[str, Any]:
         for f in fields(cfg)
         if f.metadata.get("result", True) and not (f.metadata.get("added") and getattr(cfg, f.name) == f.default)
     }
-    if lr_follows_length(cfg):  # null was sparsify's rate before there was this rule
-        settings["lr"] = "by the run's length"
+    if rule := length_rule(cfg):  # null was sparsify's rate before there was such a rule
+        settings["lr"] = ["by the run's length", *astuple(rule)]
     return settings
 
 

@@ -15,7 +15,7 @@ from sae_transcoder.config import (
     as_list,
     has_stored_ids,
     learning_rate,
-    lr_follows_length,
+    length_rule,
     matryoshka_widths,
     run_dir,
     run_name,
@@ -118,7 +118,7 @@ def rate(plan: Plan) -> str:
     """The peak learning rate, of each number of latents, and by which rule where none is set."""
     cfg = plan.cfg
     rates = [f"{learning_rate(cfg, latents, plan.length.steps):.3g}" for latents in dict.fromkeys(plan.latents.values())]
-    return listed(rates) + (" by the run's length" if lr_follows_length(cfg) else " by sparsify's rule" if cfg.lr is None else "")
+    return listed(rates) + (" by the run's length" if length_rule(cfg) else " by sparsify's rule" if cfg.lr is None else "")
 
 
 def fall(plan: Plan) -> str:

@@ -26,13 +26,23 @@ class LrSchedule(StrEnum):
 
 
 @dataclass(frozen=True)
+class ShortRunRate:
+    """The best rate of a short run over sparsify's: `factor` at 32 of 2,048 latents, times powers of the ratios of k and of the number of latents to
+    these. A power of k of 0.5 on top of sparsify's root of the latents follows the share of latents that fire."""
+
+    factor: float
+    power_of_k: float = 0.5
+    power_of_latents: float = 0.0
+
+
+@dataclass(frozen=True)
 class OptimizerFacts:
     """What checks, the memory estimate, warnings and the header need to know of an optimizer."""
 
     sparsify_lr: Callable[[int], float]
     """sparsify's learning rate for a coder of so many latents where none is set (trainer.py:149, 171, 199)."""
-    short_run_factor: Mapping[ModelType, float]
-    """What the best rate of a short run is over sparsify's (config/learning_rate.py)."""
+    short_run_rate: Mapping[ModelType, ShortRunRate]
+    """The best rate of a short run (config/learning_rate.py)."""
     states: int
     """State tensors of each parameter's size."""
     step_bytes: int
@@ -52,19 +62,29 @@ def over_root_of_latents(rate: float) -> Callable[[int], float]:
     return lambda num_latents: rate / (num_latents / 2**14) ** 0.5
 
 
-def factors(sae: float, transcoder: float) -> dict[ModelType, float]:
-    """{model type: factor}."""
+def rates(sae: ShortRunRate, transcoder: ShortRunRate) -> dict[ModelType, ShortRunRate]:
+    """{model type: its rate}."""
     return {ModelType.sae: sae, ModelType.transcoder: transcoder}
 
 
 OPTIMIZERS = {
-    Optimizer.adam: OptimizerFacts(over_root_of_latents(2e-4), factors(sae=16, transcoder=48), states=2, step_bytes=4, fused=True),
+    Optimizer.adam: OptimizerFacts(
+        over_root_of_latents(2e-4),
+        rates(sae=ShortRunRate(16), transcoder=ShortRunRate(56, power_of_k=0, power_of_latents=0.25)),
+        states=2,
+        step_bytes=4,
+        fused=True,
+    ),
     Optimizer.muon: OptimizerFacts(
-        lambda _: 2e-3, factors(sae=8, transcoder=8), states=1, step_bytes=4 * 2, weight_decay=0.1
-    ),  # four copies in bfloat16
+        lambda _: 2e-3,
+        rates(sae=ShortRunRate(8), transcoder=ShortRunRate(32)),
+        states=1,
+        step_bytes=4 * 2,  # four copies in bfloat16
+        weight_decay=0.1,
+    ),
     Optimizer.signum: OptimizerFacts(
         over_root_of_latents(5e-3),
-        factors(sae=1, transcoder=1),
+        rates(sae=ShortRunRate(1), transcoder=ShortRunRate(2.2, power_of_k=0, power_of_latents=0.25)),
         states=1,
         step_bytes=4,
         scheduled=False,
