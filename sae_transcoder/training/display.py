@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from sae_transcoder.run_store.eval_file import Evaluation, never_fired
 from sae_transcoder.run_store.scores import is_worse_than_mean, reasons
 
 PLAIN_EVERY = 10.0  # seconds between two lines where there is no terminal
+RECENT = 30.0  # seconds by whose speed the time left is told
 
 
 class Bar:
@@ -42,6 +44,7 @@ class Bar:
         self.fvus: dict[Path, float] = {}
         self.start = self.printed = time.monotonic()
         self.tokens = 0
+        self.recent = deque([(0.0, 0)])  # (seconds, tokens) of the updates of the last RECENT seconds, and one before
         self.progress = Progress(
             TextColumn("{task.description}"),
             MofNCompleteColumn(),
@@ -108,6 +111,12 @@ class Bar:
         """Tokens per second since the start."""
         return self.tokens / max(1e-9, self.seconds)
 
+    @property
+    def recent_tokens_per_s(self) -> float:
+        """Tokens per second of late: a compilation at the start, or a machine that slept, is no part of the time that is left."""
+        (first, tokens_then), (last, tokens) = self.recent[0], self.recent[-1]
+        return (tokens - tokens_then) / max(1e-9, last - first)
+
     def set_fvu(self, run: Path, fvu: Sequence[float]) -> None:
         """Shows the mean of these FVU of a run's coders from now on; of several runs the lowest and the highest."""
         if fvu:
@@ -123,13 +132,16 @@ class Bar:
     def update(self, step: int, tokens: int) -> None:
         """Shows progress. step: optimizer steps made; tokens: read by this process."""
         self.tokens = tokens
+        self.recent.append((self.seconds, tokens))
+        while len(self.recent) > 2 and self.recent[1][0] < self.seconds - RECENT:
+            self.recent.popleft()
         if self.console.is_terminal:
             self.progress.update(self.task, completed=step, state=f"{self.tokens_per_s:,.0f} tokens/s {self.fvu}", after=self.after)
         elif tokens and (
             time.monotonic() - self.printed > PLAIN_EVERY or step == self.total
         ):  # none where only an evaluation was left
             self.printed = time.monotonic()
-            left = in_words((self.tokens_total - tokens) / max(1.0, self.tokens_per_s))
+            left = in_words((self.tokens_total - tokens) / max(1.0, self.recent_tokens_per_s))
             after = self.after if step < self.total else ""
             print(f"step {step}/{self.total}  {self.tokens_per_s:,.0f} tokens/s  {self.fvu}  {left} left{after}", flush=True)
 

@@ -74,6 +74,17 @@ def test_an_evaluation_is_expected_to_take_longer_where_the_training_does() -> N
     assert display.Bar(Console(), total=10, tokens_total=2000).after == ", then the evaluation"
 
 
+def test_the_time_left_goes_by_the_last_half_minute(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    now = 1000.0
+    monkeypatch.setattr(display.time, "monotonic", lambda: now)
+    bar = display.Bar(Console(), total=100, tokens_total=100_000)
+    for step in range(1, 51):
+        now += 600 if step == 10 else 1  # the machine sleeps
+        bar.update(step, 1000 * step)
+    assert bar.tokens_per_s == pytest.approx(50_000 / 649)
+    assert capsys.readouterr().out.splitlines()[-1].split("  ")[-1] == "57 s left, then the evaluation", "at step 43"
+
+
 def test_progress_shows_the_fvu_of_a_run_or_the_range_of_several() -> None:
     bar = display.Bar(Console(), total=10, tokens_total=2000)
     assert bar.fvu == "FVU -"
