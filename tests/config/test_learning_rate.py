@@ -29,7 +29,7 @@ def test_a_very_long_run_has_sparsifys_rate(optimizer: str) -> None:
 
 
 def test_the_rate_follows_the_share_of_latents_that_fire_and_falls_with_the_length() -> None:
-    assert rate() == rate(steps=30) == pytest.approx(16 * SPARSIFY["adam"])
+    assert rate() == rate(steps=30) == pytest.approx(20 * SPARSIFY["adam"])
     assert rate("k=128") == rate(latents=512) == pytest.approx(2 * rate())
     assert rate(steps=2000) == pytest.approx(rate() * 0.125**0.3)
 

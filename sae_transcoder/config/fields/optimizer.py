@@ -70,7 +70,7 @@ def rates(sae: ShortRunRate, transcoder: ShortRunRate) -> dict[ModelType, ShortR
 OPTIMIZERS = {
     Optimizer.adam: OptimizerFacts(
         over_root_of_latents(2e-4),
-        rates(sae=ShortRunRate(16), transcoder=ShortRunRate(56, power_of_k=0, power_of_latents=0.25)),
+        rates(sae=ShortRunRate(20), transcoder=ShortRunRate(56, power_of_k=0, power_of_latents=0.25)),
         states=2,
         step_bytes=4,
         fused=True,
