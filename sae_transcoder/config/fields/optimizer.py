@@ -77,7 +77,7 @@ OPTIMIZERS = {
     ),
     Optimizer.muon: OptimizerFacts(
         lambda _: 2e-3,
-        rates(sae=ShortRunRate(8), transcoder=ShortRunRate(36, power_of_k=0)),
+        rates(sae=ShortRunRate(8), transcoder=ShortRunRate(40, power_of_k=0)),
         states=1,
         step_bytes=4 * 2,  # four copies in bfloat16
         weight_decay=0.1,
