@@ -68,7 +68,7 @@ def test_a_json_file_is_an_override_here_too(tmp_path: Path, capsys: pytest.Capt
     [
         (["model_type=sae", "kk=1"], "there is no field or group kk"),
         (["k=16"], "model_type is missing"),
-        (["model_type=sae", "k=many"], "k:"),
+        (["model_type=sae", "k=many"], "k=many: must be a whole number"),
         (["json=none.json"], "cannot be read"),
     ],
 )

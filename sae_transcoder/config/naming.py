@@ -29,7 +29,7 @@ def result_settings(cfg: Config) -> dict[str, Any]:
         if f.metadata.get("result", True) and not (f.metadata.get("added") and getattr(cfg, f.name) == f.default)
     }
     if rule := length_rule(cfg):  # null was sparsify's rate before there was such a rule
-        settings["lr"] = ["by the run's length", *astuple(rule)]
+        settings |= {"lr": "by the run's length", "lr_rule": astuple(rule)}
     return settings
 
 

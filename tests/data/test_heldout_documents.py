@@ -80,8 +80,9 @@ def test_where_all_documents_would_be_held_out_their_sequences_are_divided_and_t
     alone, origin = heldout_sequences(settings(tmp_path, dataset_name=name, **cfg), Characters, 2000)
     np.testing.assert_array_equal(alone[:], got.heldout[:])
     assert origin.divided
-    (warning,) = warnings_of(settings(tmp_path, dataset_name=name, **cfg), got)
-    assert warning.startswith("eval_samples=4: ")
+    few, divided = warnings_of(settings(tmp_path, dataset_name=name, **cfg), got)
+    assert divided.startswith("eval_samples=4: ")
+    assert few.startswith(f"dataset_name={name}: ")
 
 
 def test_a_document_that_is_most_of_the_data_is_divided_and_not_held_out_whole(tmp_path: Path) -> None:
