@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from helpers import ROOT, TESTS
+from helpers import HANGS, ROOT, TESTS
 from helpers.characters import VOCABULARY, Characters, settings
 from helpers.token_data import (
     documents,
@@ -113,7 +113,7 @@ def started(folder: Path, name: str, pause: float) -> subprocess.Popen:
 def test_a_killed_preparation_goes_on_to_the_same_bytes(tmp_path: Path, corpus: str) -> None:
     cfg, undisturbed = (settings(tmp_path / f, dataset_name=corpus, max_samples=None) for f in "ab")
     process = started(tmp_path / "a", corpus, 0.5)
-    limit = time.monotonic() + 60
+    limit = time.monotonic() + HANGS
     while not list((tmp_path / "a/cache").glob("*/state.json")):
         assert process.poll() is None
         assert time.monotonic() < limit
@@ -131,7 +131,7 @@ def test_a_killed_preparation_goes_on_to_the_same_bytes(tmp_path: Path, corpus: 
 
 def test_two_processes_prepare_one_set_once(tmp_path: Path, corpus: str) -> None:
     processes = [started(tmp_path, corpus, 0.05) for _ in range(2)]
-    printed = [p.communicate(timeout=60)[0].split() for p in processes]
+    printed = [p.communicate(timeout=HANGS)[0].split() for p in processes]
     assert [p.returncode for p in processes] == [0, 0]
     assert printed[0][1] == printed[1][1]
     assert sorted(int(p[0]) for p in printed) == [0, 2 * len(documents())]  # to hold some out, and to train on the others

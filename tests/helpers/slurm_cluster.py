@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from helpers import HANGS
 from helpers.ports import free_port
 
 GPUS = 4
@@ -84,7 +85,7 @@ class Cluster:
                 if start != "Unknown" and datetime.fromisoformat(start) > datetime.now() + timedelta(seconds=10):
                     self.ask("scontrol", "update", f"JobId={number}", "StartTime=now+3", check=False)
 
-    def wait(self, condition: Callable[[], object], seconds: float = 120, hurry: bool = True) -> None:
+    def wait(self, condition: Callable[[], object], seconds: float = HANGS, hurry: bool = True) -> None:
         """Waits until `condition()` holds; fails after so many seconds. hurry: requeued jobs start soon."""
         end = time.monotonic() + seconds
         while not condition():

@@ -11,7 +11,7 @@ from pathlib import Path
 from torch.distributed.launcher.api import elastic_launch
 from torch.distributed.run import config_from_args, parse_args
 
-from helpers import forked
+from helpers import HANGS, forked
 from helpers.forked import Forked
 from helpers.ports import free_port
 
@@ -57,7 +57,7 @@ def on_ranks(folder: Path, packs: list[dict], **variables: str) -> tuple[int, li
     folder.mkdir()
     (folder / "packs.json").write_text(json.dumps(packs))
     process = start_ranks([str(ON_RANKS), str(folder / "packs.json")], os.environ | variables)
-    printed = "".join(process.communicate(timeout=300))
+    printed = "".join(process.communicate(timeout=HANGS))
     results = [json.loads(p.read_text()) if (p := folder / f"rank{r}.json").exists() else [] for r in (0, 1)]
     return process.wait(), results, printed
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import forked
+from helpers import HANGS, forked
 from helpers.forked import Forked
 from helpers.run_directory_page import undocumented
 from helpers.short_runs import lines
@@ -50,7 +50,7 @@ def lines_so_far(directory: Path) -> list[str]:
 
 def ends(process: Forked, code: int) -> str:
     """What the process printed until it ended with that code."""
-    printed, errors = process.communicate(timeout=120)
+    printed, errors = process.communicate(timeout=HANGS)
     assert process.returncode == code, printed + errors
     assert "Traceback" not in errors, errors
     return printed + errors

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from helpers import forked
+from helpers import HANGS, forked
 from helpers.ports import free_port
 from helpers.programs import CHROMIUM
 
@@ -47,7 +47,7 @@ def sweep(folder: Path, *arguments: str, exit_code: int = 0) -> str:
     """Runs the training command in a process of its own; what it printed."""
     places = [f"save_dir={folder}/runs", f"cache_dir={folder}/cache"]
     words = ["-m", "sae_transcoder.train", *arguments, *SHORT, *places]
-    done = forked.run(words, environment(folder), folder, timeout=120)
+    done = forked.run(words, environment(folder), folder, timeout=HANGS)
     assert done.returncode == exit_code, done.stdout + done.stderr
     return done.stdout
 

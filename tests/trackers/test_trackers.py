@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from helpers import TESTS
+from helpers import HANGS, TESTS
 from helpers.logbooks import config, fill, lines
 from sae_transcoder.config import ConfigError, TrackerMode, run_name, signature
 from sae_transcoder.trackers.logbook import Logbook, truncate_metrics
@@ -31,7 +31,7 @@ def fresh_python(body: str, directory: Path, **env: str) -> Any:
     code += f"from helpers.logbooks import *\nd = Path({str(directory)!r})\n{body}"
     env = {name: value for name, value in os.environ.items() if not name.startswith(("TRACKIO_", "WANDB_"))} | env
     env |= {"TRACKIO_DIR": str(directory / "trackio"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=HANGS)
     if "os._exit" not in body:
         assert done.returncode == 0, done.stderr
     return json.loads(done.stdout) if done.stdout else None

@@ -9,6 +9,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 
+from helpers import HANGS
 from helpers.forked import Forked
 from helpers.short_runs import lines, weights
 from helpers.sweeps import assert_equal, here
@@ -382,7 +383,7 @@ def test_the_command_line_trains_once_and_speaks_once(trained: Trained) -> None:
     """A wrong setting; a run stopped by a signal to torchrun, gone on with, and repeated."""
     own = ["max_samples=1200", "save_every=10"]
     process = command_line(trained, "k=100000")
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=HANGS)
     assert (process.returncode, errors.count("error: k=100000 with expansion_factor=2")) == (1, 1), errors
     assert not trained.two("cli").exists()
 
@@ -392,14 +393,14 @@ def test_the_command_line_trains_once_and_speaks_once(trained: Trained) -> None:
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=HANGS)
     assert process.returncode != 0
     assert errors.count("stopped by SIGTERM; the same command goes on from here") == 1, errors
     run_status = state(trained.two("cli"))
     assert (run_status["state"], run_status["why"]) == ("interrupted", "stopped by SIGTERM")
 
     process = command_line(trained, *own)
-    printed, errors = process.communicate(timeout=100)
+    printed, errors = process.communicate(timeout=HANGS)
     assert process.returncode == 0, errors
     assert printed.count(f"continues after step {run_status['step']}") == 1
     assert printed.count("ranks: 2: each reads 4 sequences of a batch") == 1
@@ -407,5 +408,5 @@ def test_the_command_line_trains_once_and_speaks_once(trained: Trained) -> None:
     assert (trained.two("cli") / ".hydra" / "overrides.yaml").read_text().count("output_subdir") == 0
 
     process = command_line(trained, *own)
-    printed, errors = process.communicate(timeout=60)
+    printed, errors = process.communicate(timeout=HANGS)
     assert (process.returncode, printed.count("already done")) == (0, 1), errors

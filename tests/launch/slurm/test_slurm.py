@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers import slurm_cluster
+from helpers import HANGS, slurm_cluster
 from helpers.run_directory_page import undocumented
 from helpers.short_runs import lines
 from helpers.slurm_cluster import Cluster
@@ -116,7 +116,7 @@ def test_raising_killed_preempted_requeued_and_timed_out_runs_end_as_they_should
     supervisor = int(Path(f"/proc/{status_of(8).pid}/stat").read_text().split()[3])
     os.kill(supervisor, signal.SIGKILL)
     on_cluster.ask("sbatch", "--gres=gpu:4", "--wrap=sleep 1", f"--output={tmp_path}/urgent.log")  # preempts whatever runs
-    on_cluster.wait(lambda: client.poll() is not None, seconds=400)
+    on_cluster.wait(lambda: client.poll() is not None)
     printed, errors = client.communicate()
     print(printed, errors, logs(folder))
     assert client.returncode == 1, errors
@@ -210,7 +210,7 @@ def test_ctrl_c_leaves_the_jobs_and_says_how_to_cancel_them(on_cluster: Cluster,
     client = start("-m", *RUN, "k=4,5", f"cache_dir={cache}", f"save_dir={tmp_path}", *ON_SLURM, "wait=true", 'sbatch=["--hold"]')
     on_cluster.wait(lambda: any(status.read(directory).slurm_job for directory in runs(tmp_path).values()))
     client.send_signal(signal.SIGINT)
-    printed, errors = client.communicate(timeout=60)
+    printed, errors = client.communicate(timeout=HANGS)
     assert (client.returncode, errors) == (130, "")
     number = re.search(r"the jobs go on; .*; cancel them: scancel (\d+)\n", printed)[1]
     assert on_cluster.ask("squeue", "--noheader", "--array", f"--jobs={number}").count("\n") == 1
@@ -310,7 +310,7 @@ def test_a_pack_without_enough_memory_is_split_and_the_run_to_blame_named(on_clu
         *sweep, *ON_SLURM, "runs_per_pack=2", "memory=1500M", "wait=true", f"save_dir={tmp_path}",
         env=os.environ | plant(tmp_path / "plant", greedy),
     )  # fmt: skip
-    on_cluster.wait(lambda: client.poll() is not None, seconds=240)
+    on_cluster.wait(lambda: client.poll() is not None)
     printed, errors = client.communicate()
     assert client.returncode == 1, errors
     statuses = {k: status.read(directory) for k, directory in by(tmp_path, "k").items()}
