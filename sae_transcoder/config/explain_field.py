@@ -12,7 +12,6 @@ from sae_transcoder.config.command_help import WIDTH
 from sae_transcoder.config.errors import ConfigError
 from sae_transcoder.config.explain_group import (
     choice_lines,
-    choices_called,
     column_lines,
     further_names,
     group_lines,
@@ -23,7 +22,7 @@ from sae_transcoder.config.field_index import field_index
 from sae_transcoder.config.field_meanings import meanings, shown
 from sae_transcoder.config.fields import DEFAULTS, FIELDS, GROUPS
 from sae_transcoder.config.other_words import DIFFERENT_HERE, OTHER_WORDS
-from sae_transcoder.config.presets import default_choices, default_settings, preset_files, settings_of
+from sae_transcoder.config.presets import default_choices, default_settings, groups_with, preset_files, settings_of
 from sae_transcoder.config.shell_words import NAMES
 from sae_transcoder.config.type_checks import ANNOTATIONS, EXAMPLES, element_type, wanted
 from sae_transcoder.config.unknown_names import name_fault
@@ -95,8 +94,8 @@ def lines_about(written: str) -> list[list[str]]:
     if name in GROUPS:
         default = labelled("default", default_choices().get(name, "none"))
         return [[f"{name}: a group of presets, {name}=CHOICE", *default, *group_lines(name)]]
-    if found := choices_called(name):
-        return [choice_lines(group, choice) for group, choice in found]
+    if groups := groups_with(name):
+        return [choice_lines(group, name) for group in groups]
     if name in METRICS:
         return [metric_lines(name)]
     if name in RUN_COLUMNS:

@@ -35,11 +35,6 @@ def group_lines(group: str) -> list[str]:
     return lines
 
 
-def choices_called(name: str) -> list[tuple[str, str]]:
-    """(group, choice) of every choice of this name."""
-    return [(group, choice) for group, names in choices().items() for choice in names if choice == name]
-
-
 def choice_lines(group: str, choice: str) -> list[str]:
     """When to choose this, a command with it, and what it sets. Raises ConfigError where there is no such choice."""
     if choice not in choices()[group]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sae_transcoder.config.fields import GROUPS
 from sae_transcoder.config.paths import is_path
-from sae_transcoder.config.presets import CONF, choices, model_presets
+from sae_transcoder.config.presets import CONF, groups_with, model_presets
 
 FILE_SUFFIX = re.compile(r"\.(txt|jsonl?|csv|parquet|md|py)(\.(gz|bz2|zst|lz4))?$", re.IGNORECASE)
 IDS_SUFFIX = re.compile(r"\.(bin|npy)$", re.IGNORECASE)
@@ -38,9 +38,8 @@ def choice_fault(missing: str, options: Sequence[str]) -> str:
 
 def choice_hint(word: str, config_dirs: Sequence[Path]) -> str | None:
     """The message for a choice without its group, as `demo`; None for what is no choice of any."""
-    groups = [group for group, names in choices([CONF, *config_dirs]).items() if word in names]
-    first = sorted(groups, key=lambda group: group != "experiment")
-    return f"{word}: write {', or '.join(f'{group}={word}' for group in first)}" if groups else None
+    groups = sorted(groups_with(word, [CONF, *config_dirs]), key=lambda group: group != "experiment")
+    return f"{word}: write {', or '.join(f'{group}={word}' for group in groups)}" if groups else None
 
 
 def model_fix(choice: str) -> str | None:

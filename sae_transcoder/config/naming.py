@@ -28,14 +28,15 @@ def result_settings(cfg: Config) -> dict[str, Any]:
         for f in fields(cfg)
         if f.metadata.get("result", True) and not (f.metadata.get("added") and getattr(cfg, f.name) == f.default)
     }
-    if rule := length_rule(cfg):  # null was sparsify's rate before there was such a rule
-        settings |= {"lr": "by the run's length", "lr_rule": astuple(rule)}
+    if length_rule(cfg):  # null was sparsify's rate before there was such a rule
+        settings["lr"] = "by the run's length"
     return settings
 
 
 def signature(cfg: Config) -> str:
-    """Eight hex digits: a hash of every setting that changes the result."""
-    return settings_hash(result_settings(cfg))
+    """Eight hex digits: a hash of every setting that changes the result, and of the rule that gives a learning rate where none is set."""
+    rule = length_rule(cfg)
+    return settings_hash(result_settings(cfg) | ({"lr_rule": astuple(rule)} if rule else {}))
 
 
 def settings_hash(values: Mapping[str, Any]) -> str:

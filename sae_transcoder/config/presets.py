@@ -34,6 +34,11 @@ def choices(folders: Sequence[Path] = (CONF,)) -> dict[str, list[str]]:
     return by_group
 
 
+def groups_with(choice: str, folders: Sequence[Path] = (CONF,)) -> list[str]:
+    """The groups that have a choice of this name."""
+    return [group for group, names in choices(folders).items() if choice in names]
+
+
 @functools.cache
 def settings_of(path: Path) -> dict[str, Any]:
     """{field: value as YAML reads it} of what a preset sets, with what its bases and the choices in its `defaults` set."""

@@ -49,7 +49,7 @@ def unswept_hash(cfgs: Sequence[Config], swept: set[str], fixed: Mapping[str, st
     values = {
         name: value
         for name, value in result_settings(cfgs[0]).items()
-        if name in FIELDS and name not in varied and len({str(getattr(cfg, name)) for cfg in cfgs}) == 1
+        if name not in varied and len({str(getattr(cfg, name)) for cfg in cfgs}) == 1
     }
     if any(GROUPS.get(group, Config) is Config for group in groups):  # such a group may choose other groups
         values |= {key: value for key, value in fixed.items() if key in GROUPS}

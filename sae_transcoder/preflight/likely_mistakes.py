@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # time; from BUSY on it is busy. Arithmetic for SmolLM2-135M: 5 ms of launches a batch, 1 us of work a token. This has not been measured.
 LAUNCH_BOUND, BUSY = 2**23, 2**25
 FEWEST_STEPS = 200  # optimizer steps that a larger batch must leave the run
+STEP_TOKENS = 2048  # of an optimizer step of experiment=own_text
 ENOUGH_BATCHES = 400  # for batchtopk's threshold to average them all
 SETTLED = 1.6  # times the batches that batchtopk's threshold averages, which a run should have with its final k
 
@@ -30,11 +31,11 @@ def warnings(cfg: Config, length: RunLength, device: str, width: int) -> list[st
             "pre-activations, whose size differs from model to model; set normalize_activations=mean_norm, or tune both"
         )
     if cfg.activation == Activation.batchtopk:
-        averaged = round(1 / (1 - threshold_beta(cfg, length.batches)))
+        averaged = averaged_batches(cfg, length)
         settled = length.batches - cfg.k_decay_steps * cfg.grad_acc_steps  # batches with the final k
         # The average over a whole run with one k is as good, once the cuts of its first batches are few among them: 500 batches of the demo are.
         if settled <= SETTLED * averaged and (length.batches < ENOUGH_BATCHES or cfg.k_decay_steps > 0):
-            by_length = round(1 / (1 - threshold_beta(replace(cfg, threshold_beta=None), length.batches)))
+            by_length = averaged_batches(replace(cfg, threshold_beta=None), length)
             if settled > SETTLED * by_length:
                 fix = f"write threshold_beta=null, which averages about {by_length:,}"
             else:
@@ -44,6 +45,11 @@ def warnings(cfg: Config, length: RunLength, device: str, width: int) -> list[st
                 f"batches, and {max(0, settled):,} have the final k: L0 will be far from k once trained; {fix}"
             )
     return messages + (small_batch_warnings(cfg, length, width) if device == "cuda" else [])
+
+
+def averaged_batches(cfg: Config, length: RunLength) -> int:
+    """About how many batches batchtopk's threshold averages."""
+    return round(1 / (1 - threshold_beta(cfg, length.batches)))
 
 
 def short_run_warnings(cfg: Config, length: RunLength) -> list[str]:
@@ -76,7 +82,7 @@ def data_warnings(cfg: Config, length: RunLength, origin: DataOrigin) -> list[st
     if length.samples < FEWEST_STEPS and (asked is None or length.samples < asked):
         messages.append(
             f"dataset_name={cfg.dataset_name}: {length.samples * cfg.max_seq_length:,} tokens to train on are few for coders to learn from; give "
-            f"more text, at least {FEWEST_STEPS * 2048:,} tokens"
+            f"more text, at least {FEWEST_STEPS * STEP_TOKENS:,} tokens"
         )
     if origin.divided:
         messages.append(

@@ -55,9 +55,12 @@ OF_OTHER_DATA = ("fvu", "ce_loss_score")
 """The metrics that are shown of each evaluation beside the runs' own, where none are asked for."""
 
 
-def columns(records: Sequence[Record], asked: Sequence[str] = ()) -> list[Column]:
+def columns(records: Sequence[Record], asked: Sequence[str] = (), *, metrics_first: bool = False) -> list[Column]:
     """The table's columns: progress, with the time left where a run has any, the settings in which the runs differ, k and metrics; beside these
-    the metrics that are asked for, and the same, or OF_OTHER_DATA, of each evaluation on other data."""
+    the metrics that are asked for, and the same, or OF_OTHER_DATA, of each evaluation on other data.
+
+    metrics_first: settings stand behind the metrics and the progress last, for a page that may be too narrow for all.
+    """
     goes_on = any(run_records.seconds_left(record.status) is not None for record in records)
     progress = [column for column in PROGRESS if goes_on or column.key != "eta"]
     settings = [setting_column(name) for name in differing_settings(records) if name not in COLUMNS]
@@ -67,18 +70,9 @@ def columns(records: Sequence[Record], asked: Sequence[str] = ()) -> list[Column
     )
     labels = dict.fromkeys(label for label, _ in found)
     others = [other_column(name, label) for label in labels for name in asked or OF_OTHER_DATA if (label, name) in found]
-    return [*progress, *settings, *METRICS, *more, *others]
-
-
-def metrics_first(chosen: Sequence[Column]) -> list[Column]:
-    """The same columns with the settings behind the metrics and the progress last, for a page that may be too narrow for all."""
-
-    def place(column: Column) -> int:
-        if column.key in ("step", "tokens_per_s", "eta"):
-            return 2
-        return int(column.key not in COLUMNS and column.key in (*FIELDS, "kind"))
-
-    return sorted(chosen, key=place)
+    metrics = [*METRICS, *more, *others]
+    (run, state), how_far = progress[:2], progress[2:]
+    return [run, state, *metrics, *settings, *how_far] if metrics_first else [run, state, *how_far, *settings, *metrics]
 
 
 def metric_column(name: str) -> Column:

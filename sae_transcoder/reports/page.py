@@ -11,7 +11,7 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from sae_transcoder.reports.columns import Column, columns, count_states, metrics_first
+from sae_transcoder.reports.columns import Column, columns, count_states
 from sae_transcoder.reports.interactive_plots import PLOTS
 from sae_transcoder.reports.matching import NOT_MATCHED, Matching
 from sae_transcoder.reports.notes import notes
@@ -111,7 +111,7 @@ def report_page(
     links = inert(json.dumps([latents.get(coder.place) if coder.place else None for coder in coders], separators=(",", ":")))
     return (
         f"{HEAD}<h1>{len(records):,} runs, {sum(not coder.seeds for coder in coders):,} coders</h1>\n<p>{states}</p>\n"
-        f'<div class="runs">{html_table(metrics_first(columns(records, asked)), list(map(run_records.values, records)))}</div>\n'
+        f'<div class="runs">{html_table(columns(records, asked, metrics_first=True), list(map(run_records.values, records)))}</div>\n'
         f"{''.join(f'<p>{html.escape(note)}</p>{chr(10)}' for note in notes(records))}"
         f'{comparisons(records, matching)}{"".join(sections)}<div id="tip" role="tooltip"></div>\n'
         f"<script>{get_plotlyjs()}</script>\n<script>\nconst FACTS = {facts};\nconst LATENTS = {links};\n"

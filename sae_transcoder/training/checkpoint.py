@@ -11,14 +11,14 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 from sae_transcoder.coder.corrected_coder import SparseCoder
 from sae_transcoder.coder.names import coder_dir
 from sae_transcoder.config import ConfigError
-from sae_transcoder.process.atomic_files import sync
+from sae_transcoder.process.atomic_files import replace_file, sync
 from sae_transcoder.run_store.status import state_path
 
 FORMAT = 1  # of the state; any other is refused
@@ -86,17 +86,16 @@ def drop_other_rank_states(directory: Path, batch: int) -> None:
 
 
 def _replace(path: Path, signature: str, state: Mapping[str, Any]) -> None:
-    new_path = path.with_name(f".{path.name}.new")
+    def write(file: BinaryIO) -> None:
+        torch.save({"format": FORMAT, "signature": signature} | dict(state), file)
+        file.flush()
+        os.fsync(file.fileno())
+
     try:
         path.parent.mkdir(exist_ok=True)
-        with new_path.open("wb") as file:
-            torch.save({"format": FORMAT, "signature": signature} | dict(state), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new_path, path)
+        replace_file(path, write)
         sync(path.parent)
     except (OSError, RuntimeError) as error:
-        new_path.unlink(missing_ok=True)
         # torch's writer raises RuntimeError for a full disk; other RuntimeErrors (of a device, say) are not about the disk.
         if isinstance(error, RuntimeError) and not any(part in str(error) for part in ("inline_container", "write")):
             raise

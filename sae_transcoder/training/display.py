@@ -137,9 +137,7 @@ class Bar:
             self.recent.popleft()
         if self.console.is_terminal:
             self.progress.update(self.task, completed=step, state=f"{self.tokens_per_s:,.0f} tokens/s {self.fvu}", after=self.after)
-        elif tokens and (
-            time.monotonic() - self.printed > PLAIN_EVERY or step == self.total
-        ):  # none where only an evaluation was left
+        elif tokens and (time.monotonic() - self.printed > PLAIN_EVERY or step == self.total):  # else an evaluation alone was left
             self.printed = time.monotonic()
             left = in_words((self.tokens_total - tokens) / max(1.0, self.recent_tokens_per_s))
             after = self.after if step < self.total else ""

@@ -160,14 +160,14 @@ class ManagedRun:
             metrics = collect_metrics(metrics, self.trainer.names, self.ranks)
         return {"lr": self.trainer.lr_used, "k": self.trainer.k_used} | metrics
 
-    def after_step(self, bar: Bar, metrics: dict[str, float], coders: CodersToEvaluate | None, result: EvalResult | None) -> None:
+    def after_step(self, bar: Bar, coders: CodersToEvaluate | None, result: EvalResult | None) -> None:
         """Does what is due after an optimizer step: exports coders, writes eval.json and a line of metrics, saves the training state.
 
-        metrics: those of training; coders: copies, where the run publishes them now and this is rank 0; result: their held-out metrics,
+        coders: copies, where the run publishes them now and this is rank 0; result: their held-out metrics,
         where they were evaluated.
         """
         trainer = self.trainer
-        self.pending = None
+        metrics, self.pending = self.pending or {}, None
         if trainer.done:
             refuse_untrained(name for name in trainer.coders if name not in trainer.biases_set)
         if metrics:

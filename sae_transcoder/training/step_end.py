@@ -22,13 +22,11 @@ def after_step(model: PreTrainedModel, stepped: Sequence[ManagedRun], bar: displ
     """Does what is due after an optimizer step. Returns the error of each failed run. Raises Stopped where a signal ends an evaluation; what is
     then still due is `pending` for each run."""
     errors: Errors = {}
-    metrics: dict[ManagedRun, dict[str, float]] = {}
     for run in stepped:
         with isolate_failure([run], errors):
             if run.pending is None:
                 run.pending = run.training_metrics()  # now, because the other ranks wait while rank 0 evaluates
-            metrics[run] = run.pending
-            if metrics[run] or run.should_copy_coders:
+            if run.pending or run.should_copy_coders:
                 run.ranks.synchronize(run.plan.device)
     # All together; where memory does not suffice for copies of all coders, one run at a time.
     groups = [[run for run in stepped if run not in errors]]
@@ -48,7 +46,7 @@ def after_step(model: PreTrainedModel, stepped: Sequence[ManagedRun], bar: displ
         for run in group:
             if run not in errors:
                 with isolate_failure([run], errors):
-                    run.after_step(bar, metrics[run], coders.get(run), results.get(run))
+                    run.after_step(bar, coders.get(run), results.get(run))
         del coders, results  # before the next run is copied
     return errors
 

@@ -85,9 +85,9 @@ class Cluster:
                 if start != "Unknown" and datetime.fromisoformat(start) > datetime.now() + timedelta(seconds=10):
                     self.ask("scontrol", "update", f"JobId={number}", "StartTime=now+3", check=False)
 
-    def wait(self, condition: Callable[[], object], seconds: float = HANGS, hurry: bool = True) -> None:
-        """Waits until `condition()` holds; fails after so many seconds. hurry: requeued jobs start soon."""
-        end = time.monotonic() + seconds
+    def wait(self, condition: Callable[[], object], hurry: bool = True) -> None:
+        """Waits until `condition()` holds; fails after HANGS seconds. hurry: requeued jobs start soon."""
+        end = time.monotonic() + HANGS
         while not condition():
             assert time.monotonic() < end, self.ask("squeue", "--all", "--array", "--states=all")
             if hurry:
