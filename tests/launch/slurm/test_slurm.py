@@ -83,56 +83,78 @@ def test_twelve_runs_on_four_gpus_are_one_array_and_end_as_on_this_machine(
 
 
 FAULTS = """
-time.sleep({9: 2.5}.get(cfg.k, 0.5))  # its 40 steps outlast a preempted job and one more minute, which is what a job has
+time.sleep(0.5)
 if cfg.k == 5 and step == 10:
     raise ValueError("planted")
 """
 
 
+def begun(folder: Path, k: int) -> status.Status | None:
+    """The status of a sweep's run that trains now and has made three steps, else None."""
+    directories = by(folder, "k")
+    run = status.read(directories[k]) if k in directories else None
+    return run if run is not None and run.state == State.running and run.step >= 3 else None
+
+
+def preempt(cluster: Cluster, folder: Path) -> None:
+    """Submits a job that takes all GPUs from the jobs of lower partitions."""
+    cluster.ask("sbatch", "--gres=gpu:4", "--wrap=sleep 1", f"--output={folder}/urgent.log")
+
+
 @pytest.mark.kill
-def test_raising_killed_preempted_requeued_and_timed_out_runs_end_as_they_should(
-    on_cluster: Cluster, cache: Path, tmp_path: Path
-) -> None:
-    sweep = ["-m", *RUN, "k=4,5,6,7,8,9", "sweep_name=s", f"cache_dir={cache}"]
+def test_raising_killed_preempted_and_requeued_runs_end_as_they_should(on_cluster: Cluster, cache: Path, tmp_path: Path) -> None:
+    sweep = ["-m", *RUN, "k=4,5,6,7,8", "sweep_name=s", f"cache_dir={cache}"]
     client = start(
-        *sweep, *ON_SLURM, "partition=low", "time=2", "signal_delay=60", "wait=true", f"save_dir={tmp_path}/slurm", 'sbatch=["--nice=0"]',
+        *sweep, *ON_SLURM, "partition=low", "wait=true", f"save_dir={tmp_path}/slurm", 'sbatch=["--nice=0"]',
         env=os.environ | plant(tmp_path / "plant", FAULTS),
     )  # fmt: skip
     folder = tmp_path / "slurm" / "s"
-
-    def status_of(k: int) -> status.Status | None:
-        directories = by(folder, "k")
-        return status.read(directories[k]) if k in directories else None
-
-    def begun(k: int) -> bool:
-        run = status_of(k)
-        return run is not None and run.state == State.running and run.step >= 3
-
-    on_cluster.wait(lambda: begun(6))
-    os.kill(status_of(6).pid, signal.SIGKILL)
-    on_cluster.wait(lambda: begun(7) or status_of(7).state == State.done)
-    on_cluster.ask("scontrol", "requeue", status_of(7).slurm_job)
-    on_cluster.wait(lambda: begun(8))
-    supervisor = int(Path(f"/proc/{status_of(8).pid}/stat").read_text().split()[3])
+    on_cluster.wait(lambda: begun(folder, 6))
+    os.kill(status.read(by(folder, "k")[6]).pid, signal.SIGKILL)
+    on_cluster.wait(lambda: begun(folder, 7))
+    on_cluster.ask("scontrol", "requeue", status.read(by(folder, "k")[7]).slurm_job)
+    on_cluster.wait(lambda: begun(folder, 8))
+    supervisor = int(Path(f"/proc/{status.read(by(folder, 'k')[8]).pid}/stat").read_text().split()[3])
     os.kill(supervisor, signal.SIGKILL)
-    on_cluster.ask("sbatch", "--gres=gpu:4", "--wrap=sleep 1", f"--output={tmp_path}/urgent.log")  # preempts whatever runs
+    preempt(on_cluster, tmp_path)
     on_cluster.wait(lambda: client.poll() is not None)
     printed, errors = client.communicate()
     print(printed, errors, logs(folder))
     assert client.returncode == 1, errors
     assert "Traceback" not in errors
-    assert {k: str(status.read(d).state) for k, d in by(folder, "k").items()} == {5: "failed"} | dict.fromkeys(
-        (4, 6, 7, 8, 9), "done"
-    )
-    assert "5 done, 1 failed" in " ".join(printed.split()) or "1 failed, 5 done" in " ".join(printed.split())
+    states = {k: str(status.read(directory).state) for k, directory in by(folder, "k").items()}
+    assert states == {5: "failed"} | dict.fromkeys((4, 6, 7, 8), "done")
+    assert "4 done, 1 failed" in " ".join(printed.split()) or "1 failed, 4 done" in " ".join(printed.split())
     assert "ValueError: planted" in printed
     assert (by(folder, "k")[5] / "slurm.log").exists()
     assert here(*sweep, f"save_dir={tmp_path}/local")[0] == 0
     for k, directory in by(tmp_path / "local", "k").items():
         if k != 5:
             assert_equal(directory, by(folder, "k")[k])
-    record = job_record.read(folder / job_record.FOLDER, status_of(9).slurm_job)
-    assert record.timeouts >= 1
+
+
+@pytest.mark.kill
+def test_a_run_that_is_preempted_and_then_out_of_time_goes_on_until_it_is_done(
+    on_cluster: Cluster, cache: Path, tmp_path: Path
+) -> None:
+    sweep = ["-m", *RUN, "k=9", "sweep_name=s", f"cache_dir={cache}"]
+    client = start(
+        *sweep, *ON_SLURM, "partition=low", "time=2", "signal_delay=60", "wait=true", f"save_dir={tmp_path}/slurm",
+        env=os.environ | plant(tmp_path / "plant", "time.sleep(2.5)  # 40 steps: longer than a preempted job and the minute of the next"),
+    )  # fmt: skip
+    folder = tmp_path / "slurm" / "s"
+    on_cluster.wait(lambda: begun(folder, 9))
+    preempt(on_cluster, tmp_path)
+    on_cluster.wait(lambda: client.poll() is not None)
+    printed, errors = client.communicate()
+    assert client.returncode == 0, printed + errors + logs(folder)
+    timeouts = job_record.read(folder / job_record.FOLDER, status.read(by(folder, "k")[9]).slurm_job).timeouts
+    assert timeouts >= 1
+    assert logs(folder).count("Starting with JobEnvironment") >= timeouts + 2, (
+        "once anew after each time limit, and once after the preemption"
+    )
+    assert here(*sweep, f"save_dir={tmp_path}/local")[0] == 0
+    assert_all_equal(tmp_path / "local", tmp_path / "slurm")
 
 
 PRINT_ENVIRONMENT = """
@@ -336,7 +358,7 @@ def test_a_preempted_run_comes_back_from_its_grace_time_and_a_cancelled_one_does
 
     on_cluster.wait(lambda: stepped(directories[4]) and stepped(directories[5]))
     on_cluster.ask("scancel", status.read(directories[5]).slurm_job)
-    on_cluster.ask("sbatch", "--gres=gpu:4", "--wrap=sleep 1", f"--output={tmp_path}/urgent.log")
+    preempt(on_cluster, tmp_path)
     on_cluster.wait(lambda: status.read(directories[4]).state == State.done)
     assert "preempted; goes on in the queue" in (directories[4] / "slurm.log").read_text()
     assert report(tmp_path / "slurm") == {"done": 1, "cancelled": 1}
