@@ -8,7 +8,6 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 
 from rich.console import Console, Group
@@ -17,6 +16,7 @@ from sae_transcoder.config import ConfigError
 from sae_transcoder.config.command_help import CommandParser
 from sae_transcoder.config.explain_field import add_explain
 from sae_transcoder.config.paths import expanded, local_path
+from sae_transcoder.config.spelling import did_you_mean
 from sae_transcoder.metric_names import NAMES
 from sae_transcoder.process.version_option import add_version
 from sae_transcoder.reports import table, watch
@@ -80,10 +80,8 @@ def names_of(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",")]
     for name in names:
         if name not in NAMES:
-            near = get_close_matches(name, NAMES, n=3, cutoff=0.5)
-            raise ReportError(
-                f"--metrics {text}: there is no metric {name}; choose {' or '.join(near) or 'of ' + ', '.join(NAMES)}"
-            )
+            meant = did_you_mean(name, NAMES, f"choose of {', '.join(NAMES)}")
+            raise ReportError(f"--metrics {text}: there is no metric {name}; {meant}")
     return list(dict.fromkeys(names))
 
 

@@ -3,7 +3,6 @@
 import math
 import re
 from dataclasses import fields
-from difflib import get_close_matches
 
 from sae_transcoder.config import (
     DEFAULTS,
@@ -21,6 +20,7 @@ from sae_transcoder.config.naming import MAX_NAME
 from sae_transcoder.config.optimizer_checks import optimizer_faults
 from sae_transcoder.config.paths import expanded, is_path
 from sae_transcoder.config.slurm_checks import slurm_faults
+from sae_transcoder.config.spelling import did_you_mean
 from sae_transcoder.config.type_checks import type_faults
 from sae_transcoder.metric_names import END_TO_END, NAMES
 
@@ -125,9 +125,8 @@ def path_faults(cfg: Config) -> list[str]:
 def evaluation_faults(cfg: Config) -> list[str]:
     """An objective that is no metric, or is not measured."""
     if cfg.objective not in NAMES:
-        near = get_close_matches(cfg.objective, NAMES, n=3)
-        choices = " or ".join(near) or "one of " + ", ".join(NAMES)
-        return [f"objective={cfg.objective}: there is no such held-out metric; choose {choices}"]
+        meant = did_you_mean(cfg.objective, NAMES, f"choose one of {', '.join(NAMES)}")
+        return [f"objective={cfg.objective}: there is no such held-out metric; {meant}"]
     if not cfg.eval_end_to_end and cfg.objective in END_TO_END:
         return [f"objective={cfg.objective} with eval_end_to_end=False: it is not measured then; set one of them"]
     return []

@@ -5,12 +5,12 @@ import re
 import sys
 import textwrap
 from collections.abc import Sequence
-from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
 from sae_transcoder.config.presets import CONF, by_family, choices, default_choices
+from sae_transcoder.config.spelling import did_you_mean
 
 WIDTH = 100  # characters of a line
 LABEL = 14  # of them for a group's name
@@ -81,8 +81,7 @@ class CommandParser(argparse.ArgumentParser):
             after = [following for word, following in pairwise(arguments) if word == f"--{name}" and not following.startswith("-")]
             return f"write {setting}={after[0] if after else 'VALUE'}"
         options = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
-        near = get_close_matches(f"--{name}", options, n=1, cutoff=0.6)
-        return f"did you mean {near[0]}?" if near else f"see {self.prog} --help"
+        return did_you_mean(f"--{name}", options, f"see {self.prog} --help", most=1)
 
 
 class WideHelp(argparse.RawDescriptionHelpFormatter):

@@ -4,12 +4,12 @@ import os
 import re
 import shlex
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 
 from sae_transcoder.config.fields import GROUPS
 from sae_transcoder.config.paths import is_path
 from sae_transcoder.config.presets import CONF, groups_with, model_presets
+from sae_transcoder.config.spelling import did_you_mean
 
 FILE_SUFFIX = re.compile(r"\.(txt|jsonl?|csv|parquet|md|py)(\.(gz|bz2|zst|lz4))?$", re.IGNORECASE)
 IDS_SUFFIX = re.compile(r"\.(bin|npy)$", re.IGNORECASE)
@@ -26,13 +26,12 @@ def choice_fault(missing: str, options: Sequence[str]) -> str:
         return f"{group}={choice}: there is no such preset; {fix}"
     if missing == "hydra/sweeper/optuna":
         return f"{group}={choice}: needs hydra-optuna-sweeper; run pip install -c constraints.txt -e '.[search]'"
-    near = get_close_matches(choice, options, n=1, cutoff=0.75)
-    meant = f"did you mean {near[0]}? " if near else ""
+    meant = did_you_mean(choice, options, most=1)
     others = {
         "model": f"; any other model by model_name={choice}",
         "dataset": "; other data by dataset=hub or local_text and dataset_name",
     }
-    listed = f"there is no such choice; {meant}choose one of {', '.join(options)}"
+    listed = f"there is no such choice; {meant}{' ' if meant else ''}choose one of {', '.join(options)}"
     return f"{group}={choice}: {listed}{others.get(group, '')}"
 
 

@@ -8,10 +8,10 @@ import os
 import re
 import shlex
 from collections.abc import Iterable
-from difflib import get_close_matches
 from pathlib import Path
 
 from sae_transcoder.config.errors import ConfigError
+from sae_transcoder.config.spelling import did_you_mean
 
 VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 
@@ -73,8 +73,9 @@ def instead(path: Path) -> str:
     if not path.parent.is_dir():
         return ""
     folders = sorted(entry.name for entry in path.parent.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    meant = get_close_matches(path.name, folders, n=3, cutoff=0.6) or folders[:3]
-    return f"; did you mean {' or '.join(str(path.parent / name) for name in meant)}?" if meant else ""
+    first = " or ".join(str(path.parent / name) for name in folders[:3])
+    meant = did_you_mean(path.name, folders, f"did you mean {first}?" if first else "", prefix=f"{path.parent}/")
+    return f"; {meant}" if meant else ""
 
 
 def is_path(text: str) -> bool:

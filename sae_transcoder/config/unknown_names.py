@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Sequence
-from difflib import get_close_matches
 
 from sae_transcoder.config.other_words import OTHER_WORDS
+from sae_transcoder.config.spelling import did_you_mean
 
 # TransformerLens's names of what `site` names, with the distance to the layer whose output it is.
 SITES = {
@@ -46,5 +46,4 @@ def as_whole_number(value: str) -> str:
 
 def nearest_hint(name: str, known: Sequence[str]) -> str:
     """The known names that are spelt like this one, as a question; where there are none, where all of them stand."""
-    near = get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(near)}?" if near else "see sae-train --explain for all fields"
+    return did_you_mean(name, known, "see sae-train --explain for all fields")

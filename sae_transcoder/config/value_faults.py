@@ -1,8 +1,8 @@
 """What is said of a value that a field does not take."""
 
 import re
-from difflib import get_close_matches
 
+from sae_transcoder.config.spelling import did_you_mean
 from sae_transcoder.config.type_checks import ANNOTATIONS, choices_of, element_type, wanted
 from sae_transcoder.config.unknown_names import SITES
 
@@ -31,5 +31,5 @@ def hint(name: str, value: str) -> str:
     site, distance = SITES.get(f"hook_{value.removeprefix('hook_')}", (None, 0))
     if name == "site" and site:
         return f"; write site={site}" + (", and each of the layers one lower" if distance else "")
-    near = get_close_matches(value, choices_of(ANNOTATIONS[name]), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else ""
+    meant = did_you_mean(value, choices_of(ANNOTATIONS[name]), most=1)
+    return f"; {meant}" if meant else ""

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from sae_transcoder.config import (
 from sae_transcoder.config.composition import composed, explain, typed
 from sae_transcoder.config.errors import raise_faults
 from sae_transcoder.config.paths import same_place
+from sae_transcoder.config.spelling import did_you_mean
 from sae_transcoder.config.type_checks import type_faults
 from sae_transcoder.config.unknown_names import name_hint
 from sae_transcoder.data import sources
@@ -54,8 +54,7 @@ def refuse_unread(overrides: Sequence[str]) -> None:
         if name in FIELDS:
             faults.append(f"{override}: {name} is not read, the coders are as they were trained; leave it out")
         else:
-            near = get_close_matches(name, sorted(READ_FIELDS) + list(GROUPS), n=3, cutoff=0.5)
-            unknown = f"there is no field {name} here" + (f"; did you mean {' or '.join(near)}?" if near else "")
+            unknown = f"there is no field {name} here; {did_you_mean(name, READ_FIELDS | set(GROUPS), 'see sae-eval --help')}"
             faults.append(f"{override}: {name_hint(name, override.partition('=')[2], FIELDS) or unknown}")
     if faults:
         raise ConfigError(*faults)

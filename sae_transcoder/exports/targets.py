@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sae_transcoder.config import ConfigError
+from sae_transcoder.config.spelling import did_you_mean
 
 if TYPE_CHECKING:
     from sae_transcoder.exports.source import Source
@@ -45,9 +45,8 @@ def find_writer(target: str, settings: Mapping[str, str]) -> Callable[["Source"]
     if target in READERS:
         raise ConfigError(f"to={target}: {READERS[target]}")
     if target not in TARGETS:
-        near = get_close_matches(target, TARGETS, n=1)
-        hint = f"did you mean to={near[0]}?" if near else f"choose one of {', '.join(TARGETS)}"
-        raise ConfigError(f"to={target}: there is no such target; {hint}")
+        meant = did_you_mean(target, TARGETS, f"choose one of {', '.join(TARGETS)}", most=1, prefix="to=")
+        raise ConfigError(f"to={target}: there is no such target; {meant}")
     faults = []
     for name, value in settings.items():
         if name not in TARGETS[target].settings:

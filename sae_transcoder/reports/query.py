@@ -3,7 +3,6 @@
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import yaml
 from natsort import natsort_keygen
 
 from sae_transcoder.config import FIELDS
+from sae_transcoder.config.spelling import did_you_mean
 from sae_transcoder.reports import formats
 from sae_transcoder.reports.errors import ReportError
 from sae_transcoder.run_store import run_files, run_records
@@ -48,12 +48,8 @@ def check_key(key: str) -> str:
     """Returns the key. Raises ReportError, with similar names, if no run has it. Which data METRIC@DATA names, only the runs can tell."""
     if key in KEYS or ("@" in key and key.partition("@")[0] in NAMES):
         return key
-    similar = [*(name for name in KEYS if key.lower() in name), *get_close_matches(key.lower(), KEYS, n=3, cutoff=0.5)]
-    near = list(dict.fromkeys(get_close_matches(key.lower(), similar, n=1, cutoff=0.9) + similar))[:3]
-    hint = (
-        f"did you mean {' or '.join(near)}?" if near else f"metrics are {', '.join(NAMES)}; fields are those of sae-train --explain"
-    )
-    raise ReportError(f"{key}: runs have no such field or metric; {hint}")
+    all_keys = f"metrics are {', '.join(NAMES)}; fields are those of sae-train --explain"
+    raise ReportError(f"{key}: runs have no such field or metric; {did_you_mean(key.lower(), KEYS, all_keys)}")
 
 
 def condition(text: str) -> Callable[[Mapping[str, Any]], bool]:
