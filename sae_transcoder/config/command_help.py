@@ -71,15 +71,15 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Ends the command with the message, and for an unknown option with what may have been meant."""
         if match := re.fullmatch(r"unrecognized arguments: (--?(\S+))(.*)", message):
-            option, name = match[1], match[2].partition("=")[0]
-            self.exit(1, f"error: {option}: there is no such option; {self.meant(name, sys.argv)}\n")
+            name, _, value = match[2].partition("=")
+            self.exit(1, f"error: {match[1]}: there is no such option; {self.meant(name, value, sys.argv)}\n")
         self.exit(1, f"error: {message}; see {self.prog} --help\n")
 
-    def meant(self, name: str, arguments: Sequence[str]) -> str:
-        """What to write in place of an option of that name."""
+    def meant(self, name: str, value: str, arguments: Sequence[str]) -> str:
+        """What to write in place of an option of that name. value: what stands behind its `=`, if anything."""
         if (setting := name.replace("-", "_")) in self.settings:
             after = [following for word, following in pairwise(arguments) if word == f"--{name}" and not following.startswith("-")]
-            return f"write {setting}={after[0] if after else 'VALUE'}"
+            return f"write {setting}={value or next(iter(after), 'VALUE')}"
         options = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
         return did_you_mean(f"--{name}", options, f"see {self.prog} --help", most=1)
 

@@ -94,6 +94,7 @@ def test_the_examples_of_the_help_compose_without_a_fault() -> None:
     [
         ("sae-export outputs/x --to sae_lens", "--to: there is no such option; write to=sae_lens"),
         ("sae-latents outputs --tokens 5", "--tokens: there is no such option; write tokens=5"),
+        ("sae-export outputs/x --to=sae_lens", "--to: there is no such option; write to=sae_lens"),
         ("sae-eval outputs/x --max-samples", "--max-samples: there is no such option; write max_samples=VALUE"),
         ("sae-report outputs --metric fvu", "--metric: there is no such option; did you mean --metrics?"),
         ("sae-eval outputs/x --frobnicate", "--frobnicate: there is no such option; see sae-eval --help"),
