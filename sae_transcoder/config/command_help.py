@@ -70,9 +70,12 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Ends the command with the message, and for an unknown option with what may have been meant."""
-        if match := re.fullmatch(r"unrecognized arguments: (--?(\S+))(.*)", message):
-            name, _, value = match[2].partition("=")
-            self.exit(1, f"error: {match[1]}: there is no such option; {self.meant(name, value, sys.argv)}\n")
+        unknown = re.findall(r"^unrecognized arguments: (-\S+)", message)
+        if message.startswith("the following arguments are required"):  # which argparse tells first
+            known = self._option_string_actions
+            unknown = [word for word in sys.argv[1:] if word.startswith("--") and word.partition("=")[0] not in known]
+        for option, _, value in (word.partition("=") for word in unknown):
+            self.exit(1, f"error: {option}: there is no such option; {self.meant(option.lstrip('-'), value, sys.argv)}\n")
         self.exit(1, f"error: {message}; see {self.prog} --help\n")
 
     def meant(self, name: str, value: str, arguments: Sequence[str]) -> str:
