@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="folder for the result, in place of latents/ of the run")
     parser.add_argument("--page", action="store_true", help="write the page of the latents, beside the result of a single run, else into "
                         "latents/ of the folder of runs")  # fmt: skip
-    add_explain(parser)
+    add_explain(parser, OWN)
     add_version(parser)
     arguments = parser.parse_intermixed_args()
     try:

@@ -70,7 +70,7 @@ def missing_fault(name: str) -> str:
 
 
 def override_faults(overrides: Sequence[str], config_dirs: Sequence[Path]) -> list[str]:
-    """Overrides that name no field or group, or that bypass the schema."""
+    """Overrides that name no field or group, that bypass the schema, or one of which would do nothing."""
     user_groups = {p.name for d in config_dirs if d.is_dir() for p in d.iterdir() if p.is_dir()}
     groups = {*GROUPS, *user_groups}
     known_names = [*FIELDS, *groups]
@@ -96,6 +96,10 @@ def override_faults(overrides: Sequence[str], config_dirs: Sequence[Path]) -> li
             faults.append(choice or name_fault(override, name, (value or "=")[1:], known_names))
         elif not value:
             faults.append(f"{override}: needs a value, as in {name}=VALUE")
+    given = dict(override.split("=", 1) for override in overrides if "=" in override)
+    if "expansion_factor" in given and "0" not in given.get("num_latents", "0").split(","):
+        sizes = [f"{name}={given[name]}" for name in ("expansion_factor", "num_latents")]
+        faults.append(f"{' with '.join(sizes)}: num_latents takes its place; leave one of them out")
     return faults
 
 

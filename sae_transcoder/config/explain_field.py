@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from sae_transcoder.config.checks import AT_LEAST, AT_MOST
@@ -57,14 +57,14 @@ def names_to_explain(arguments: Sequence[str]) -> list[str] | None:
     return names
 
 
-def explain(names: Sequence[str]) -> NoReturn:
+def explain(names: Sequence[str], own: Mapping[str, str] | None = None) -> NoReturn:
     """Prints what is known of these names, without any every field in a line, and ends the program. Raises ConfigError after that for names that
-    are none."""
+    are none. own: {name that a command has for itself: its meaning}."""
     parts: list[str] = [] if names else [field_index()]
     faults: list[str] = []
     for name in names:
         try:
-            parts.append(explanation(name))
+            parts.append(f"{name}: {own[name]}" if own and name in own else explanation(name))
         except ConfigError as error:
             faults += error.faults
     if parts:
@@ -174,22 +174,28 @@ def print_text(text: str) -> None:
 class Explain(argparse.Action):
     """`--explain [NAME ...]` of the other commands: prints and ends the program, as --help does."""
 
+    def __init__(self, *arguments: Any, own: Mapping[str, str], **others: Any):
+        """own: {setting of this command alone: what it means}."""
+        super().__init__(*arguments, **others)
+        self.own = own
+
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
     ) -> None:
         """Prints what is known of the names in `values`. Exit code 1 with a message for a name that is none."""
         try:
-            explain(values)
+            explain(values, self.own)
         except ConfigError as error:
             parser.exit(1, "".join(f"error: {fault}\n" for fault in error.faults))
 
 
-def add_explain(parser: argparse.ArgumentParser) -> None:
-    """Gives a command the option `--explain`."""
+def add_explain(parser: argparse.ArgumentParser, own: Mapping[str, str] | None = None) -> None:
+    """Gives a command the option `--explain`. own: {setting of this command alone: what it means}."""
     parser.add_argument(
         OPTION,
         nargs="*",
         action=Explain,
+        own=own or {},
         metavar="NAME",
         help="all about fields, groups, metrics; without a name each field in a line",
     )

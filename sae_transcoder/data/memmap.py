@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from sae_transcoder.config import Config, ConfigError
+from sae_transcoder.data.sources import local_name
 
 # {first bytes: what such a file is}
 OTHER_FILES = {
@@ -22,8 +23,12 @@ OTHER_FILES = {
 NPY = b"\x93NUMPY"
 
 
-def open_ids(cfg: Config, path: Path) -> np.ndarray:
-    """The ids of the file [token]. Raises ConfigError for a file of another kind, or whose number format is not told."""
+def open_ids(cfg: Config) -> np.ndarray:
+    """The ids of the file that `dataset_name` names [token]. Raises ConfigError where it is not there, is of another kind, or its number format
+    is not told."""
+    path = local_name(cfg)
+    if not path.is_file():
+        raise ConfigError(f"dataset_name={cfg.dataset_name}: no such file; give the path of a flat binary file of token ids")
     with path.open("rb") as file:
         start = file.read(32)
     if start.startswith(NPY):

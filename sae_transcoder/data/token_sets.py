@@ -135,10 +135,13 @@ def before(records: np.ndarray, num_ids: int) -> np.ndarray:
 
 def nothing_left(cfg: Config, num_rows: int) -> str:
     """The message for data that fills no sequence beside those held out."""
+    own_split, fewer = has_own_split(cfg), max(1, num_rows // 10)
+    can_be_fewer = not own_split and fewer < min(num_rows, cfg.eval_samples)
     return (
         f"dataset_name={cfg.dataset_name}: {num_rows} sequences of max_seq_length={cfg.max_seq_length} tokens in all"
-        + ("" if has_own_split(cfg) else f", of which eval_samples={cfg.eval_samples} are held out")
-        + ": none is left to train on; give more text, or lower max_seq_length or eval_samples"
+        + ("" if own_split else f", and eval_samples={cfg.eval_samples} are to be held out")
+        + ": none is left to train on; give more text, or lower max_seq_length"
+        + (f" or eval_samples, for example to eval_samples={fewer}" if can_be_fewer else "")
     )
 
 
@@ -223,17 +226,11 @@ def refuse_eval_split(cfg: Config) -> None:
 
 def from_memmap(cfg: Config, needed: int | None, vocabulary: int) -> TokenSets:
     """The sequences of a flat file of ids, read in place. Raises ConfigError as `prepare` does."""
-    path = sources.local_name(cfg)
-    if not path.is_file():
-        raise ConfigError(f"dataset_name={cfg.dataset_name}: no such file; give the path of a flat binary file of token ids")
-    ids, length = open_ids(cfg, path), cfg.max_seq_length
+    ids, length = open_ids(cfg), cfg.max_seq_length
     count = len(ids) // length
     available = count - cfg.eval_samples
     if available < 1:
-        raise ConfigError(
-            f"dataset_name={cfg.dataset_name}: {count} sequences of max_seq_length={length} tokens, of which eval_samples={cfg.eval_samples} "
-            "are held out: none is left to train on; lower max_seq_length or eval_samples"
-        )
+        raise ConfigError(nothing_left(cfg, count))
     rows = ids[: count * length].reshape(count, length)
     blocks = np.random.default_rng(cfg.shuffle_seed).permutation(count // MEMMAP_BLOCK)
     within_windows = mixed_order(cfg.eval_samples, available, cfg.shuffle_seed)

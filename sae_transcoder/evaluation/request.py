@@ -83,12 +83,13 @@ def grouped(requests: Sequence[Request], names: Iterable[str]) -> list[list[Requ
     return list(by_values.values())
 
 
-def stored_coders(path: str, overrides: Sequence[str]) -> StoredCoders:
+def stored_coders(path: str, overrides: Sequence[str], own: Iterable[str] = ()) -> StoredCoders:
     """Finds the coders in `path` and composes the settings.
 
-    Raises ConfigError where there are no coders, and for settings that are wrong, or that are not read where coders are trained already.
+    own: names of the command's own settings, of which a mistyped one may be meant. Raises ConfigError where there are no coders, and for
+    settings that are wrong, or that are not read where coders are trained already.
     """
-    refuse_unread(overrides)
+    refuse_unread(overrides, own)
     root = coders_dir(path)
     if (root / "cfg.json").is_file():  # the folder of a single coder
         root, coder_dirs = root.parent, {root.name: root}

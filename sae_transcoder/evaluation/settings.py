@@ -1,6 +1,6 @@
 """The config of an evaluation: the settings in the coders' files, and overrides of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,8 @@ READ_FIELDS = {f.name for group in (ModelConfig, DatasetConfig, HardwareConfig) 
 READ_FIELDS |= {*SELECTION, "batch_size", "eval_end_to_end", "save_dir"}
 
 
-def refuse_unread(overrides: Sequence[str]) -> None:
-    """Raises ConfigError for overrides that change nothing in an evaluation."""
+def refuse_unread(overrides: Sequence[str], own: Iterable[str] = ()) -> None:
+    """Raises ConfigError for overrides that change nothing in an evaluation. own: further names that may be meant."""
     faults = []
     for override in overrides:
         name = override.split("=")[0].lstrip("+~")
@@ -54,7 +54,7 @@ def refuse_unread(overrides: Sequence[str]) -> None:
         if name in FIELDS:
             faults.append(f"{override}: {name} is not read, the coders are as they were trained; leave it out")
         else:
-            unknown = f"there is no field {name} here; {did_you_mean(name, READ_FIELDS | set(GROUPS), 'see sae-eval --help')}"
+            unknown = f"there is no field {name} here; {did_you_mean(name, READ_FIELDS | {*GROUPS, *own}, 'see sae-eval --help')}"
             faults.append(f"{override}: {name_hint(name, override.partition('=')[2], FIELDS) or unknown}")
     if faults:
         raise ConfigError(*faults)

@@ -15,7 +15,12 @@ from sae_transcoder.evaluation.request import StoredCoders, Tell, one_output, ru
 from sae_transcoder.preflight.run_directory import refuse_unwritable
 from sae_transcoder.run_store import latents_pass
 
-OWN = ("tokens", "latents", "top")
+OWN = {
+    "tokens": "of the text for training, how many are read; without it, what was held out is read",
+    "latents": "numbers of the latents that are described, such as 0-99,200; all by default",
+    "top": "strongest contexts that are kept of each latent; 20 by default",
+}
+"""{setting of this command alone: what it means}."""
 MOST_TOP = 100
 
 
@@ -115,7 +120,7 @@ def latents_requests(
     """
     requests: dict[Path, LatentsRequest] = {}  # by folder: a run may be named in two ways
     for path in one_output(runs_in_all(paths, tell), output):
-        stored = stored_coders(path, overrides)
+        stored = stored_coders(path, overrides, OWN)
         faults = []
         for name, folder in stored.coder_dirs.items():
             count = num_latents(coder_settings(folder))

@@ -63,7 +63,7 @@ def facts(plan: Plan) -> dict[str, str]:
         f"{length.samples * cfg.max_seq_length:,} tokens; {len(plan.tokens.heldout):,} held out{from_documents(plan)}",
         **mixture(plan),
         "special tokens": special_tokens(plan),
-        "steps": f"{length.steps:,} of {cfg.grad_acc_steps} x {length.batch} sequences",
+        "steps": steps(plan),
         **ranks(plan),
         "optimizer": f"{cfg.optimizer}, lr {rate(plan)}{warmup}{fall(plan)}",
         "memory": f"about {size(needed.total_bytes, 'B')}, most {needed.moment} ({parts})",
@@ -136,6 +136,16 @@ def from_documents(plan: Plan) -> str:
     """From how many documents the held-out sequences come; empty where that is not known."""
     count = plan.tokens.origin.heldout_documents
     return "" if count is None else f", from {count:,} document{'' if count == 1 else 's'}"
+
+
+def steps(plan: Plan) -> str:
+    """How many optimizer steps, and of how many sequences each is made."""
+    cfg, length = plan.cfg, plan.length
+    factors = {"batch_size": cfg.batch_size, "grad_acc_steps": cfg.grad_acc_steps, "ranks": length.batch // cfg.batch_size}
+    used = {name: factor for name, factor in factors.items() if factor > 1 or name == "batch_size"}
+    if len(used) == 1:
+        return f"{length.steps:,} of {cfg.batch_size} sequence{'' if cfg.batch_size == 1 else 's'}"
+    return f"{length.steps:,}, each of {' x '.join(map(str, used.values()))} sequences ({' x '.join(used)})"
 
 
 def mixture(plan: Plan) -> dict[str, str]:

@@ -40,7 +40,7 @@ def length_faults(cfg: Config, length: RunLength, samples: int) -> list[str]:
     if cfg.max_steps is not None and length.steps < cfg.max_steps:
         faults.append(
             f"max_steps={cfg.max_steps}: {limit or 'the data'} gives {samples} samples, which make {length.steps} optimizer steps; "
-            f"raise {'max_tokens' if limit and limit.startswith('max_tokens') else 'max_samples (null: all)'} or lower max_steps"
+            + more_steps(cfg, length, limit)
         )
     division = f"{length.samples} samples / ({batch.replace('=', ' ')} x grad_acc_steps {cfg.grad_acc_steps})"
     twentieth = "lower it, or leave it out for a twentieth of the run"
@@ -56,3 +56,12 @@ def length_faults(cfg: Config, length: RunLength, samples: int) -> list[str]:
             f"{automatic}; set it to at most {length.steps - warmup}, or leave it out for all after the warmup"
         )
     return faults
+
+
+def more_steps(cfg: Config, length: RunLength, limit: str | None) -> str:
+    """What lets a run make max_steps optimizer steps, or fewer be asked for; limit: the setting that ends the data, None: all of it is read."""
+    if limit is not None:
+        return f"raise {'max_tokens' if limit.startswith('max_tokens') else 'max_samples (null: all)'} or lower max_steps"
+    smaller = ", ".join(name for name in ("batch_size", "grad_acc_steps") if getattr(cfg, name) > 1)
+    fields = f"{smaller} or max_seq_length" if smaller else "max_seq_length"
+    return f"give more text, lower {fields}, or set max_steps to at most {length.steps}"

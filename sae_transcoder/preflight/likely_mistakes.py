@@ -61,14 +61,27 @@ def short_run_warnings(cfg: Config, length: RunLength) -> list[str]:
             f"dead_feature_threshold={cfg.dead_feature_threshold:,} is not below the run's {tokens:,} tokens: no latent can count as dead, "
             f"AuxK never acts; set dead_feature_threshold={max(1, tokens // 5)}, or auxk_alpha=0"
         )
-    sequences = cfg.batch_size * cfg.grad_acc_steps
+    return messages + few_steps_warnings(cfg, length)
+
+
+def few_steps_warnings(cfg: Config, length: RunLength) -> list[str]:
+    """A run of few optimizer steps, to which a smaller batch would give more; not where so few sequences are asked for, for a trial."""
     fewer = power_of_two(length.samples / FEWEST_STEPS)
-    if length.steps < FEWEST_STEPS <= length.samples and fewer < sequences and length.batch == cfg.batch_size:
-        messages.append(
-            f"batch_size={cfg.batch_size} with grad_acc_steps={cfg.grad_acc_steps}: {length.steps:,} optimizer steps are few; "
-            f"batch_size={fewer} with grad_acc_steps=1 makes {math.ceil(length.samples / fewer):,} of the same text"
-        )
-    return messages
+    steps = math.ceil(length.samples / fewer)
+    is_trial = length.samples < FEWEST_STEPS and not ends_before_limits(cfg, length)
+    if is_trial or length.batch > cfg.batch_size or not length.steps < min(FEWEST_STEPS, steps):
+        return []
+    longer = f" and max_steps={steps}" if cfg.max_steps is not None else ""
+    return [
+        f"batch_size={cfg.batch_size} with grad_acc_steps={cfg.grad_acc_steps}: {length.steps:,} optimizer steps are few; "
+        f"batch_size={fewer} with grad_acc_steps=1{longer} makes {steps:,} of the same text"
+    ]
+
+
+def ends_before_limits(cfg: Config, length: RunLength) -> bool:
+    """Whether the data ends before any of the settings that limit how much of it is read."""
+    asked = needed_samples(cfg, length.batch // cfg.batch_size)
+    return asked is None or length.samples < asked
 
 
 def data_warnings(cfg: Config, length: RunLength, origin: DataOrigin) -> list[str]:
@@ -79,7 +92,7 @@ def data_warnings(cfg: Config, length: RunLength, origin: DataOrigin) -> list[st
         messages.append(
             f"{cfg.dataset_name}: {asked:,} sequences are asked for ({', '.join(samples_of_limits(cfg))}), it has {length.samples:,} to train on"
         )
-    if length.samples < FEWEST_STEPS and (asked is None or length.samples < asked):
+    if length.samples < FEWEST_STEPS and ends_before_limits(cfg, length):
         messages.append(
             f"dataset_name={cfg.dataset_name}: {length.samples * cfg.max_seq_length:,} tokens to train on are few for coders to learn from; give "
             f"more text, at least {FEWEST_STEPS * STEP_TOKENS:,} tokens"

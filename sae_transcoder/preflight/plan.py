@@ -74,6 +74,7 @@ def make_plan(cfg: Config, cache: PlanCache | None = None, *, on_slurm: bool = F
     processes = processes or (cfg.nodes * cfg.tasks_per_node if on_slurm else distributed.world_size())
     check_settings(cfg)
     check_tracker(cfg)
+    cache.check_files(cfg)
 
     from sae_transcoder.language_model.sizes import forward_sizes, sizes_of
     from sae_transcoder.language_model.weights_dtype import resolve_dtype

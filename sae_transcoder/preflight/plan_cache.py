@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import fields
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from sae_transcoder.config import Config, DatasetConfig, computes_logits
+from sae_transcoder.config import Config, DatasetConfig, DatasetKind, computes_logits
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +28,15 @@ class PlanCache:
         if key not in self._values:
             self._values[key] = compute()
         return self._values[key]  # type: ignore[return-value] # what `compute` returned
+
+    def check_files(self, cfg: Config) -> None:
+        """Raises ConfigError where the data is files that are not there or of another kind, before anything imports torch."""
+        from sae_transcoder.data import memmap, sources
+        from sae_transcoder.data.mixture import parts
+
+        for part in parts(cfg):
+            find = memmap.open_ids if part.dataset_kind == DatasetKind.memmap else sources.local_paths
+            self._once(("files", repr(data_settings(part))), partial(find, part))
 
     def outline(self, cfg: Config, dtype: torch.dtype, layers: int | None = None) -> PreTrainedModel:
         """The language model without weights, in this number format, with its first `layers` layers; None: with all."""
@@ -60,8 +70,7 @@ class PlanCache:
         from sae_transcoder.config.run_length import needed_samples
         from sae_transcoder.data import token_sets
 
-        source = str({f.name: getattr(cfg, f.name) for f in fields(DatasetConfig) if f.name != "max_samples"})
-        key = ("tokens", *model_key(cfg), source, needed_samples(cfg, batch_ranks))
+        key = ("tokens", *model_key(cfg), repr(data_settings(cfg)), needed_samples(cfg, batch_ranks))
         return self._once(key, lambda: token_sets.prepare(cfg, lambda: self.tokenizer(cfg), vocabulary, batch_ranks))
 
     def tokenizer(self, cfg: Config) -> PreTrainedTokenizerBase:
@@ -69,6 +78,11 @@ class PlanCache:
         from sae_transcoder.language_model import loading
 
         return self._once(("tokenizer", *model_key(cfg)), lambda: loading.tokenizer(cfg))
+
+
+def data_settings(cfg: Config) -> dict[str, object]:
+    """What says which data it is, but for how much of it is read."""
+    return {f.name: getattr(cfg, f.name) for f in fields(DatasetConfig) if f.name != "max_samples"}
 
 
 def model_key(cfg: Config) -> tuple[Hashable, ...]:

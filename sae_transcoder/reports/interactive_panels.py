@@ -14,7 +14,14 @@ from sae_transcoder.reports.plot_data import PlottedCoder, Series
 COLUMNS = 3
 MOST_PANELS = 60
 NARROW_TITLE = 42  # letters of a panel's title that fit a narrow screen
+NARROW = 700  # pixels of a window in which panels stand in one column
 HEIGHT = 310  # pixels of a panel
+PANELS = 600  # pixels of the panels of a row together, at least
+GAP = 74  # pixels between two of them, for ticks and title of an axis
+LETTERS = 44  # of a line in the legend
+LETTER = 7  # pixels of one
+AROUND = 190  # pixels beside panels and the legend's letters: margins, the legend's markers, a scroll bar
+MOST_LEGEND = 700  # pixels of a legend that does not scroll
 RING = "Pareto-optimal"
 Numbered = Sequence[tuple[int, PlottedCoder]]
 """Coders with their index in the page."""
@@ -36,7 +43,11 @@ class Panels:
             titles[(i // self.num_columns) * rows * self.num_columns + i % self.num_columns] = html.escape(name)
         gap = min(95 / (HEIGHT * num_rows), 0.9 / max(1, num_rows - 1))
         self.figure = make_subplots(
-            num_rows, self.num_columns, subplot_titles=titles, horizontal_spacing=0.07, vertical_spacing=gap
+            num_rows,
+            self.num_columns,
+            subplot_titles=titles,
+            vertical_spacing=gap,
+            horizontal_spacing=GAP / row_width(self.num_columns),
         )
         self.num_rows = num_rows
         self.figure.update_layout(
@@ -50,7 +61,7 @@ class Panels:
         self.k_dashes = {k: dash for k, (_, dash) in plot_style.k_dashes(coder for _, coder in coders).items()}
         ordered = [*sorted({coder.series for _, coder in coders}), RING, *map(k_label, self.k_dashes)]
         self.legend_ranks: dict[Any, int] = {series: 1 + i for i, series in enumerate(ordered)}
-        self.in_legend: set[Any] = set()
+        self.in_legend: dict[Any, int] = {}  # {series: lines of its entry}
 
     def position(self, name: str, row: int) -> dict[str, int]:
         """The row and column of a hookpoint's panel in the figure, from 1."""
@@ -61,10 +72,13 @@ class Panels:
         """Adds a trace of a series. A trace without `customdata` has no tooltip; with listed=False it is not in the legend."""
         trace.setdefault("hoverinfo", "none" if "customdata" in trace else "skip")
         listed = trace.pop("listed", True) and series not in self.in_legend
+        label = plot_style.in_lines(str(series), LETTERS)
         if listed:
-            self.in_legend.add(series)
+            self.in_legend[series] = len(label)
         self.figure.add_trace(
-            go.Scatter(name=str(series), legendgroup=str(series), legendrank=self.legend_ranks[series], showlegend=listed, **trace),
+            go.Scatter(
+                name="<br>".join(label), legendgroup=str(series), legendrank=self.legend_ranks[series], showlegend=listed, **trace
+            ),
             **position,
         )
 
@@ -99,25 +113,38 @@ class Panels:
 
     def arrange(self) -> go.Figure:
         """The figure, whose layout's `meta` holds the `wide` arrangement, in columns, and the `narrow` one, in one column with the legend
-        below, as plotly's relayout takes them."""
-        places = {}
-        for i, name in enumerate(self.names):
-            for row in range(self.rows):
-                places[i * self.rows + row] = self.figure.get_subplot(*self.position(name, row).values())
-        count, entries = len(places), len(self.in_legend)
-        title, gap = 34, 80  # pixels above a panel, and below it for the labels of its axis
-        below = 30 + 21 * entries
-        inner = count * (HEIGHT - gap) + (count - 1) * gap
-        margin = {"l": 56, "r": 8, "t": title, "b": gap + below}
-        narrow: dict[str, Any] = {"height": title + inner + gap + below, "margin": margin}
-        narrow |= {
-            "legend.orientation": "h",
-            "legend.x": 0,
-            "legend.xanchor": "left",
-            "legend.font.size": 11,
-            "legend.xref": "container",
+        below, as plotly's relayout takes them; and how wide a window the first needs, `least`, in pixels."""
+        self.figure.update_layout(height=max(self.figure.layout.height, min(MOST_LEGEND, self.legend_height()) + 120))
+        return self.figure.update_layout(meta={"wide": self.wide(), "narrow": self.narrow(), "least": self.least_width()})
+
+    def legend_height(self) -> int:
+        """Pixels of the legend."""
+        return sum(6 + 17 * lines for lines in self.in_legend.values())
+
+    def least_width(self) -> int:
+        """Pixels of a window in which panels stand side by side and have room for the labels of their axes."""
+        if self.num_columns == 1:
+            return NARROW
+        longest = max(len(line) for trace in self.figure.data for line in trace.name.split("<br>"))
+        return max(NARROW, row_width(self.num_columns) + LETTER * longest + AROUND)
+
+    def places(self) -> dict[int, Any]:
+        """{place in one column: subplot}."""
+        return {
+            i * self.rows + row: self.figure.get_subplot(*self.position(name, row).values())
+            for i, name in enumerate(self.names)
+            for row in range(self.rows)
         }
-        narrow |= {"legend.y": 0, "legend.yanchor": "bottom", "legend.yref": "container"}
+
+    def narrow(self) -> dict[str, Any]:
+        """The arrangement in one column."""
+        places = self.places()
+        title, gap = 34, 80  # pixels above a panel, and below it for the labels of its axis
+        below = 30 + self.legend_height()
+        inner = len(places) * (HEIGHT - gap) + (len(places) - 1) * gap
+        narrow: dict[str, Any] = {"height": title + inner + gap + below, "margin": {"l": 56, "r": 8, "t": title, "b": gap + below}}
+        narrow |= {"legend.orientation": "h", "legend.xanchor": "left", "legend.yanchor": "bottom", "legend.font.size": 11}
+        narrow |= {"legend.x": 0, "legend.xref": "container", "legend.y": 0, "legend.yref": "container"}
         for place, subplot in places.items():
             top = 1 - place * HEIGHT / inner
             narrow[axis_key(subplot.xaxis) + ".domain"] = [0, 1]
@@ -125,22 +152,20 @@ class Panels:
         for i, name in enumerate(self.names):
             narrow |= {f"annotations[{i}].x": 0.5, f"annotations[{i}].y": 1 - i * self.rows * HEIGHT / inner}
             narrow |= {f"annotations[{i}].font.size": 12 if len(name) <= NARROW_TITLE else 9}
+        return narrow
+
+    def wide(self) -> dict[str, Any]:
+        """The arrangement in columns, with the legend at the right."""
         layout = self.figure.layout
         wide: dict[str, Any] = {"height": layout.height, "margin": layout.margin.to_plotly_json()}
-        wide |= {
-            "legend.orientation": "v",
-            "legend.x": 1.02,
-            "legend.xanchor": "left",
-            "legend.font.size": 12,
-            "legend.xref": "paper",
-        }
-        wide |= {"legend.y": 1, "legend.yanchor": "top", "legend.yref": "paper"}
-        for subplot in places.values():
+        wide |= {"legend.orientation": "v", "legend.xanchor": "left", "legend.yanchor": "top", "legend.font.size": 12}
+        wide |= {"legend.x": 1.02, "legend.xref": "paper", "legend.y": 1, "legend.yref": "paper"}
+        for subplot in self.places().values():
             for axis in (subplot.xaxis, subplot.yaxis):
                 wide[axis_key(axis) + ".domain"] = list(axis.domain)
         for i, annotation in enumerate(layout.annotations):
             wide |= {f"annotations[{i}].x": annotation.x, f"annotations[{i}].y": annotation.y, f"annotations[{i}].font.size": 13}
-        return self.figure.update_layout(meta={"wide": wide, "narrow": narrow})
+        return wide
 
     def note(self, text: str) -> str:
         """The text above the plot, which says if some hookpoints are left out."""
@@ -154,6 +179,11 @@ def joined(coders: Numbered, line: Callable[[PlottedCoder], np.ndarray]) -> dict
     lines = [(i, np.concatenate([line(coder), gap], axis=1)) for i, coder in coders]
     x, y = np.concatenate([points for _, points in lines], axis=1).astype(np.float32)
     return {"x": x, "y": y, "customdata": np.concatenate([np.full(points.shape[1], i, np.int32) for i, points in lines])}
+
+
+def row_width(columns: int) -> int:
+    """Pixels of a row of panels, at least."""
+    return PANELS + GAP * (columns - 1)
 
 
 def axis_key(axis: Any) -> str:

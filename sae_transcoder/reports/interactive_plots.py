@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from sae_transcoder.metric_names import THRESHOLD_QUANTILES
 from sae_transcoder.reports import plot_style
 from sae_transcoder.reports.interactive_panels import RING, Numbered, Panels
-from sae_transcoder.reports.pareto import TRADEOFFS, Tradeoff, best_of_each_k, pareto_optimal, points_and_seeds
+from sae_transcoder.reports.pareto import OPTIMAL, TRADEOFFS, Tradeoff, best_of_each_k, pareto_optimal, points_and_seeds
 from sae_transcoder.reports.plot_data import PlottedCoder, outline, thin_out
 
 
@@ -40,7 +40,7 @@ def draw_pareto(coders: Numbered) -> tuple[go.Figure, str] | None:
     missing = [tradeoff.reason([coder for _, coder in coders]) for tradeoff in tradeoffs]
     means = " With whiskers: the mean of several seeds ± one standard deviation; small and pale: each seed."
     return drawing.arrange(), drawing.note(
-        "Every coder is a point; a line joins the best of each k. Rings: Pareto-optimal within the panel, of an FVU of 1 at most."
+        f"Every coder is a point; a line joins the best of each k. Rings, Pareto-optimal: {OPTIMAL}."
         + "".join(f" {reason}." for reason in missing if reason)
         + (means if any(coder.seeds for _, coder in shown) else "")
     )

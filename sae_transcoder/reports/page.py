@@ -38,6 +38,7 @@ HEAD = """<!doctype html>
 <link rel="icon" href="data:,">
 <title>sae-report</title>
 <style>
+html { overflow-y: scroll; }
 body { font: 14px/1.45 system-ui, sans-serif; margin: 24px auto; max-width: 1400px; padding: 0 20px; color: #222; }
 h1 { font-size: 20px; } h2 { font-size: 16px; margin: 28px 0 4px; } p { color: #555; margin: 4px 0; }
 .runs { overflow: auto; max-height: 70vh; }
@@ -72,11 +73,11 @@ function show(event) {
   tip.style.left = (x + 18 + width < innerWidth ? x + 18 : Math.max(0, x - 18 - width)) + "px";
   tip.style.top = Math.max(0, Math.min(y + 12, innerHeight - height - 4)) + "px";
 }
-const narrow = matchMedia("(max-width: 700px)");
 for (const [id, figure] of Object.entries(FIGURES)) {
   // Without showSendToCloud=false plotly offers to upload the picture.
   const options = {responsive: true, displaylogo: false, showSendToCloud: false, plotlyServerURL: "",
     modeBarButtonsToRemove: ["select2d", "lasso2d"], toImageButtonOptions: {format: "svg", filename: id}};
+  const narrow = matchMedia(`(max-width: ${figure.layout.meta.least}px)`);
   Plotly.newPlot(id, figure.data, figure.layout, options).then(plot => {
     const arrange = () => Plotly.relayout(plot, structuredClone(figure.layout.meta[narrow.matches ? "narrow" : "wide"]));
     narrow.addEventListener("change", arrange);

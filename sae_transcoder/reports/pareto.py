@@ -10,6 +10,10 @@ import numpy as np
 from sae_transcoder.reports.plot_data import PlottedCoder
 
 EQUAL_L0 = 0.02  # of an L0: coders that aim at one k end so near to it and to each other
+OPTIMAL = (
+    f"FVU of 1 at most, and no point of the panel has a lower FVU (higher CE score) at an L0 as low, within {100 * EQUAL_L0:g} %"
+)
+"""Which points have a ring, as the pictures and the page say it."""
 
 
 @dataclass(frozen=True)

@@ -3,18 +3,19 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from sae_transcoder.reports import plot_style
+from sae_transcoder.reports.pareto import OPTIMAL
 from sae_transcoder.reports.plot_data import PlottedCoder, Series
 
+LETTERS = 64  # of a line, for the narrowest figure
 MEAN_LABEL = "with whiskers: the mean of several seeds,\n± one standard deviation; small: each seed"
-RING_LABEL = (
-    "Pareto-optimal: FVU of 1 at most, and no other point of\nthe panel has both a lower L0 and a lower FVU (a higher CE score)"
-)
+RING_LABEL = "\n".join(plot_style.in_lines(f"Pareto-optimal: {OPTIMAL}", LETTERS))
 
 
 def line_styles(coders: Iterable[PlottedCoder]) -> dict[int, Any]:
@@ -47,7 +48,7 @@ def series_handles(
             else {"linewidth": plot_style.LINE_WIDTHS.get(series.model_type, 1)}
         )
         look["linestyle"] = plot_style.dash(series)[0] if dashes else "-"
-        handles.append(Line2D([], [], color=colour, label=label(series), **look))
+        handles.append(Line2D([], [], color=colour, label="\n".join(plot_style.in_lines(label(series), LETTERS)), **look))
     return handles
 
 
@@ -61,8 +62,9 @@ def k_handles(coders: Sequence[PlottedCoder]) -> list[Line2D]:
 
 def add_legend(figure: Figure, handles: Sequence[Any]) -> None:
     """Puts the legend below the panels, in as many columns as fit."""
-    longest = max(max(len(line) for line in str(handle.get_label()).splitlines()) for handle in handles)
+    labels = [str(handle.get_label()).splitlines() for handle in handles]
+    longest = max(len(line) for label in labels for line in label)
     columns = max(1, min(len(handles), int(figure.get_figwidth() / (0.4 + 0.068 * longest))))
-    lines = -(-len(handles) // columns) + any("\n" in str(handle.get_label()) for handle in handles)
+    lines = max(sum(column) for column in np.array_split([len(label) for label in labels], columns))
     figure.set_figheight(figure.get_figheight() + 0.17 * lines)
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, handlelength=2.8)

@@ -1,6 +1,7 @@
 """What static and interactive plots share: colours, labels, panels, the range and ticks of axes."""
 
 import math
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -80,6 +81,11 @@ def k_dashes(coders: Iterable[PlottedCoder]) -> dict[int, tuple[Any, str]]:
     """A line style for each k in matplotlib and in plotly; the same for all if there are more k than styles."""
     ks = sorted({coder.k for coder in coders})
     return dict(zip(ks, DASHES, strict=False)) if len(ks) <= len(DASHES) else dict.fromkeys(ks, DASHES[0])
+
+
+def in_lines(label: str, letters: int) -> list[str]:
+    """The lines of a legend's entry, of so many letters at most."""
+    return textwrap.wrap(label, letters, break_on_hyphens=False)
 
 
 def panels(coders: Iterable[PlottedCoder]) -> list[str]:

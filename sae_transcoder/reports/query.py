@@ -12,6 +12,7 @@ from natsort import natsort_keygen
 from sae_transcoder.config import FIELDS
 from sae_transcoder.config.spelling import did_you_mean
 from sae_transcoder.reports import formats
+from sae_transcoder.reports.config_groups import instead_of
 from sae_transcoder.reports.errors import ReportError
 from sae_transcoder.run_store import run_files, run_records
 from sae_transcoder.run_store.eval_file import NAMES
@@ -44,10 +45,13 @@ KEYS = (
 )
 
 
-def check_key(key: str) -> str:
-    """Returns the key. Raises ReportError, with similar names, if no run has it. Which data METRIC@DATA names, only the runs can tell."""
+def check_key(key: str, sign: str = "", value: str = "") -> str:
+    """Returns the key. Raises ReportError, with what to write in place of it, if no run has it. Which data METRIC@DATA names, only the runs can
+    tell. sign, value: of its condition, if it is in one."""
     if key in KEYS or ("@" in key and key.partition("@")[0] in NAMES):
         return key
+    if fix := instead_of(key, sign, value):
+        raise ReportError(f"{key}{sign}{value}: a group of sae-train, and no column here; {fix}")
     all_keys = f"metrics are {', '.join(NAMES)}; fields are those of sae-train --explain"
     raise ReportError(f"{key}: runs have no such field or metric; {did_you_mean(key.lower(), KEYS, all_keys)}")
 
@@ -57,7 +61,7 @@ def condition(text: str) -> Callable[[Mapping[str, Any]], bool]:
     match = re.fullmatch(r"\s*([^=!<>\s]+)\s*(!=|<=|>=|==|=|<|>)(.*)", text, re.DOTALL)
     if not match:
         raise ReportError(f"--where {text}: write KEY=VALUE, or with one of != < <= > >= in place of =")
-    key, sign, written = check_key(match[1]), match[2], match[3]
+    key, sign, written = check_key(*match.groups()), match[2], match[3]
     try:
         parsed = yaml.load(written, run_files.LOADER)
     except (yaml.YAMLError, ValueError, RecursionError):

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -18,6 +19,9 @@ from sae_transcoder.process.progress import progress
 from sae_transcoder.process.stop_signal import StopSignal
 from sae_transcoder.run_store.eval_file import Evaluation, never_fired
 from sae_transcoder.run_store.scores import is_worse_than_mean, reasons
+
+if TYPE_CHECKING:
+    from sae_transcoder.training.coder_trainer import CoderTrainer
 
 PLAIN_EVERY = 10.0  # seconds between two lines where there is no terminal
 RECENT = 30.0  # seconds by whose speed the time left is told
@@ -43,7 +47,8 @@ class Bar:
         self.stop = stop or StopSignal()
         self.fvus: dict[Path, float] = {}
         self.start = self.printed = time.monotonic()
-        self.tokens = 0
+        self.tokens = self.printed_step = 0
+        self.trainer: CoderTrainer | None = None
         self.recent = deque([(0.0, 0)])  # (seconds, tokens) of the updates of the last RECENT seconds, and one before
         self.progress = Progress(
             TextColumn("{task.description}"),
@@ -129,6 +134,15 @@ class Bar:
             return f"FVU {next(iter(self.fvus.values())):.4f}" if self.fvus else "FVU -"
         return f"FVU {min(self.fvus.values()):.4f} to {max(self.fvus.values()):.4f} of {len(self.fvus)} runs"
 
+    def follow(self, trainer: "CoderTrainer") -> None:
+        """Has `show` tell how far this trainer is; its tokens count from now on."""
+        self.trainer, self.tokens_before = trainer, trainer.tokens
+
+    def show(self) -> None:
+        """Shows how far the trainer is."""
+        if self.trainer:
+            self.update(self.trainer.step, self.trainer.tokens - self.tokens_before)
+
     def update(self, step: int, tokens: int) -> None:
         """Shows progress. step: optimizer steps made; tokens: read by this process."""
         self.tokens = tokens
@@ -137,11 +151,16 @@ class Bar:
             self.recent.popleft()
         if self.console.is_terminal:
             self.progress.update(self.task, completed=step, state=f"{self.tokens_per_s:,.0f} tokens/s {self.fvu}", after=self.after)
-        elif tokens and (time.monotonic() - self.printed > PLAIN_EVERY or step == self.total):  # else an evaluation alone was left
-            self.printed = time.monotonic()
+        elif tokens and self.is_line_due(step):  # without tokens an evaluation alone was left
+            self.printed, self.printed_step = time.monotonic(), step
             left = in_words((self.tokens_total - tokens) / max(1.0, self.recent_tokens_per_s))
-            after = self.after if step < self.total else ""
-            print(f"step {step}/{self.total}  {self.tokens_per_s:,.0f} tokens/s  {self.fvu}  {left} left{after}", flush=True)
+            print(f"step {step}/{self.total}  {self.tokens_per_s:,.0f} tokens/s  {self.fvu}  {left} left{self.after}", flush=True)
+
+    def is_line_due(self, step: int) -> bool:
+        """Whether a line is printed for this step: every few seconds, and once for the last step."""
+        if step == self.total:
+            return step != self.printed_step
+        return time.monotonic() - self.printed > PLAIN_EVERY
 
 
 def fvu_by_width(evaluation: Evaluation) -> dict[int, float]:

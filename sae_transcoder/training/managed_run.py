@@ -170,8 +170,6 @@ class ManagedRun:
         metrics, self.pending = self.pending or {}, None
         if trainer.done:
             refuse_untrained(name for name in trainer.coders if name not in trainer.biases_set)
-        if metrics:
-            bar.set_fvu(self.directory, [value for name, value in metrics.items() if name.startswith("fvu/")])
         if coders:
             self._export(coders)
         if coders and result:

@@ -40,7 +40,6 @@ def train_batches(model: PreTrainedModel, runs: Sequence[ManagedRun], stop: Stop
     """
     start = time.monotonic()
     longest = max(runs, key=lambda run: run.trainer.length.batches)
-    tokens_before = longest.trainer.tokens
     tokens = longest.trainer.length.samples * longest.cfg.max_seq_length
     errors: Errors = {}
     plans, begins = [run.plan for run in runs], not any(run.trainer.batch for run in runs)
@@ -49,8 +48,9 @@ def train_batches(model: PreTrainedModel, runs: Sequence[ManagedRun], stop: Stop
     # Of several ranks one evaluates, and the others wait for it to end.
     in_evaluation = stop if ranks.size == 1 else None
     with display.Bar(
-        console, longest.trainer.length.steps, tokens - tokens_before, expected.evaluation, speed, in_evaluation
+        console, longest.trainer.length.steps, tokens - longest.trainer.tokens, expected.evaluation, speed, in_evaluation
     ) as bar:
+        bar.follow(longest.trainer)
         while active := [run for run in runs if not run.closed]:
             try:
                 batch_errors = train_next_batch(model, active, bar)
@@ -58,7 +58,7 @@ def train_batches(model: PreTrainedModel, runs: Sequence[ManagedRun], stop: Stop
                 interrupt(active, stopped.number, ranks)
             for error in batch_errors.values():
                 raise_if_broken(error)
-            bar.update(longest.trainer.step, longest.trainer.tokens - tokens_before)
+            bar.show()
             if len(active) > 1 and any(map(is_out_of_memory, batch_errors.values())):
                 close_pack(active, list(batch_errors.values()))
                 break

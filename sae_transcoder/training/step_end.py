@@ -26,8 +26,11 @@ def after_step(model: PreTrainedModel, stepped: Sequence[ManagedRun], bar: displ
         with isolate_failure([run], errors):
             if run.pending is None:
                 run.pending = run.training_metrics()  # now, because the other ranks wait while rank 0 evaluates
+            bar.set_fvu(run.directory, [value for name, value in run.pending.items() if name.startswith("fvu/")])
             if run.pending or run.should_copy_coders:
                 run.ranks.synchronize(run.plan.device)
+    if any(run.should_copy_coders for run in stepped):
+        bar.show()  # before the lines of an evaluation
     # All together; where memory does not suffice for copies of all coders, one run at a time.
     groups = [[run for run in stepped if run not in errors]]
     while groups:

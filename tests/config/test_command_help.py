@@ -112,3 +112,15 @@ def test_a_wrong_option_ends_a_command_in_one_line_that_says_what_to_write(
         COMMANDS[words[0]].main()
     assert stop.value.code == 1
     assert capsys.readouterr().err == f"error: {error}\n"
+
+
+def test_a_command_explains_its_own_settings(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["sae-latents", "--explain", "tokens", "k"])
+    with pytest.raises(SystemExit) as stop:
+        COMMANDS["sae-latents"].main()
+    printed = capsys.readouterr().out
+    assert (stop.value.code, printed.startswith("tokens: of the text for training"), "\nk: a whole number" in printed) == (
+        None,
+        True,
+        True,
+    )

@@ -226,6 +226,10 @@ def test_the_default_run_name_tells_kinds_of_coders_that_are_not_sparsifys(overr
         (["gpt2", "model_type=sae"], ["gpt2: write model=gpt2"]),
         (["model_type=sae", "layers=6,7"], ["layers=6,7: several values are a sweep; add -m, or write 'layers=[6,7]'"]),
         (["model_type=sae", "optimizer=adamw"], ["optimizer=adamw", OPTIMIZER_NAMES]),
+        (
+            ["model_type=sae", "expansion_factor=4", "num_latents=4096"],
+            ["expansion_factor=4 with num_latents=4096", "leave one of them out"],
+        ),
         (["model_type=sae", "site=mpl"], ["site=mpl: must be one of residual, mlp, attention, or null; did you mean mlp?"]),
         (["model_type=vae"], ["model_type=vae", "sae, transcoder"]),
         (["model_type=sae", "k"], ["k", "k=VALUE"]),

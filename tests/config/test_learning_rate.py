@@ -34,6 +34,10 @@ def test_the_rate_follows_the_share_of_latents_that_fire_and_falls_with_the_leng
     assert rate(steps=2000) == pytest.approx(rate() * 0.125**0.3)
 
 
+def test_signums_rate_for_an_sae_is_sparsifys_whatever_its_k() -> None:
+    assert rate("optimizer=signum", "k=128") == rate("optimizer=signum", "k=8") == pytest.approx(SPARSIFY["signum"])
+
+
 @pytest.mark.parametrize("optimizer", SPARSIFY)
 def test_a_transcoders_rate_is_higher_and_does_not_follow_k(optimizer: str) -> None:
     own = f"optimizer={optimizer}", "model_type=transcoder"

@@ -33,6 +33,21 @@ def test_the_smaller_of_max_tokens_and_max_steps_ends_the_run_if_it_is_max_steps
     assert fault.startswith("max_steps=3: max_tokens=300 gives 8 samples, which make 1 optimizer steps; raise max_tokens or lower")
 
 
+def test_what_makes_more_steps_is_told_by_what_ends_the_data() -> None:
+    def told(samples: int, *overrides: str) -> str:
+        cfg = run("max_steps=50", *overrides)
+        (fault,) = length_faults(cfg, run_length(cfg, samples), samples)
+        return fault
+
+    given = "max_steps=50: the data gives 94 samples, which make 12 optimizer steps"
+    assert (
+        told(94) == f"{given}; give more text, lower batch_size, grad_acc_steps or max_seq_length, or set max_steps to at most 12"
+    )
+    assert "give more text, lower max_seq_length, or set max_steps to at most 40" in told(40, "batch_size=1", "grad_acc_steps=1")
+    assert told(94, "max_samples=200").startswith(f"{given}; give more text")
+    assert told(94, "max_samples=94").endswith("12 optimizer steps; raise max_samples (null: all) or lower max_steps")
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

@@ -10,7 +10,7 @@ from helpers.token_data import LEFT_OUT, documents, flat, hub_folder, jsonl, pie
 from sae_transcoder.config import Config
 from sae_transcoder.config.run_length import run_length
 from sae_transcoder.data import sources
-from sae_transcoder.data.token_sets import TokenSets, heldout_sequences, prepare
+from sae_transcoder.data.token_sets import TokenSets, heldout_sequences, nothing_left, prepare
 from sae_transcoder.preflight.likely_mistakes import data_warnings
 
 
@@ -168,4 +168,12 @@ def test_held_out_documents_are_read_once(tmp_path: Path, corpus: str, monkeypat
 
 def test_more_sequences_than_there_are_to_hold_out_leave_nothing_to_train_on(tmp_path: Path) -> None:
     name = jsonl(tmp_path / "texts.jsonl", [{"text": marked(i, 2)} for i in range(3)])
-    assert "6 sequences of max_seq_length=8 tokens in all" in refusal(settings(tmp_path, dataset_name=name))
+    assert refusal(settings(tmp_path, dataset_name=name, eval_samples=16)) == (
+        f"dataset_name={name}: 6 sequences of max_seq_length=8 tokens in all, and eval_samples=16 are to be held out: none is left to train on; "
+        "give more text, or lower max_seq_length or eval_samples, for example to eval_samples=1"
+    )
+    assert len(sets(settings(tmp_path, dataset_name=name, eval_samples=1)).train) > 0  # as told
+    one = jsonl(tmp_path / "one.jsonl", [{"text": marked(0, 1)}])
+    assert refusal(settings(tmp_path, dataset_name=one, eval_samples=1)).endswith("give more text, or lower max_seq_length")
+    with_split = settings(tmp_path, dataset_name=name, eval_split="validation")
+    assert nothing_left(with_split, 0).endswith(" in all: none is left to train on; give more text, or lower max_seq_length")

@@ -1,5 +1,6 @@
 """The data that is refused, and what the messages say."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,11 @@ import numpy as np
 import pytest
 
 from helpers.characters import EOS, LENGTH, VOCABULARY, Characters, settings
+from helpers.command_line import composed
 from helpers.token_data import flat, hub_folder, id_rows, jsonl, refusal, sets
+from sae_transcoder.config import ConfigError
 from sae_transcoder.data import sources
+from sae_transcoder.preflight.plan import make_plan
 
 
 def test_a_missing_text_column_names_those_that_there_are(tmp_path: Path) -> None:
@@ -158,7 +162,8 @@ def test_data_that_leaves_nothing_to_train_on_is_refused_with_its_size(tmp_path:
         name = flat(tmp_path / "ids.bin", np.arange(24, dtype=np.uint16), dtype="uint16")
     message = refusal(settings(tmp_path, dataset_name=name, dataset_kind=kind, eval_samples=held))
     assert f"3 sequences of max_seq_length={LENGTH} tokens" in message
-    assert f"eval_samples={held}" in message
+    assert f"and eval_samples={held} are to be held out: none is left" in message
+    assert "eval_samples, for example to eval_samples=1" in message
 
 
 def test_an_eval_split_that_fills_no_sequence_is_refused(tmp_path: Path) -> None:
@@ -189,3 +194,13 @@ def test_a_flat_file_is_searched_for_ids_that_the_model_lacks_only_where_it_is_u
     cfg = dict(dataset_kind="memmap", dataset_name=name)
     assert f"the token id {VOCABULARY}," in refusal(settings(tmp_path, **cfg, max_samples=None))
     assert len(sets(settings(tmp_path, **cfg, max_samples=1000)).train) == 1000
+
+
+@pytest.mark.parametrize("kind", ["local_text", "memmap"])
+def test_a_file_that_is_not_there_is_told_before_anything_that_takes_long_is_imported(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "sae_transcoder.language_model.sizes", None)  # an import of it fails
+    cfg = composed("experiment=demo", f"dataset_kind={kind}", f"dataset_name={tmp_path}/none.txt", f"save_dir={tmp_path}")
+    with pytest.raises(ConfigError, match="no such file"):
+        make_plan(cfg)

@@ -284,6 +284,7 @@ REFUSED = {
     "top=0": "top=0: a number from 1 to 100",
     "tokens=x": "tokens=x: a number",
     "k=4": "k=4: k is not read",
+    "latent=7": "latent=7: there is no field latent here; did you mean latents or ",
     "layers=[0]": "no coders for layers.0.mlp",
     "model_name=/nowhere": "model_name=/nowhere",
     "topp=3": "topp=3: there is no field topp here",

@@ -136,4 +136,11 @@ def test_a_run_that_is_short_for_its_batches_and_dead_threshold_is_told_what_sui
     )
     assert told(1497, "auxk_alpha=0", "batch_size=8", "grad_acc_steps=1") == []  # as told
     assert told(3200, "auxk_alpha=0") == []
-    assert told(64, "auxk_alpha=0") == []  # a trial
+    (all_of_it,) = told(94, "auxk_alpha=0", "batch_size=8", "grad_acc_steps=1", "max_samples=null")
+    assert all_of_it == (
+        "batch_size=8 with grad_acc_steps=1: 12 optimizer steps are few; batch_size=1 with grad_acc_steps=1 makes 94 of the same text"
+    )
+    assert told(94, "auxk_alpha=0", "batch_size=1", "grad_acc_steps=1") == []  # as told
+    assert told(64, "auxk_alpha=0", "max_samples=64") == told(94, "auxk_alpha=0", "max_steps=5") == []  # trials
+    (stopped,) = told(4000, "auxk_alpha=0", "batch_size=16", "grad_acc_steps=1", "max_steps=100")
+    assert stopped.endswith("batch_size=8 with grad_acc_steps=1 and max_steps=200 makes 200 of the same text")

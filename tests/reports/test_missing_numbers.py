@@ -10,9 +10,11 @@ import pytest
 
 from helpers.made_up_runs import config, evaluation, metrics, write_run
 from helpers.reporting import call
+from sae_transcoder.metric_names import END_TO_END
 from sae_transcoder.reports import page, pareto, plot_data, static_plots
 from sae_transcoder.run_store import eval_file, run_records
 from sae_transcoder.run_store.scores import with_scores
+from sae_transcoder.run_store.status import State
 
 REASON = "with zeros in the module's place the CE falls by 0.25 ± 0.1 nats"
 
@@ -62,6 +64,21 @@ def test_where_no_coder_has_a_score_the_picture_says_why(tmp_path: Path) -> None
     assert f"1 without CE loss score: {REASON}." in page.report_page([], coders).replace("&#x27;", "'")
 
 
+def test_a_score_that_was_not_asked_for_is_a_dash_with_its_reason_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for k in (8, 16):
+        settings = config(k=k, eval_end_to_end=False)
+        directory = write_run(tmp_path / f"k{k}", settings, lines=4)
+        found = metrics(settings, np.random.default_rng(0))
+        kept = {name: value for name, value in found.items() if name not in END_TO_END}
+        eval_file.write(directory, evaluation(settings, {"layers.6": kept}, 40, np.random.default_rng(0)))
+    reason = "eval_end_to_end=false leaves it out"
+    assert call(capsys, tmp_path)[1].splitlines()[-1] == f"no CE score: {reason}"
+    write_run(tmp_path / "measured", config(k=32), lines=4)
+    write_run(tmp_path / "queued", config(k=64, eval_end_to_end=False), State.queued)
+    assert call(capsys, tmp_path)[1].splitlines()[-1] == f"no CE score in 2 of 4 runs: {reason}"
+    assert f"<p>no CE score in 2 of 4 runs: {reason}</p>" in page.report_page(run_records.read_all([tmp_path], print), [])
+
+
 def test_a_coder_worse_than_the_mean_is_told_and_never_ringed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evaluated(tmp_path / "bad", config(k=8, lr=1.0), fvu=68.98)
     evaluated(tmp_path / "good", config(k=16), fvu=0.3)
@@ -83,6 +100,10 @@ def test_dead_is_a_dash_where_no_latent_can_be_dead_and_never_fired_is_the_same_
         assert row["dead_fraction"] == dead
         line = call(capsys, place)[1].splitlines()[1]
         assert line.split()[-4 if dead else -3 :] == ["3.0", "%", *shown.split()]
+    below = "no latent can be dead{}: trained on dead_feature_threshold tokens or fewer"
+    assert call(capsys, directory)[1].splitlines()[-1] == below.format("")
+    assert call(capsys, tmp_path)[1].splitlines()[-1] == below.format(" in 1 of 2 runs")
+    assert "no latent can be dead" not in call(capsys, later)[1]
     records = run_records.read_all([directory], print)
     (coder,) = plot_data.plotted_coders(records, print)
     assert dict(coder.facts)["never fired"] == "3.0 %"

@@ -13,8 +13,10 @@ from helpers.made_up_runs import config, grid, write_run
 from helpers.reporting import call, record_of
 from sae_transcoder import report
 from sae_transcoder.config import FIELDS
+from sae_transcoder.config.fields import GROUPS
 from sae_transcoder.metric_names import NAMES, RUN_COLUMNS
 from sae_transcoder.reports import query, watch
+from sae_transcoder.reports.config_groups import COLUMNS_OF
 from sae_transcoder.reports.table import runs_table
 from sae_transcoder.run_store import run_records, status
 from sae_transcoder.run_store.status import State, Status
@@ -89,6 +91,15 @@ def test_sort_and_where(arguments: list[str], shown: list[str], sweep: Path, cap
         (["--sort", "expansion"], "did you mean .*expansion_factor"),
         (["--where", "FVU=3"], "did you mean .*fvu"),
         (["--where", "dead<3"], "dead_fraction"),
+        (["--where", "architecture=topk"], "architecture=topk: .*; write kind=topk$"),
+        (["--where", "architecture!=matryoshka"], "write kind!=matryoshka$"),
+        (["--where", "architecture=skip"], "write kind=topk --where skip_connection=true$"),
+        (["--where", "architecture!=skip"], "its columns are kind, skip_connection$"),
+        (["--where", "model=gpt2"], "write model_name=openai-community/gpt2$"),
+        (["--where", "model = my/own"], "write model_name=my/own$"),
+        (["--where", "dataset=hub"], "write dataset_kind=hub$"),
+        (["--where", "dataset=demo"], "write dataset_name=demo --where dataset_kind=demo$"),
+        (["--sort", "-architecture"], "write kind$"),
         (["--where", "zzzz=3"], "no such field or metric"),
         (["--where", "k"], "write KEY=VALUE"),
         (["--where", "layers=[6"], "not a value of YAML"),
@@ -104,6 +115,11 @@ def test_what_cannot_be_asked_for_is_an_error(
     code, _, err = call(capsys, sweep, *arguments)
     assert code == 1
     assert re.search(f"^error: .*{said}", err), err
+
+
+def test_every_group_is_a_column_or_has_columns() -> None:
+    assert {*GROUPS} - {*query.KEYS} - {"experiment"} == {*COLUMNS_OF}
+    assert {column for columns in COLUMNS_OF.values() for column in columns} <= {*query.KEYS}
 
 
 def test_runs_without_a_value_come_last_either_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from helpers.short_runs import short
+from sae_transcoder.config.run_length import run_length
 from sae_transcoder.data.token_sets import Supply
 from sae_transcoder.preflight import header
 from sae_transcoder.preflight.plan import make_plan
@@ -53,6 +54,25 @@ def test_the_header_says_of_how_many_sequences_some_are_read_and_which_field_lea
     assert header.sequences(replace(plan, tokens=replace(plan.tokens, supply=supply))) == told
 
 
+@pytest.mark.parametrize(
+    ("overrides", "ranks", "told"),
+    [
+        (["grad_acc_steps=2"], 1, "8, each of 4 x 2 sequences (batch_size x grad_acc_steps)"),
+        (["grad_acc_steps=1"], 1, "16 of 4 sequences"),
+        (["grad_acc_steps=1", "batch_size=1"], 1, "64 of 1 sequence"),
+        (["grad_acc_steps=1"], 2, "8, each of 4 x 2 sequences (batch_size x ranks)"),
+        (["grad_acc_steps=2"], 4, "2, each of 4 x 2 x 4 sequences (batch_size x grad_acc_steps x ranks)"),
+    ],
+    ids=str,
+)
+def test_the_header_says_what_the_sequences_of_a_step_are_made_of(
+    overrides: list[str], ranks: int, told: str, cache: Path, tmp_path: Path
+) -> None:
+    plan = make_plan(short(cache, tmp_path, *overrides))
+    shared = replace(plan, length=run_length(plan.cfg, plan.length.samples, ranks), ranks=ranks)
+    assert header.facts(shared)["steps"] == told
+
+
 def test_an_evaluation_shows_how_far_it_is_in_sequences_and_coders(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -64,6 +84,18 @@ def test_an_evaluation_shows_how_far_it_is_in_sequences_and_coders(
         "evaluation of likeness between latents 1 of 1 coders",
         *(f"evaluation of the model with coders in place {count} of 16 sequences" for count in (4, 8, 12, 16)),
     ]
+
+
+def test_the_line_of_the_last_step_stands_before_its_evaluation(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "PLAIN_EVERY", -1.0)
+    engine.train([short(cache, tmp_path, "max_steps=3")])
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("step ", "evaluation of"))]
+    assert [line.startswith("step 3/3") for line in shown] == [True, *[False] * (len(shown) - 1)]
+    assert len(shown) > 1
+    assert "FVU 0." in shown[0]
+    assert "0 s left, then " in shown[0]
 
 
 def test_an_evaluation_is_expected_to_take_longer_where_the_training_does() -> None:

@@ -84,7 +84,7 @@ OPTIMIZERS = {
     ),
     Optimizer.signum: OptimizerFacts(
         over_root_of_latents(5e-3),
-        rates(sae=ShortRunRate(1), transcoder=ShortRunRate(2.2, power_of_k=0, power_of_latents=0.25)),
+        rates(sae=ShortRunRate(1, power_of_k=0), transcoder=ShortRunRate(2.2, power_of_k=0, power_of_latents=0.25)),
         states=1,
         step_bytes=4,
         scheduled=False,
