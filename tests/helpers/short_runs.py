@@ -22,7 +22,7 @@ def short(cache: Path, folder: Path, *overrides: str) -> Config:
         "max_seq_length=32",
         "eval_samples=16",
         "k=8",
-        "expansion_factor=2",
+        *([] if any(override.startswith("num_latents=") for override in overrides) else ["expansion_factor=2"]),
         *ON_DEVICE,
     ]
     return composed(*settings, "threads=1", "log_every=5", f"save_dir={folder}", f"cache_dir={cache}", *overrides)

@@ -58,7 +58,7 @@ def test_metrics_that_are_asked_for_are_columns_of_the_runs_own_data_and_of_the_
     assert re.split(r"\s{2,}", out.splitlines()[0].strip())[-3:] == ["mse", "mse on other.txt", "L0 on other.txt"]
     code, _, errors = call(capsys, runs, "--metrics", "fvuu")
     assert code == 1
-    assert "there is no metric fvuu; choose fvu" in errors
+    assert "there is no metric fvuu; did you mean fvu?" in errors
     code, _, errors = call(capsys, runs, "--sort", "fvu@else.txt")
     assert code == 1
     assert "none of these runs was measured on else.txt; sae-eval has measured other.txt" in errors
