@@ -74,15 +74,16 @@ class CommandParser(argparse.ArgumentParser):
         if message.startswith("the following arguments are required"):  # which argparse tells first
             known = self._option_string_actions
             unknown = [word for word in sys.argv[1:] if word.startswith("--") and word.partition("=")[0] not in known]
-        for option, _, value in (word.partition("=") for word in unknown):
+        if unknown:
+            option, _, value = unknown[0].partition("=")
             self.exit(1, f"error: {option}: there is no such option; {self.meant(option.lstrip('-'), value, sys.argv)}\n")
         self.exit(1, f"error: {message}; see {self.prog} --help\n")
 
     def meant(self, name: str, value: str, arguments: Sequence[str]) -> str:
         """What to write in place of an option of that name. value: what stands behind its `=`, if anything."""
         if (setting := name.replace("-", "_")) in self.settings:
-            after = [following for word, following in pairwise(arguments) if word == f"--{name}" and not following.startswith("-")]
-            return f"write {setting}={value or next(iter(after), 'VALUE')}"
+            after = (following for word, following in pairwise(arguments) if word == f"--{name}" and not following.startswith("-"))
+            return f"write {setting}={value or next(after, 'VALUE')}"
         options = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
         return did_you_mean(f"--{name}", options, f"see {self.prog} --help", most=1)
 

@@ -88,7 +88,7 @@ def data_warnings(cfg: Config, length: RunLength, origin: DataOrigin) -> list[st
     """Less data than was asked for, held-out documents that are trained on as well, and settings that stored ids do not follow."""
     messages = []
     asked = needed_samples(cfg, length.batch // cfg.batch_size)
-    if asked is not None and length.samples < asked:
+    if asked is not None and ends_before_limits(cfg, length):
         messages.append(
             f"{cfg.dataset_name}: {asked:,} sequences are asked for ({', '.join(samples_of_limits(cfg))}), it has {length.samples:,} to train on"
         )

@@ -1,6 +1,6 @@
 """What to write in place of a group of sae-train, as in `--where architecture=topk`: the columns that tell its choice."""
 
-from sae_transcoder.config.presets import CONF, settings_of
+from sae_transcoder.config.presets import CONF, choices, settings_of
 from sae_transcoder.reports import formats
 from sae_transcoder.run_store.run_records import coder_kind
 
@@ -25,8 +25,8 @@ def instead_of(group: str, sign: str = "", choice: str = "") -> str | None:
 
 def chosen(group: str, choice: str) -> dict[str, str]:
     """{column: value} of a preset, as the command line takes them; empty for what is none."""
-    if not (path := CONF / group / f"{choice}.yaml").is_file():
+    if choice not in choices()[group]:
         return {}
-    settings = settings_of(path)
+    settings = settings_of(CONF / group / f"{choice}.yaml")
     values = settings | {"kind": coder_kind(settings)}
     return {column: formats.setting(values[column]) for column in COLUMNS_OF[group] if values.get(column) is not None}

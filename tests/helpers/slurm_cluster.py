@@ -13,11 +13,13 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import TypeVar
 
 from helpers import HANGS
 from helpers.ports import free_port
 
 GPUS = 4
+T = TypeVar("T")
 
 CONFIG = """
 ClusterName=tests
@@ -85,14 +87,15 @@ class Cluster:
                 if start != "Unknown" and datetime.fromisoformat(start) > datetime.now() + timedelta(seconds=10):
                     self.ask("scontrol", "update", f"JobId={number}", "StartTime=now+3", check=False)
 
-    def wait(self, condition: Callable[[], object], hurry: bool = True) -> None:
-        """Waits until `condition()` holds; fails after HANGS seconds. hurry: requeued jobs start soon."""
+    def wait(self, condition: Callable[[], T], hurry: bool = True) -> T:
+        """Waits until `condition()` holds and returns its value; fails after HANGS seconds. hurry: requeued jobs start soon."""
         end = time.monotonic() + HANGS
-        while not condition():
+        while not (value := condition()):
             assert time.monotonic() < end, self.ask("squeue", "--all", "--array", "--states=all")
             if hurry:
                 self.hurry()
             time.sleep(0.2)
+        return value
 
     def idle(self) -> bool:
         """Whether no job waits or runs."""

@@ -109,12 +109,10 @@ def test_raising_killed_preempted_and_requeued_runs_end_as_they_should(on_cluste
         env=os.environ | plant(tmp_path / "plant", FAULTS),
     )  # fmt: skip
     folder = tmp_path / "slurm" / "s"
-    on_cluster.wait(lambda: begun(folder, 6))
-    os.kill(status.read(by(folder, "k")[6]).pid, signal.SIGKILL)
-    on_cluster.wait(lambda: begun(folder, 7))
-    on_cluster.ask("scontrol", "requeue", status.read(by(folder, "k")[7]).slurm_job)
-    on_cluster.wait(lambda: begun(folder, 8))
-    supervisor = int(Path(f"/proc/{status.read(by(folder, 'k')[8]).pid}/stat").read_text().split()[3])
+    os.kill(on_cluster.wait(lambda: begun(folder, 6)).pid, signal.SIGKILL)
+    on_cluster.ask("scontrol", "requeue", on_cluster.wait(lambda: begun(folder, 7)).slurm_job)
+    process = on_cluster.wait(lambda: begun(folder, 8)).pid
+    supervisor = int(Path(f"/proc/{process}/stat").read_text().split()[3])
     os.kill(supervisor, signal.SIGKILL)
     preempt(on_cluster, tmp_path)
     on_cluster.wait(lambda: client.poll() is not None)
