@@ -38,7 +38,7 @@ USUAL = [
 def trained(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a run of the command line: transcoders on two layers, with snapshots."""
     folder = tmp_path_factory.mktemp("runs")
-    cfg = short(cache, folder, "model_type=transcoder", "layers=[1,2]", "run_name=base", "keep_every=8")
+    cfg = short(cache, folder, "model_type=transcoder", "layers=[1,2]", "run_name=base", "keep_every=8", "eval_samples=16")
     engine.train([cfg])
     # As Hydra writes it; engine.train alone leaves it to its caller.
     (run_dir(cfg) / ".hydra").mkdir()

@@ -40,7 +40,10 @@ KINDS = {
 def trained(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of runs, one of each kind."""
     folder = tmp_path_factory.mktemp("runs")
-    cfgs = [short(cache, folder, f"run_name={kind}", "eval_end_to_end=false", *settings) for kind, settings in KINDS.items()]
+    cfgs = [
+        short(cache, folder, f"run_name={kind}", "eval_samples=16", "eval_end_to_end=false", *settings)
+        for kind, settings in KINDS.items()
+    ]
     for cfg in cfgs:
         engine.train([cfg])
         run_files.write_config(cfg)
