@@ -8,12 +8,13 @@ from sae_transcoder.config import Config
 
 @dataclass(frozen=True)
 class RunLength:
-    """How long a run is: batches, optimizer steps, samples in all, and samples in one batch over all ranks."""
+    """How long a run is: batches, optimizer steps, samples in all, samples in one batch, and the ranks that share each batch."""
 
     batches: int
     steps: int
     samples: int
     batch: int
+    ranks: int
 
     def rows(self, index: int) -> tuple[int, int]:
         """The first sequence of a batch, and the one after its last; the last batch may be short."""
@@ -46,6 +47,6 @@ def run_length(cfg: Config, samples: int, ranks: int = 1) -> RunLength:
     samples = min([samples, *(limits[name] for name in ("max_steps", "max_tokens") if name in limits)])
     batches = math.ceil(samples / size)
     if cfg.corrections:
-        return RunLength(batches, math.ceil(batches / cfg.grad_acc_steps), samples, size)
+        return RunLength(batches, math.ceil(batches / cfg.grad_acc_steps), samples, size, ranks)
     steps = batches // cfg.grad_acc_steps  # sparsify starts the samples over, without end
-    return RunLength(steps * cfg.grad_acc_steps, steps, samples, size)
+    return RunLength(steps * cfg.grad_acc_steps, steps, samples, size, ranks)

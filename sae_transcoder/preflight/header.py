@@ -90,7 +90,7 @@ def sequences(plan: Plan) -> str:
         return f"{count:,} sequences of {length}"
     if supply.exact and count >= supply.sequences:
         return f"all {count:,} sequences of {length}"
-    limits = samples_of_limits(plan.cfg, plan.length.batch // plan.cfg.batch_size)
+    limits = samples_of_limits(plan.cfg, plan.length.ranks)
     field = min(limits, key=lambda name: limits[name], default=None)
     # Of an estimate, two digits.
     in_all = f"{supply.sequences:,}" if supply.exact else f"about {int(float(f'{supply.sequences:.2g}')):,}"
@@ -141,7 +141,7 @@ def from_documents(plan: Plan) -> str:
 def steps(plan: Plan) -> str:
     """How many optimizer steps, and of how many sequences each is made."""
     cfg, length = plan.cfg, plan.length
-    factors = {"batch_size": cfg.batch_size, "grad_acc_steps": cfg.grad_acc_steps, "ranks": length.batch // cfg.batch_size}
+    factors = {"batch_size": cfg.batch_size, "grad_acc_steps": cfg.grad_acc_steps, "ranks": length.ranks}
     used = {name: factor for name, factor in factors.items() if factor > 1 or name == "batch_size"}
     if len(used) == 1:
         return f"{length.steps:,} of {cfg.batch_size} sequence{'' if cfg.batch_size == 1 else 's'}"

@@ -13,10 +13,8 @@ if TYPE_CHECKING:
 
 def length_faults(cfg: Config, length: RunLength, samples: int) -> list[str]:
     """Faults of a run on `samples` sequences, of which it reads `length.samples`."""
-    batch = f"batch_size={cfg.batch_size}" + (
-        f" on {length.batch // cfg.batch_size} ranks" if length.batch > cfg.batch_size else ""
-    )
-    limits = samples_of_limits(cfg, length.batch // cfg.batch_size)
+    batch = f"batch_size={cfg.batch_size}" + (f" on {length.ranks} ranks" if length.ranks > 1 else "")
+    limits = samples_of_limits(cfg, length.ranks)
     if limits.get("max_tokens") == 0:
         return [
             f"max_tokens={cfg.max_tokens}: not one batch of {batch.replace('=', ' ')} x max_seq_length {cfg.max_seq_length} tokens; raise it, or "

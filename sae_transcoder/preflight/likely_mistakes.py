@@ -69,7 +69,7 @@ def few_steps_warnings(cfg: Config, length: RunLength) -> list[str]:
     fewer = power_of_two(length.samples / FEWEST_STEPS)
     steps = math.ceil(length.samples / fewer)
     is_trial = length.samples < FEWEST_STEPS and not ends_before_limits(cfg, length)
-    if is_trial or length.batch > cfg.batch_size or not length.steps < min(FEWEST_STEPS, steps):
+    if is_trial or length.ranks > 1 or not length.steps < min(FEWEST_STEPS, steps):
         return []
     longer = f" and max_steps={steps}" if cfg.max_steps is not None else ""
     return [
@@ -80,14 +80,14 @@ def few_steps_warnings(cfg: Config, length: RunLength) -> list[str]:
 
 def ends_before_limits(cfg: Config, length: RunLength) -> bool:
     """Whether the data ends before any of the settings that limit how much of it is read."""
-    asked = needed_samples(cfg, length.batch // cfg.batch_size)
+    asked = needed_samples(cfg, length.ranks)
     return asked is None or length.samples < asked
 
 
 def data_warnings(cfg: Config, length: RunLength, origin: DataOrigin) -> list[str]:
     """Less data than was asked for, held-out documents that are trained on as well, and settings that stored ids do not follow."""
     messages = []
-    asked = needed_samples(cfg, length.batch // cfg.batch_size)
+    asked = needed_samples(cfg, length.ranks)
     if asked is not None and ends_before_limits(cfg, length):
         messages.append(
             f"{cfg.dataset_name}: {asked:,} sequences are asked for ({', '.join(samples_of_limits(cfg))}), it has {length.samples:,} to train on"
@@ -131,8 +131,7 @@ def small_batch_warnings(cfg: Config, length: RunLength, width: int) -> list[str
         f for f in range(1, cfg.grad_acc_steps + 1) if cfg.grad_acc_steps % f == 0 and (f == 1 or cfg.batch_size * f <= busy)
     )
     same_step = cfg.batch_size * factor  # sequences of the largest batch that leaves an optimizer step as it is
-    ranks = length.batch // cfg.batch_size
-    larger = min(busy, power_of_two(length.samples / (FEWEST_STEPS * ranks)))
+    larger = min(busy, power_of_two(length.samples / (FEWEST_STEPS * length.ranks)))
     fixes = []
     if factor > 1:
         tokens = f"{same_step * cfg.max_seq_length:,} tokens, as many an optimizer step as now"
