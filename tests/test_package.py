@@ -2,15 +2,19 @@
 
 import re
 import tomllib
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 from helpers import ROOT
 from sae_transcoder.config.group_choices import choice_fault
 
-EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
 FORMS = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*_*.yml"))
 
 
@@ -24,6 +28,15 @@ def test_the_citation_has_what_its_format_asks_for_and_no_version_that_grows_old
     assert citation["cff-version"] == "1.2.0"
     assert {"message", "title", "authors"} <= citation.keys()
     assert "version" not in citation
+
+
+def test_every_pinned_version_installs_on_the_oldest_python_that_suffices() -> None:
+    oldest = PROJECT["requires-python"].removeprefix(">=") + ".0"
+    pinned = re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    needs = {canonicalize_name(d.name): d.metadata["Requires-Python"] or "" for d in distributions()}
+    installed = [name for name in map(canonicalize_name, pinned) if name in needs]
+    assert len(installed) > 0.9 * len(pinned), "all but those that build the package"
+    assert [name for name in installed if not SpecifierSet(needs[name]).contains(oldest)] == []
 
 
 @pytest.mark.parametrize("extra", EXTRAS)
