@@ -13,6 +13,7 @@ from sae_transcoder.config.command_line import asks_about_machine, split_argumen
 from sae_transcoder.config.completion import completions
 from sae_transcoder.config.composition import CONF, fields_of, override_faults, register, typed
 from sae_transcoder.config.explain_field import explain, names_to_explain, print_text
+from sae_transcoder.config.run_mode import composed_once
 from sae_transcoder.distributed import rank, refuse
 from sae_transcoder.launch.endings import end_with_message
 from sae_transcoder.process import version_option
@@ -101,7 +102,8 @@ def main() -> None:
             sys.argv.insert(1, "hydra.output_subdir=null")
         os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises; the hints that it would print advise what is refused here
         try:
-            run()
+            with composed_once(overrides, folders):
+                run()
         finally:
             GlobalHydra.instance().clear()
 

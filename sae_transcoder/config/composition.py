@@ -208,8 +208,10 @@ class JobComposer:
             for text in job:
                 if text not in self.parsed:
                     self.parsed[text] = self.parser.parse_override(text)
-            repeated = len({self.parsed[text].key_or_group for text in job}) < len(job)  # then the order matters
-            structure = tuple(text for text in job if repeated or not self.is_plain(self.parsed[text]))
+            plain = {text for text in job if self.is_plain(self.parsed[text])}
+            names = [{self.parsed[text].key_or_group for text in texts} for texts in (plain, set(job) - plain)]
+            mixed = not names[0].isdisjoint(names[1])  # a field set in both ways: the order matters
+            structure = tuple(text for text in job if mixed or text not in plain)
             if structure not in self.bases:
                 base = self.loader.load_sweep_config(self.master, list(structure))
                 with open_dict(base):

@@ -44,6 +44,7 @@ JOBS = [
     ["model_type=sae", "expansion_factor=16", "k=${expansion_factor}"],
     ["model_type=sae", "k=3", "k=${batch_size}", "k=7", "batch_size=3"],
     ["model_type=sae", "num_latents=${k}", "k=6", "exclude_tokens=[]"],
+    ["model_type=sae", "k=3", "layers=[1]", "lr=1e-3", "layers=[2,3]", "optimizer=muon", "k=7"],
     ["hydra.job.chdir=false", "model_type=sae", "hardware=cpu", "threads=2"],
 ]
 
