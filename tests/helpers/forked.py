@@ -23,13 +23,13 @@ from unittest.mock import patch
 from helpers import FINDING_TESTS
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["helpers.imported"])
+CONTEXT.set_forkserver_preload(["helpers.before_forks"])
 
 
 def process(function: Callable[..., None], *arguments: object) -> BaseProcess:
     """A fork that calls a function of a module."""
     forked = CONTEXT.Process(target=function, args=arguments)
-    with patch.dict(os.environ, FINDING_TESTS):  # by which the server finds helpers.imported
+    with patch.dict(os.environ, FINDING_TESTS):  # by which the server finds helpers.before_forks
         forkserver.ensure_running()
     forked.start()
     return forked
@@ -123,7 +123,7 @@ class Server:
 
 def serve() -> None:
     """What such a process does: forks a program for each line of its input, and answers with the exit code."""
-    importlib.import_module("helpers.imported")
+    importlib.import_module("helpers.before_forks")
     for line in sys.stdin:
         forked = multiprocessing.get_context("fork").Process(target=program, args=json.loads(line))
         forked.start()

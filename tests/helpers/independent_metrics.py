@@ -34,13 +34,13 @@ def dense(coder: nn.Module, x: Tensor, width: int | None = None) -> tuple[Tensor
     x = x.double()
     preacts = weight @ (x if coder.cfg.transcode else x - b_dec) + bias
     acts = torch.zeros_like(preacts)
-    threshold = getattr(coder, "threshold", None)
+    threshold, values = getattr(coder, "threshold", None), preacts.tolist()
     if threshold is None:
-        selected = sorted(range(len(preacts)), key=lambda i: -float(preacts[i]))[: coder.cfg.k]
+        selected = sorted(range(len(values)), key=lambda i: -values[i])[: coder.cfg.k]
     else:
-        selected = [i for i, bound in enumerate(threshold.cpu().expand(len(preacts)).tolist()) if float(preacts[i]) > bound]
+        selected = [i for i, bound in enumerate(threshold.cpu().expand(len(values)).tolist()) if values[i] > bound]
     for i in selected:
-        acts[i] = max(0.0, float(preacts[i]))
+        acts[i] = max(0.0, values[i])
     acts[len(acts) if width is None else width :] = 0
     out = acts @ decoder + b_dec
     return (out if coder.W_skip is None else out + coder.W_skip.cpu().double() @ x), acts
@@ -160,7 +160,7 @@ class Independent:
         cosines = {}
         for side, rows in (("encoder", coder.encoder.weight), ("decoder", coder.W_dec)):
             rows = rows.detach().cpu().double()
-            each = torch.stack([F.cosine_similarity(one[None], rows) for one in rows])
+            each = torch.stack([rows @ one for one in rows]) / torch.outer(rows.norm(dim=1), rows.norm(dim=1))
             cosines[side] = float(each.fill_diagonal_(-2).max(1).values.mean())
         found = {
             "fvu": fvu, "explained_variance": 1 - fvu,

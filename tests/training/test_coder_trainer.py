@@ -54,9 +54,9 @@ def independent_losses(coder, x: Tensor, y: Tensor, k: int, dead: Tensor) -> tup
     for given, target in zip(x, y, strict=True):
         preacts = weight @ (given if coder.cfg.transcode else given - b_dec) + bias
 
-        def output(among: Tensor, many: int, preacts: Tensor = preacts) -> Tensor:
+        def output(among: Tensor, many: int, preacts: list[float] = preacts.tolist()) -> Tensor:  # noqa: B008
             top = sorted(among.nonzero().flatten().tolist(), key=lambda i: -preacts[i])[:many]
-            return sum((max(0.0, float(preacts[i])) * decoder[i] for i in top), torch.zeros_like(b_dec))
+            return sum((max(0.0, preacts[i]) * decoder[i] for i in top), torch.zeros_like(b_dec))
 
         every = torch.ones_like(dead)
         error = target - output(every, k) - b_dec
