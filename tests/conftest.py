@@ -79,9 +79,9 @@ def _same_bits_each_time() -> None:
         torch.set_float32_matmul_precision("highest")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the runs of a test file keep their tokenised text."""
+    """Where runs keep their tokenised text, of which each is made once."""
     return tmp_path_factory.mktemp("cache")
 
 
