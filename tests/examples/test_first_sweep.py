@@ -70,8 +70,8 @@ def test_every_cell_runs_without_a_network_and_the_results_are_sensible(
     assert token == " __"
     assert min(as_it_is, in_place) > 0.4
     left = found["left"][str(found["latent"])]  # .27 of .68 with the text of Python 3.11.7, .75 of .85 with that of 3.11.2
-    assert left < 0.95 * in_place
-    assert sum(other > left for other in found["left"].values()) > 8, "most latents that fire there matter less"
+    assert left == min(found["left"].values()) < 0.9 * in_place
+    assert sum(left > 0.6 * in_place for left in found["left"].values()) > 8  # most latents that fire there matter less
 
 
 def test_outputs_are_stripped_in_git(notebook: NotebookNode) -> None:

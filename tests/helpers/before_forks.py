@@ -7,7 +7,8 @@ first of them: a third of the work of a short command.
 import gc
 import tempfile
 
-import transformers.models.auto.modeling_auto  # noqa: F401
+import transformers.models.auto.modeling_auto
+import transformers.models.llama.modeling_llama  # noqa: F401
 
 import sae_transcoder.evaluate
 import sae_transcoder.export
