@@ -114,7 +114,8 @@ def test_a_killed_preparation_goes_on_to_the_same_bytes(tmp_path: Path, corpus: 
     cfg, undisturbed = (settings(tmp_path / f, dataset_name=corpus, max_samples=None) for f in "ab")
     process = started(tmp_path / "a", corpus, 0.5)
     limit = time.monotonic() + HANGS
-    while not list((tmp_path / "a/cache").glob("*/state.json")):
+    # state.json is written once before the first sequences, with the number of documents.
+    while not any(json.loads(path.read_text())["sequences"] for path in (tmp_path / "a/cache").glob("*/state.json")):
         assert process.poll() is None
         assert time.monotonic() < limit
         time.sleep(0.02)
