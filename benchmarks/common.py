@@ -22,7 +22,7 @@ from torch import Tensor
 from contenders.meter import ARRAYS, THRESHOLD, Coder, Job
 from peers import environments
 from sae_transcoder.config import Config
-from sae_transcoder.config.composition import composed
+from sae_transcoder.config.composer import composed
 from sae_transcoder.language_model import forward, loading
 from sae_transcoder.preflight.plan import make_plan
 from sae_transcoder.process import host_memory

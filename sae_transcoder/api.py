@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sae_transcoder.config import Config, ConfigError, Hardware, composition, old_json, run_dir
 from sae_transcoder.config.command_line import quoted
+from sae_transcoder.config.composer import composed, from_values
 from sae_transcoder.evaluation.request import tell, tell_notes
 from sae_transcoder.inspection.run import Run, load_coders, load_run
 from sae_transcoder.latents import one_pass
@@ -42,7 +43,7 @@ def load_config(*overrides: str) -> Config:
 
     Raises ConfigError with all faults of the overrides.
     """
-    return composition.composed(_with_json(overrides))
+    return composed(_with_json(overrides))
 
 
 def train(cfg: Config) -> Run:
@@ -51,10 +52,7 @@ def train(cfg: Config) -> Run:
     Raises ConfigError for what the command would refuse, before anything is written, and for a run that is trained elsewhere; Stopped
     after Ctrl-C, once the run is saved; DeviceBroken if the GPU fails, which a new process can use again; otherwise the run's error.
     """
-    try:
-        cfg = composition.typed(OmegaConf.structured(cfg))  # converts each value to its field's type
-    except OmegaConfBaseException as error:
-        raise ConfigError(composition.explain(error, [])) from error
+    cfg = from_values(vars(cfg))  # a program may have set a field to a value of another type
     _refuse_unless_here(cfg, "train() trains here and now; use the command sae-train")
     check_settings(cfg)
     directory = run_dir(cfg)

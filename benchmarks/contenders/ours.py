@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from contenders.meter import THRESHOLD, THRESHOLD_BATCHES, Coder, Job, Meter, deliver, job
 from sae_transcoder.coder.stored_coders import THRESHOLDS, WEIGHTS
 from sae_transcoder.config import Config, run_dir
-from sae_transcoder.config.composition import composed
+from sae_transcoder.config.composer import composed
 from sae_transcoder.evaluation import heldout
 from sae_transcoder.language_model import forward
 from sae_transcoder.preflight.plan import make_plan

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from contenders.synthetic import Task, asked, keep
 from sae_transcoder.config import Config
-from sae_transcoder.config.composition import composed
+from sae_transcoder.config.composer import composed
 from sae_transcoder.language_model.forward import Activations
 from sae_transcoder.training.batched_training import grouped, train_on_batch
 from sae_transcoder.training.coder_copies import copy_coders

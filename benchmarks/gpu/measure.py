@@ -29,7 +29,7 @@ from gpu.rows import Row, Shape
 from gpu.waits import watched
 from ourselves.op_cost import Counting
 from sae_transcoder.config import Config
-from sae_transcoder.config.composition import composed
+from sae_transcoder.config.composer import composed
 from sae_transcoder.language_model import loading, model_checks
 from sae_transcoder.language_model.weights_dtype import resolve_dtype
 from sae_transcoder.launch import packs

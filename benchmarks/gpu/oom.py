@@ -18,7 +18,7 @@ import torch
 
 from sae_transcoder.coder.corrected_coder import CorrectedCoder
 from sae_transcoder.config import Config
-from sae_transcoder.config.composition import composed
+from sae_transcoder.config.composer import composed
 from sae_transcoder.training import engine, smaller_packs
 
 RUNS, STEPS, BATCH, LENGTH = 8, 4, 8, 256

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import show
 from ourselves.op_cost import Cost, Counting, aten
 from sae_transcoder.coder import corrected_coder
-from sae_transcoder.config.composition import composed
+from sae_transcoder.config.composer import composed
 from sae_transcoder.language_model.forward import Activations
 from sae_transcoder.training.batched_training import train_on_batch
 from sae_transcoder.training.coder_trainer import CoderTrainer

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from sae_transcoder.config import Config, run_dir
-from sae_transcoder.config.composition import composed
+from sae_transcoder.config.composer import composed
 from sae_transcoder.training.engine import train
 
 KINDS = {

@@ -18,7 +18,7 @@ from transformers import AutoModel
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import common
-from sae_transcoder.config.composition import composed
+from sae_transcoder.config.composer import composed
 from sae_transcoder.language_model import loading
 from sae_transcoder.language_model.forward import capture
 from sae_transcoder.training.batched_training import train_on_batch

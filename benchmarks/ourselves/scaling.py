@@ -67,7 +67,7 @@ def measure(spec: Path) -> None:
     """In a process of its own: trains the runs of the file and prints a line of results."""
     from contenders.meter import Meter
     from contenders.ours import timed
-    from sae_transcoder.config.composition import composed
+    from sae_transcoder.config.composer import composed
     from sae_transcoder.preflight.plan import make_plan
     from sae_transcoder.training import engine
 

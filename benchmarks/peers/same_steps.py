@@ -29,7 +29,7 @@ import common
 from common import DICTIONARY_LEARNING, SAELENS
 from contenders.steps import Steps
 from peers import environments
-from sae_transcoder.config.composition import composed
+from sae_transcoder.config.composer import composed
 from sae_transcoder.language_model.forward import Activations
 from sae_transcoder.training.batched_training import train_on_batch
 from sae_transcoder.training.coder_copies import copy_coders

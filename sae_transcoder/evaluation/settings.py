@@ -5,10 +5,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from sae_transcoder.coder.stored_coders import coder_settings
 from sae_transcoder.config import (
     FIELDS,
@@ -21,7 +17,7 @@ from sae_transcoder.config import (
     ModelType,
     checks,
 )
-from sae_transcoder.config.composition import composed, explain, typed
+from sae_transcoder.config.composer import composed_on
 from sae_transcoder.config.errors import raise_faults
 from sae_transcoder.config.paths import same_place
 from sae_transcoder.config.spelling import did_you_mean
@@ -115,17 +111,6 @@ def evaluation_config(base: dict[str, Any], overrides: Sequence[str]) -> tuple[C
     cfg, notes = other_data.fitted(cfg, base, other_data.given_fields(overrides, GROUPS))
     raise_faults(checks.faults(cfg))
     return cfg, notes
-
-
-def composed_on(base: dict[str, Any], overrides: Sequence[str]) -> Config:
-    """`base` with overrides. Raises ConfigError where they do not compose."""
-    if not overrides:  # Hydra takes ten times as long
-        try:
-            return typed(OmegaConf.merge(OmegaConf.structured(Config), base))  # type: ignore[arg-type]
-        except OmegaConfBaseException as error:
-            raise ConfigError(explain(error, [])) from error
-    ConfigStore.instance().store(name="evaluation", node={"defaults": ["schema", "_self_"], **base})
-    return composed([f"+{o}" if o.split("=")[0] in GROUPS else o for o in overrides], "evaluation")
 
 
 def same_text(part: Config, other: Config) -> bool:

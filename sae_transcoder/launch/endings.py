@@ -8,7 +8,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from sae_transcoder.config import ConfigError
-from sae_transcoder.config.composition import explain
+from sae_transcoder.config.hydra_errors import explain
 from sae_transcoder.distributed import PeerFailed, rank, refuse
 from sae_transcoder.process import full_disk
 from sae_transcoder.process.broken_device import DeviceBroken

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sae_transcoder.config import ConfigError, composition
+from sae_transcoder.config.hydra_errors import explain
 
 
 def load_sweep_config(overrides: Sequence[str]) -> tuple[ConfigLoader, DictConfig]:
@@ -23,7 +24,7 @@ def load_sweep_config(overrides: Sequence[str]) -> tuple[ConfigLoader, DictConfi
             loader = GlobalHydra.instance().config_loader()
             return loader, loader.load_configuration("config", list(overrides), RunMode.MULTIRUN)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(composition.explain(error, overrides)) from error
+        raise ConfigError(explain(error, overrides)) from error
 
 
 def combinations(loader: ConfigLoader, master: DictConfig, overrides: Sequence[str]) -> list[list[str]]:
@@ -37,4 +38,4 @@ def combinations(loader: ConfigLoader, master: DictConfig, overrides: Sequence[s
         parsed = OverridesParser.create(loader).parse_overrides(texts)
         return [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
     except HydraException as error:
-        raise ConfigError(composition.explain(error, texts)) from error
+        raise ConfigError(explain(error, texts)) from error

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from sae_transcoder.config import Config, ConfigError, SlurmConfig, SweepConfig, run_dir, signature, sweep_dir
 from sae_transcoder.config.checks import folder_name_faults
-from sae_transcoder.config.composition import compose_jobs
+from sae_transcoder.config.composer import compose_jobs
 from sae_transcoder.config.errors import raise_faults
 from sae_transcoder.launch.checks import plan_run
 from sae_transcoder.launch.sweep_name import default_sweep_name

@@ -1,30 +1,16 @@
 """What a command line composes to, and how it is refused."""
 
 import sys
-from functools import cache
 
 import pytest
-from hydra.core.global_hydra import GlobalHydra
-from hydra.types import RunMode
 
 from sae_transcoder import train
-from sae_transcoder.config import Config, ConfigError, composition
-from sae_transcoder.config.command_line import quoted
-
-
-@cache
-def composer() -> composition.JobComposer:
-    """Composes ten times as fast as Hydra where groups come again; tests/launch/test_sweep.py compares the two."""
-    with composition.hydra_on_conf():
-        loader = GlobalHydra.instance().config_loader()
-        return composition.JobComposer(loader, loader.load_configuration("config", [], run_mode=RunMode.RUN))
+from sae_transcoder.config import Config, composer
 
 
 def composed(*overrides: str) -> Config:
     """What `sae-train OVERRIDES` would run."""
-    if faults := composition.override_faults(overrides, []):
-        raise ConfigError(*faults)
-    return composer().compose(quoted(overrides))
+    return composer.composed(overrides)
 
 
 def refused(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> str:

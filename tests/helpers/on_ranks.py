@@ -24,7 +24,7 @@ import torch.distributed as dist
 from helpers import pretend_gpu
 from sae_transcoder import distributed
 from sae_transcoder.config import ConfigError
-from sae_transcoder.config.composition import composed
+from sae_transcoder.config.composer import composed
 from sae_transcoder.evaluation import heldout
 from sae_transcoder.process.stop_signal import Stopped
 from sae_transcoder.training import engine

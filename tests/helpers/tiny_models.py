@@ -1,9 +1,6 @@
 """Language models of several architectures, a few thousand weights each, and configs for them."""
 
-from functools import cache
-
 import torch
-from omegaconf import DictConfig, OmegaConf
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -18,6 +15,7 @@ from transformers import (
 
 from helpers.device import DEVICE, SETTINGS
 from sae_transcoder.config import Config
+from sae_transcoder.config.composer import from_values
 from sae_transcoder.language_model.loading import DEMO
 
 VOCABULARY = 256
@@ -55,13 +53,7 @@ def tiny_config(model_type: str, **settings: object) -> Config:
         model_name="tiny", dataset_kind="memmap", dataset_name="none", batch_size=2, grad_acc_steps=1, expansion_factor=4, k=4,
         init_seeds=[0], max_seq_length=16,
     )  # fmt: skip
-    return OmegaConf.to_object(OmegaConf.merge(schema(), {"model_type": model_type} | usual | SETTINGS | settings))
-
-
-@cache
-def schema() -> DictConfig:
-    """Every field with its type and default, of which `merge` makes a copy: to build it takes longer than all else here."""
-    return OmegaConf.structured(Config)
+    return from_values({"model_type": model_type} | usual | SETTINGS | settings)
 
 
 def demo_tokenizer() -> PreTrainedTokenizerBase:

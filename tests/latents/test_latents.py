@@ -204,7 +204,7 @@ def test_directions_equal_what_the_model_computes(runs: Path) -> None:
 def transformers_model() -> torch.nn.Module:
     from transformers import AutoModelForCausalLM
 
-    from sae_transcoder.config.composition import composed
+    from sae_transcoder.config.composer import composed
     from sae_transcoder.language_model.loading import model_path
 
     return AutoModelForCausalLM.from_pretrained(model_path(composed(["experiment=demo"])), dtype=torch.float32).eval()

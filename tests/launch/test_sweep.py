@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from helpers.sweeps import SHORT, assert_equal, by, config, here, runs, states
-from sae_transcoder.config import ConfigError, Optimizer, composition, run_name
+from sae_transcoder.config import Optimizer, composition, run_name
 from sae_transcoder.config.composition import CONF, typed
 from sae_transcoder.launch import sweep, worker_pool
 from sae_transcoder.launch.sweep_jobs import compose_sweep
@@ -31,34 +31,6 @@ def hydra(*overrides: str) -> Iterator[tuple[ConfigLoader, DictConfig]]:
     with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         yield loader, loader.load_configuration("config", list(overrides), run_mode=RunMode.MULTIRUN)
-
-
-JOBS = [
-    ["model_type=sae", "k=4"],
-    ["model_type=transcoder", "k=5", "lr=1e-3"],
-    ["model_type=sae", "optimizer=muon", "architecture=skip", "layers=[1,2]", "init_seeds=[3]"],
-    ["experiment=demo", "model_type=transcoder", "layers=[3]", "lr=null", "dtype=bfloat16"],
-    ["experiment=demo", "layers=null", "hookpoints=['layers.[0-2].mlp','layers.5']", "save_best=false"],
-    ["model_type=sae", "dataset=local_text", "dataset_name='a b, c=[d]'", 'sweep_name="x y"', "save_dir=a\\,b"],
-    ["model_type=sae", "tracker=wandb", "tags=[a,'b c',3]", "project='12'", "max_norm_multiple=3"],
-    ["model_type=sae", "expansion_factor=16", "k=${expansion_factor}"],
-    ["model_type=sae", "k=3", "k=${batch_size}", "k=7", "batch_size=3"],
-    ["model_type=sae", "num_latents=${k}", "k=6", "exclude_tokens=[]"],
-    ["model_type=sae", "k=3", "layers=[1]", "lr=1e-3", "layers=[2,3]", "optimizer=muon", "k=7"],
-    ["hydra.job.chdir=false", "model_type=sae", "hardware=cpu", "threads=2"],
-]
-
-
-def test_jobs_are_composed_as_hydra_composes_them() -> None:
-    with hydra() as (loader, master):
-        cfgs = composition.compose_jobs(loader, master, JOBS)
-        for job, cfg in zip(JOBS, cfgs, strict=True):
-            assert repr(cfg) == repr(typed(loader.load_sweep_config(master, job))), job  # 3 is not 3.0 in a signature
-        bad = composition.compose_jobs(
-            loader, master, [["model_type=sae", "k=many"], ["model_type=vae"], ["k=3"], ["model_type=sae", "lr=1"]]
-        )
-    assert [isinstance(cfg, ConfigError) for cfg in bad] == [True, True, True, False]
-    assert [str(cfg).split(":")[0] for cfg in bad[:3]] == ["k=many", "model_type=vae", "model_type is missing"]
 
 
 def name(*overrides: str) -> str:

@@ -82,7 +82,7 @@ from helpers import pretend_gpu
 pretend_gpu.install()
 if __name__ == "__main__":
     from sae_transcoder.process import code_version
-    from sae_transcoder.config.composition import composed
+    from sae_transcoder.config.composer import composed
     from sae_transcoder.launch.slurm.job import PackTask
     PackTask([composed(sys.argv[1:])], code_version.current().digest)()
 """

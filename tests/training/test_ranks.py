@@ -16,7 +16,7 @@ from helpers.sweeps import assert_equal, here
 from helpers.torchrun import SHAPE, on_ranks, start_ranks, state
 from sae_transcoder import distributed
 from sae_transcoder.config import ConfigError, run_dir
-from sae_transcoder.config.composition import composed
+from sae_transcoder.config.composer import composed
 from sae_transcoder.preflight.device import find_device
 from sae_transcoder.preflight.peak import Moment, bytes_by_part, peak
 from sae_transcoder.preflight.plan import make_plan
