@@ -14,7 +14,8 @@ from helpers.run_directory_page import CACHE, undocumented
 from helpers.short_runs import weights
 from helpers.sweeps import here, runs, states
 from sae_transcoder import report
-from sae_transcoder.config import FIELDS, Config, composition, run_name, signature
+from sae_transcoder.config import FIELDS, Config, run_name, signature
+from sae_transcoder.config.composer import composed
 from sae_transcoder.evaluate import evaluate
 from sae_transcoder.exports.write import export
 from sae_transcoder.launch.sweep_from_overrides import combinations, load_sweep_config
@@ -65,7 +66,7 @@ def test_a_sweep_without_a_name_is_called_as_it_was(overrides: list[str], name: 
 @pytest.mark.parametrize("sweep", ["done", "stopped"])
 def test_a_kept_run_has_the_name_and_the_signature_that_its_command_gives_now(sweep: str) -> None:
     for name, settings in overrides(sweep).items():
-        cfg = composition.composed(settings)
+        cfg = composed(settings)
         status = json.loads((KEPT / "runs" / sweep / name / "status.json").read_text())
         assert (run_name(cfg), signature(cfg)) == (name, status["signature"])
 
@@ -76,8 +77,8 @@ def test_a_kept_run_has_the_defaults_of_the_fields_that_it_lacks() -> None:
     written = yaml.safe_load((directory / ".hydra" / "config.yaml").read_text())
     config = run_files.read_config(directory)
     assert {"matryoshka_widths", "threshold_beta", "lr_schedule"} <= set(FIELDS) - set(written)
-    assert Config(**config) == composition.composed(settings)
-    other = composition.composed([*settings, "k=3", "lr_schedule=cosine"])
+    assert Config(**config) == composed(settings)
+    other = composed([*settings, "k=3", "lr_schedule=cosine"])
     assert differences(directory, other) == "k: 2 there, 3 here; lr_schedule: linear there, cosine here"
 
 

@@ -169,7 +169,7 @@ LIMITED = """
 import resource, sys
 import torch, transformers, sae_transcoder.training.engine, sae_transcoder.preflight.plan, sae_transcoder.language_model.loading as lm
 from sae_transcoder import train
-from sae_transcoder.config.composition import composed
+from sae_transcoder.config.composer import composed
 lm.load(composed(["experiment=demo"]), torch.device("cpu"))
 now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 limit = now + int(sys.argv.pop(1)) * 2**20

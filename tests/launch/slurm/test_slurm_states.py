@@ -13,7 +13,7 @@ import pytest
 from helpers.forked import Server
 from helpers.tiny_models import tiny_model
 from sae_transcoder import slurm_client
-from sae_transcoder.config.composition import composed
+from sae_transcoder.config.composer import composed
 from sae_transcoder.config.slurm_checks import slurm_faults
 from sae_transcoder.launch.slurm.job_end import JobEndDecision, decide_requeue
 from sae_transcoder.preflight.device_memory import on_cluster
@@ -229,7 +229,7 @@ def test_accounting_gives_the_last_of_a_requeued_jobs_ends(monkeypatch: pytest.M
 
 FETCH = """
 import sys
-from sae_transcoder.config.composition import composed
+from sae_transcoder.config.composer import composed
 from sae_transcoder.config.slurm_checks import slurm_faults
 from sae_transcoder.config import ConfigError
 from sae_transcoder.language_model.loading import fetch
