@@ -32,6 +32,7 @@ from sae_transcoder.launch.sweep import train_jobs
 from sae_transcoder.launch.sweep_from_overrides import combinations, load_sweep_config
 from sae_transcoder.launch.sweep_jobs import is_grid
 from sae_transcoder.preflight.plan import check_settings, make_plan
+from sae_transcoder.preflight.plan_cache import PlanCache
 from sae_transcoder.run_store import eval_file, latent_files, observed_status, run_files
 from sae_transcoder.run_store.latent_files import DescribedLatents
 from sae_transcoder.run_store.observed_status import NextAction
@@ -60,9 +61,9 @@ def train(cfg: Config) -> Run:
     if action in (NextAction.running, NextAction.queued):
         raise ConfigError(str(observed_status.nothing_to_do(directory)))
     if action != NextAction.done:
-        make_plan(cfg)  # before anything is written
+        make_plan(cfg, cache := PlanCache())  # before anything is written
         run_files.write_config(cfg)
-        engine.train([cfg])
+        engine.train([cfg], cache)
     return _trained(cfg)
 
 

@@ -35,12 +35,13 @@ def train_or_submit(cfg: Config) -> float | None:
 
         submit_run(cfg, Console(highlight=False))
         return None
+    from sae_transcoder.launch.before_run import BeforeTheRun
     from sae_transcoder.run_store import eval_file
     from sae_transcoder.training import engine
     from sae_transcoder.training.managed_run import RunClaimed
 
     try:
-        engine.train([cfg])
+        engine.train([cfg], BeforeTheRun.cache)
     except RunClaimed as note:
         print(note)
     evaluation = eval_file.read(run_dir(cfg))

@@ -12,6 +12,8 @@ from helpers.short_runs import assert_same
 from helpers.sweeps import SHAPE, SHORT, here
 from sae_transcoder.api import load_config, sweep, train
 from sae_transcoder.config import ConfigError, run_name
+from sae_transcoder.data import token_sets
+from sae_transcoder.language_model import model_checks
 from sae_transcoder.launch.sweep import RunFailed
 from sae_transcoder.run_store import run_records, status
 
@@ -30,6 +32,22 @@ def test_three_lines_give_the_weights_of_the_command(cache: Path, tmp_path: Path
     assert 0 < run.evaluation.mean()["fvu"] < 1
     (record,) = run_records.read_all([tmp_path / "python"], pytest.fail)
     assert record.config["k"] == 4
+
+
+@pytest.mark.parametrize("by", ["a command", "a program"])
+def test_a_run_is_begun_with_what_it_was_planned_with(
+    by: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    for module, name in ((model_checks, "stored_weight_faults"), (token_sets, "prepare")):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *given, name=name, real=real: [read.append(name), real(*given)][1])
+    settings = [*SHORT, "k=4", "max_steps=2", f"save_dir={tmp_path}", f"cache_dir={cache}"]
+    if by == "a command":
+        assert here(*settings)[0] == 0
+    else:
+        train(load_config(*settings))
+    assert sorted(read) == ["prepare", "stored_weight_faults"]
 
 
 def test_a_run_that_is_done_is_taken_as_it_is(cache: Path, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Loads the language model: its config, its outline without weights, or the model with weights in the wanted number format."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,17 +53,32 @@ def text_config(model: PreTrainedModel) -> Any:
     return model.config.get_text_config()
 
 
+_OUTLINES: dict[
+    Hashable, PreTrainedModel
+] = {}  # by all that they depend on: a run is planned before it is begun and once more then
+MOST_OUTLINES = 8  # of a large model one takes some megabytes
+
+
 def outline(cfg: Config, layers: int | None = None, dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:
     """The model that `load` would give, or its first `layers` layers, without weights: parameters have shapes and take no memory.
 
-    Raises ConfigError where the model's config cannot be loaded or describes no text model.
+    The same object for the same config; nothing may change it. Raises ConfigError where the model's config cannot be loaded or describes no
+    text model.
     """
     with explain_load_errors(cfg, "config"):
         model_config = config_of(cfg, layers)
+        kind = auto_class(cfg, model_config)
+        key = kind, type(model_config), model_config.to_json_string(), dtype
+        if key in _OUTLINES:
+            return _OUTLINES[key]
         with FakeTensorMode(), no_init_weights():  # some initialisations read values, and there are none
-            model = auto_class(cfg, model_config).from_config(model_config, dtype=dtype, trust_remote_code=cfg.trust_remote_code)
+            model = kind.from_config(model_config, dtype=dtype, trust_remote_code=cfg.trust_remote_code).eval()
             model.tie_weights()
-    return model.eval()
+    if not cfg.trust_remote_code:  # whose code may change
+        if len(_OUTLINES) == MOST_OUTLINES:
+            _OUTLINES.clear()
+        _OUTLINES[key] = model
+    return model
 
 
 def tokenizer(cfg: ModelConfig) -> PreTrainedTokenizerBase:

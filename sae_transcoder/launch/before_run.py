@@ -10,10 +10,13 @@ from sae_transcoder import distributed
 from sae_transcoder.config import ConfigError, Hardware, composition, run_dir
 from sae_transcoder.distributed import refuse
 from sae_transcoder.launch.endings import end_with_message
+from sae_transcoder.preflight.plan_cache import PlanCache
 
 
 class BeforeTheRun(Callback):
     """Checks everything. Ends the program itself, since Hydra turns a callback's exceptions into warnings."""
+
+    cache: PlanCache | None = None  # what the run was planned with, for the training, which Hydra calls apart from this
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Refuses several ranks, and launchers that would neither check the jobs together nor train them side by side."""
@@ -34,16 +37,16 @@ class BeforeTheRun(Callback):
             refuse(error.faults, on_every_rank=True)
         if ranks.leads:
             try:
-                end_unless_to_be_trained(config)
+                BeforeTheRun.cache = end_unless_to_be_trained(config)
             except SystemExit as end:
                 code = end.code
         if (code := ranks.broadcast(code)) is not None:
             sys.exit(code)
 
 
-def end_unless_to_be_trained(config: DictConfig) -> None:
-    """Checks all that the run needs, here or on the cluster. Ends the program if the run is refused, need not be started,
-    or only to be shown or prepared."""
+def end_unless_to_be_trained(config: DictConfig) -> PlanCache:
+    """Checks all that the run needs, here or on the cluster, and returns what its plan was made with. Ends the program if the run is refused,
+    need not be started, or only to be shown or prepared."""
     # Hydra imports this file for --cfg too, which checks nothing.
     from sae_transcoder.launch.checks import check_cluster, end_before_training, plan_run
     from sae_transcoder.preflight.plan import check_settings
@@ -56,7 +59,7 @@ def end_unless_to_be_trained(config: DictConfig) -> None:
             print(note)
             sys.exit(0)
         check_cluster(cfg)
-        plan = plan_run(cfg)
+        plan = plan_run(cfg, cache := PlanCache())
         if cfg.dry_run or cfg.prepare:
             from rich.console import Console
 
@@ -64,3 +67,4 @@ def end_unless_to_be_trained(config: DictConfig) -> None:
 
             print_header([plan], Console(highlight=False))
             end_before_training([[cfg]])
+    return cache

@@ -23,23 +23,24 @@ from sae_transcoder.training.smaller_packs import train_plans
 log = logging.getLogger(__name__)
 
 
-def train(cfgs: Sequence[Config]) -> list[TrainedRun]:
+def train(cfgs: Sequence[Config], cache: PlanCache | None = None) -> list[TrainedRun]:
     """Trains runs that share model, data and batch size side by side, and returns their results in order.
 
+    cache: what their plans had in common, where they have just been planned.
     Raises ConfigError before anything is written where they share too little, Stopped after a signal, DeviceBroken where the GPU fails.
     Re-raises the first run's error or refusal once the others finish.
     """
-    outcomes = train_pack(cfgs)
+    outcomes = train_pack(cfgs, cache=cache)
     for outcome in outcomes:
         if isinstance(outcome, Exception):
             raise outcome
     return [outcome for outcome in outcomes if isinstance(outcome, TrainedRun)]
 
 
-def train_pack(cfgs: Sequence[Config], stop: StopSignal | None = None) -> list[Outcome]:
+def train_pack(cfgs: Sequence[Config], stop: StopSignal | None = None, cache: PlanCache | None = None) -> list[Outcome]:
     """Trains runs as `train` does, but returns the error of a run that fails or is refused in the place of its result.
 
-    stop: signal handler; None installs one for this pack.
+    stop: signal handler; None installs one for this pack. cache: see `train`.
     """
     check_shared(cfgs)
     ranks = distributed.meet()
@@ -49,7 +50,7 @@ def train_pack(cfgs: Sequence[Config], stop: StopSignal | None = None) -> list[O
         )
     with silence() if not ranks.leads else nullcontext():
         try:
-            outcomes, plans = planned(cfgs, ranks)
+            outcomes, plans = planned(cfgs, ranks, PlanCache() if cache is None else cache)
             if plans:
                 first = next(iter(plans.values()))
                 # Patient: torchrun hands on a signal that may have reached its processes already.
@@ -73,9 +74,8 @@ def silence() -> Iterator[None]:
 
 
 @diagnosing()
-def planned(cfgs: Sequence[Config], ranks: Ranks) -> tuple[dict[int, Outcome], dict[int, Plan]]:
+def planned(cfgs: Sequence[Config], ranks: Ranks, cache: PlanCache) -> tuple[dict[int, Outcome], dict[int, Plan]]:
     """The errors of runs that any rank refuses, and the plans of the others, by their place in the pack."""
-    cache = PlanCache()
 
     def plan(cfg: Config) -> Plan | ConfigError:
         try:

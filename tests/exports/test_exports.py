@@ -25,10 +25,10 @@ from sae_transcoder.run_store.status import State
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+def trained(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     """A tiny SAE, a transcoder on one layer and on every layer, and coders that not every target can express."""
     folder = tmp_path_factory.mktemp("runs")
-    usual = [*SHORT, "k=4", "max_steps=4", "eval_end_to_end=false", f"save_dir={folder}", f"cache_dir={folder}/cache"]
+    usual = [*SHORT, "k=4", "max_steps=4", "eval_end_to_end=false", f"save_dir={folder}", f"cache_dir={cache}"]
     kinds = {
         "sae": ["layers=[1,2]"],
         "transcoder": ["model_type=transcoder", "prepend_bos=true"],

@@ -54,9 +54,9 @@ def call(server: tuple[FakeHub, Server], tmp_path: Path) -> Call:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("run")
-    return train(load_config(*SHORT, "k=4", "max_steps=4", f"save_dir={folder}", f"cache_dir={folder}/cache"))
+    return train(load_config(*SHORT, "k=4", "max_steps=4", f"save_dir={folder}", f"cache_dir={cache}"))
 
 
 def test_pushed_coders_are_at_the_hub_with_their_card_and_sparsify_loads_them(hub: FakeHub, run: Run, call: Call) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,11 @@ from sae_transcoder.language_model import forward, loading, model_checks
 from sae_transcoder.language_model.loading import DEMO
 from sae_transcoder.preflight.plan import make_plan
 
-pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: pip install -e '.[quantization]'")
-pytestmark = pytest.mark.device
+NOT_INSTALLED = find_spec("bitsandbytes") is None  # to import it takes seconds, in every process that collects this file
+pytestmark = [
+    pytest.mark.device,
+    pytest.mark.skipif(NOT_INSTALLED, reason="needs bitsandbytes: pip install -e '.[quantization]'"),
+]
 DEMO_RUN = ["experiment=demo", *ON_DEVICE]
 
 

@@ -1,6 +1,8 @@
 """Values that follow from the token ids in a forward without weights, and what is told of a forward that fails."""
 
+import json
 import logging
+import shutil
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
@@ -158,3 +160,18 @@ def test_a_forward_that_asks_for_values_of_weights_is_told_as_such(tmp_path: Pat
     tf.JetMoeConfig(**SIZES, num_key_value_heads=2, kv_channels=8, num_local_experts=4).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=r"what layers.0.*router does depends on values that the weights give"):
         tried(tmp_path)
+
+
+def test_one_program_makes_the_outline_of_a_config_once(tiny_folder: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder["llama"], folder)
+    cfg = tiny_config("sae", model_name=str(folder))
+    first = loading.outline(cfg)
+    assert loading.outline(cfg) is first
+    assert loading.outline(cfg, dtype=torch.float32) is not first
+    assert loading.outline(cfg, layers=2).config.num_hidden_layers == 2
+    config = folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_hidden_layers": 3}))
+    assert loading.outline(cfg).config.num_hidden_layers == 3
+    trusting = tiny_config("sae", model_name=str(folder), trust_remote_code=True)
+    assert loading.outline(trusting) is not loading.outline(trusting), "its code may have changed"

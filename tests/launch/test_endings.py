@@ -41,7 +41,7 @@ ENDS: list[tuple[BaseException, int, str]] = [
 def test_a_failed_run_is_told_in_one_line_without_hydras(
     error: BaseException, code: int, message: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(cfgs: object) -> None:
+    def fail(*_: object) -> None:
         raise error
 
     monkeypatch.setattr(engine, "train", fail)
@@ -53,7 +53,7 @@ def test_a_failed_run_is_told_in_one_line_without_hydras(
 
 
 def test_a_bug_keeps_its_traceback(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(cfgs: object) -> None:
+    def fail(*_: object) -> None:
         raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr(engine, "train", fail)

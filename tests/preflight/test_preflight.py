@@ -135,15 +135,13 @@ def test_patterns_stay_within_one_part_and_double_stars_cross(
         assert found == expected
 
 
-def test_the_header_warns_of_an_auxk_that_cannot_act(tmp_path: Path) -> None:
+def test_the_header_warns_of_an_auxk_that_cannot_act(cache: Path, tmp_path: Path) -> None:
     from helpers.command_line import composed
     from sae_transcoder.preflight.plan import make_plan
 
-    notes = " ".join(make_plan(composed(*DEMO, "auxk_alpha=0.1", f"cache_dir={tmp_path}", f"save_dir={tmp_path}")).warnings)
+    notes = " ".join(make_plan(composed(*DEMO, "auxk_alpha=0.1", f"cache_dir={cache}", f"save_dir={tmp_path}")).warnings)
     assert "AuxK never acts" in notes
-    quiet = make_plan(
-        composed(*DEMO, "auxk_alpha=0.1", "dead_feature_threshold=500", f"cache_dir={tmp_path}", f"save_dir={tmp_path}")
-    )
+    quiet = make_plan(composed(*DEMO, "auxk_alpha=0.1", "dead_feature_threshold=500", f"cache_dir={cache}", f"save_dir={tmp_path}"))
     assert quiet.warnings == []
 
 
