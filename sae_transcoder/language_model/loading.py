@@ -69,15 +69,14 @@ def outline(cfg: Config, layers: int | None = None, dtype: torch.dtype = torch.b
         model_config = config_of(cfg, layers)
         kind = auto_class(cfg, model_config)
         key = kind, type(model_config), model_config.to_json_string(), dtype
-        if key in _OUTLINES:
+        if key in _OUTLINES and not cfg.trust_remote_code:  # whose code may have changed
             return _OUTLINES[key]
         with FakeTensorMode(), no_init_weights():  # some initialisations read values, and there are none
             model = kind.from_config(model_config, dtype=dtype, trust_remote_code=cfg.trust_remote_code).eval()
             model.tie_weights()
-    if not cfg.trust_remote_code:  # whose code may change
-        if len(_OUTLINES) == MOST_OUTLINES:
-            _OUTLINES.clear()
-        _OUTLINES[key] = model
+    if len(_OUTLINES) == MOST_OUTLINES:
+        _OUTLINES.clear()
+    _OUTLINES[key] = model
     return model
 
 
