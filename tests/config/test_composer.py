@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 from hydra import compose
 from hydra.core.config_store import ConfigStore
-from hydra.types import RunMode
 
-from sae_transcoder.config import GROUPS, ConfigError, composer
+from sae_transcoder.config import GROUPS, Config, ConfigError, composer
 from sae_transcoder.config.composer import composed, composed_on, from_values
 from sae_transcoder.config.composition import CONF, hydra_on_conf, typed
 from sae_transcoder.launch.sweep_from_overrides import load_sweep_config
@@ -30,23 +29,18 @@ JOBS = [
 ]
 
 
-def test_jobs_are_composed_as_hydra_composes_them() -> None:
+def test_jobs_and_single_configs_are_composed_as_hydra_composes_them() -> None:
     loader, master = load_sweep_config([])
-    cfgs = composer.compose_jobs(loader, master, JOBS)
-    for job, cfg in zip(JOBS, cfgs, strict=True):
-        assert repr(cfg) == repr(typed(loader.load_sweep_config(master, job))), job  # 3 is not 3.0 in a signature
-    bad = composer.compose_jobs(
-        loader, master, [["model_type=sae", "k=many"], ["model_type=vae"], ["k=3"], ["model_type=sae", "lr=1"]]
-    )
-    assert [isinstance(cfg, ConfigError) for cfg in bad] == [True, True, True, False]
-    assert [str(cfg).split(":")[0] for cfg in bad[:3]] == ["k=many", "model_type=vae", "model_type is missing"]
+    for overrides, job in zip(JOBS, composer.compose_jobs(loader, master, JOBS), strict=True):
+        by_hydra = typed(loader.load_sweep_config(master, overrides))
+        assert repr(job) == repr(composed(overrides)) == repr(by_hydra), overrides  # 3 is not 3.0 in a signature
 
 
-def test_single_configs_are_composed_as_hydra_composes_them() -> None:
-    loader, _ = load_sweep_config([])
-    for overrides in JOBS:
-        by_hydra = loader.load_configuration("config", overrides, RunMode.RUN)
-        assert repr(composed(overrides)) == repr(typed(by_hydra)), overrides
+def test_the_errors_of_jobs_stand_in_their_places() -> None:
+    jobs = [["model_type=sae", "k=many"], ["model_type=vae"], ["k=3"], ["model_type=sae", "lr=1"]]
+    *bad, good = composer.compose_jobs(*load_sweep_config([]), jobs)
+    assert isinstance(good, Config)
+    assert [str(fault).split(":")[0] for fault in bad] == ["k=many", "model_type=vae", "model_type is missing"]
 
 
 @pytest.mark.parametrize("overrides", [["k=4,8"], ["k=range(1,3)"], ["k=4,8", "k=4"], ["optimizer=adam,muon"]])

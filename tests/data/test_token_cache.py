@@ -229,6 +229,7 @@ for samples in (4000, 16000):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.system() != "Linux", reason="ru_maxrss is in KiB on Linux only")
 def test_memory_stays_flat_as_max_samples_grows(tmp_path: Path) -> None:
     folder = tmp_path / "set"

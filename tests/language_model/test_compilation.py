@@ -176,8 +176,7 @@ def test_later_packs_of_the_process_do_not_try_again_and_say_why() -> None:
     assert str(why) == "torch.compile failed before: OSError: no such compiler"
 
 
-@compiles
-@pytest.mark.usefixtures("wanted")
+@pytest.mark.usefixtures("wanted", "traced")
 def test_a_state_says_whether_layers_were_compiled_and_going_on_otherwise_warns(
     cache: Path,
     tmp_path: Path,
