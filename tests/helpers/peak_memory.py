@@ -1,6 +1,8 @@
 """How much memory tensors hold at most while the engine trains on a CPU: the profiler tells of every allocation, its size and its end."""
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 from unittest.mock import patch
 
@@ -19,6 +21,17 @@ def weights(model: PreTrainedModel) -> int:
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """While open, what objects that refer to each other hold stays: when Python looks for them depends on all that was done before."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
 def train(cfgs: Sequence[Config]) -> tuple[list[Plan], int]:
     """Trains the runs side by side; their plans, and the bytes that the language model and all other tensors held at most."""
     cache = PlanCache()
@@ -26,6 +39,7 @@ def train(cfgs: Sequence[Config]) -> tuple[list[Plan], int]:
     model = smaller_packs.loaded(plans)  # before, since weights that are mapped from a file are not allocated
     with (
         patch.object(smaller_packs, "loaded", lambda _: model),
+        no_garbage_collection(),
         profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled,
     ):
         engine.train(cfgs)
