@@ -17,8 +17,7 @@ describe_latents("outputs/my_run")["layers.2"].contexts([7])
 import sys
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
 from sae_transcoder.config import Config, ConfigError, Hardware, composition, old_json, run_dir
 from sae_transcoder.config.command_line import quoted

@@ -8,7 +8,6 @@ from typing import Any, Self
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
@@ -19,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sae_transcoder.config import GROUPS, Config, ConfigError
 from sae_transcoder.config.command_line import quoted
 from sae_transcoder.config.composition import hydra_on_conf, override_faults, typed
+from sae_transcoder.config.errors import raise_faults
 from sae_transcoder.config.hydra_errors import explain
 from sae_transcoder.config.presets import CONF
 
@@ -95,8 +95,7 @@ def compose_jobs(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequen
 
 def composed(overrides: Sequence[str]) -> Config:
     """The config that these overrides compose to, as on the command line. Raises ConfigError where they do not compose."""
-    if faults := override_faults(overrides, []):
-        raise ConfigError(*faults)
+    raise_faults(override_faults(overrides, []))
     return _of_commands(_files()).compose(quoted(overrides))
 
 
@@ -104,8 +103,7 @@ def composed_on(base: Mapping[str, Any], overrides: Sequence[str]) -> Config:
     """`base`, values of fields, with overrides: groups first, then fields. Raises ConfigError where they do not compose."""
     if not overrides:
         return from_values(base)
-    if faults := override_faults(overrides, []):
-        raise ConfigError(*faults)
+    raise_faults(override_faults(overrides, []))
     composer = _of_commands(_files())
 
     def load(groups: list[str]) -> DictConfig:
@@ -133,8 +131,7 @@ def _on_schema(values: Mapping[str, Any]) -> DictConfig:
 @cache
 def _of_commands(files: tuple[tuple[Path, int], ...]) -> Composer:
     """Composes what commands do. files: those of conf/, each with its time of change."""
-    with hydra_on_conf():
-        loader = GlobalHydra.instance().config_loader()
+    with hydra_on_conf() as loader:
         return Composer(loader, partial(loader.load_configuration, "config", run_mode=RunMode.RUN))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 from hydra import initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
@@ -116,14 +117,14 @@ def fields_of(group: str, choices: str, config_dirs: Sequence[Path]) -> set[str]
 
 
 @contextmanager
-def hydra_on_conf() -> Iterator[None]:
-    """While it is open, Hydra composes from conf/. Restores Hydra's state afterwards, for programs that use Hydra themselves."""
+def hydra_on_conf() -> Iterator[ConfigLoader]:
+    """Hydra's loader; while it is open, Hydra composes from conf/. Restores Hydra's state afterwards, for programs that use Hydra themselves."""
     register()
     current = GlobalHydra.instance()
     before = current.hydra
     current.clear()
     try:
         with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
-            yield
+            yield GlobalHydra.instance().config_loader()
     finally:
         GlobalHydra.instance().hydra = before

@@ -10,11 +10,11 @@ from typing import Any, Protocol, TypeVar
 
 from sae_transcoder.coder.stored_coders import coders_dir, find_coders, run_dir_of
 from sae_transcoder.config import Config, ConfigError, evaluation_settings, save_dir
+from sae_transcoder.config.composer import from_values
 from sae_transcoder.config.naming import settings_hash
 from sae_transcoder.config.paths import local_path
 from sae_transcoder.evaluation.settings import (
     SELECTION,
-    composed_on,
     evaluation_config,
     refuse_trained_on,
     refuse_unread,
@@ -45,7 +45,7 @@ class StoredCoders:
 
     def refuse_trained_on(self) -> DataOrigin | None:
         """As evaluation.settings.refuse_trained_on, for the text that these settings hold out."""
-        return refuse_trained_on(composed_on(self.settings, ()), self.cfg, self.run_dir) if self.run_dir else None
+        return refuse_trained_on(from_values(self.settings), self.cfg, self.run_dir) if self.run_dir else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,7 +189,7 @@ def usual_output(stored: StoredCoders, overrides: Sequence[str]) -> Path:
 
 def is_own(stored: StoredCoders) -> bool:
     """Whether what is measured is what the run itself measures, of all its coders."""
-    return not stored.only_selected and evaluation_settings(stored.cfg) == evaluation_settings(composed_on(stored.settings, ()))
+    return not stored.only_selected and evaluation_settings(stored.cfg) == evaluation_settings(from_values(stored.settings))
 
 
 def folder_name(cfg: Config) -> str:

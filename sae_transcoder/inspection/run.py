@@ -9,8 +9,9 @@ from sae_transcoder.coder.names import hookpoint_of
 from sae_transcoder.coder.stored_coders import coder_faults, coders_dir, find_coders, run_dir_of
 from sae_transcoder.coder.trained_coder import TrainedCoder, load_coder
 from sae_transcoder.config import Config, ConfigError
+from sae_transcoder.config.composer import from_values
 from sae_transcoder.config.paths import local_path
-from sae_transcoder.evaluation.settings import composed_on, evaluation_config, refuse_unread, run_settings
+from sae_transcoder.evaluation.settings import evaluation_config, refuse_unread, run_settings
 from sae_transcoder.inspection.predictions import Factors, Predictions, check_splice
 from sae_transcoder.inspection.text_reader import CapturedText, TextReader, Token
 from sae_transcoder.run_store import (
@@ -152,7 +153,7 @@ def load_run(path: str | Path, *overrides: str) -> Run:
         )
     refuse_unread(overrides)
     settings = run_settings(directory)
-    config = evaluation_config(settings, overrides)[0] if overrides else composed_on(settings, ())
+    config = evaluation_config(settings, overrides)[0] if overrides else from_values(settings)
     return Run(directory, config, coders_folder)
 
 

@@ -53,9 +53,8 @@ def text_config(model: PreTrainedModel) -> Any:
     return model.config.get_text_config()
 
 
-_OUTLINES: dict[
-    Hashable, PreTrainedModel
-] = {}  # by all that they depend on: a run is planned before it is begun and once more then
+# By all that they depend on: the packs and evaluations of one program ask for the same models, each with a PlanCache of its own or none.
+_OUTLINES: dict[Hashable, PreTrainedModel] = {}
 MOST_OUTLINES = 8  # of a large model one takes some megabytes
 
 
@@ -68,16 +67,21 @@ def outline(cfg: Config, layers: int | None = None, dtype: torch.dtype = torch.b
     with explain_load_errors(cfg, "config"):
         model_config = config_of(cfg, layers)
         kind = auto_class(cfg, model_config)
+        if cfg.trust_remote_code:  # whose code may change
+            return _make_outline(kind, model_config, dtype, trust_remote_code=True)
         key = kind, type(model_config), model_config.to_json_string(), dtype
-        if key in _OUTLINES and not cfg.trust_remote_code:  # whose code may have changed
-            return _OUTLINES[key]
-        with FakeTensorMode(), no_init_weights():  # some initialisations read values, and there are none
-            model = kind.from_config(model_config, dtype=dtype, trust_remote_code=cfg.trust_remote_code).eval()
-            model.tie_weights()
-    if len(_OUTLINES) == MOST_OUTLINES:
-        _OUTLINES.clear()
-    _OUTLINES[key] = model
-    return model
+        if key not in _OUTLINES:
+            if len(_OUTLINES) == MOST_OUTLINES:
+                _OUTLINES.clear()
+            _OUTLINES[key] = _make_outline(kind, model_config, dtype, trust_remote_code=False)
+        return _OUTLINES[key]
+
+
+def _make_outline(kind: Any, model_config: Any, dtype: torch.dtype, *, trust_remote_code: bool) -> PreTrainedModel:
+    with FakeTensorMode(), no_init_weights():  # some initialisations read values, and there are none
+        model = kind.from_config(model_config, dtype=dtype, trust_remote_code=trust_remote_code)
+        model.tie_weights()
+    return model.eval()
 
 
 def tokenizer(cfg: ModelConfig) -> PreTrainedTokenizerBase:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -12,16 +11,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sae_transcoder.config import ConfigError, composition
+from sae_transcoder.config.errors import raise_faults
 from sae_transcoder.config.hydra_errors import explain
 
 
 def load_sweep_config(overrides: Sequence[str]) -> tuple[ConfigLoader, DictConfig]:
     """Hydra's loader, and the config that all jobs of the sweep have in common, with its `hydra` node. Raises ConfigError."""
-    if faults := composition.override_faults(overrides, []):
-        raise ConfigError(*faults)
+    raise_faults(composition.override_faults(overrides, []))
     try:
-        with composition.hydra_on_conf():
-            loader = GlobalHydra.instance().config_loader()
+        with composition.hydra_on_conf() as loader:
             return loader, loader.load_configuration("config", list(overrides), RunMode.MULTIRUN)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error, overrides)) from error

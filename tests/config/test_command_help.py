@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from hydra import compose
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from helpers.command_line import composed
@@ -49,8 +48,7 @@ def test_the_help_is_the_same_whatever_stands_beside_it(
 
 
 def test_every_choice_and_default_is_hydras() -> None:
-    with hydra_on_conf():
-        loader = GlobalHydra.instance().config_loader()
+    with hydra_on_conf() as loader:
         for group, names in choices().items():
             assert names == loader.get_group_options(group)
         chosen = compose("config", ["model_type=sae"], return_hydra_config=True).hydra.runtime.choices
