@@ -54,7 +54,7 @@ class Composer:
         try:
             for text in overrides:
                 if text not in self.parsed:
-                    self.parsed[text] = self.parser.parse_override(text)
+                    (self.parsed[text],) = self.parser.parse_overrides([text])  # whose error holds the text
             plain = {text for text in overrides if self.is_plain(self.parsed[text])}
             names = [{self.parsed[text].key_or_group for text in texts} for texts in (plain, set(overrides) - plain)]
             mixed = not names[0].isdisjoint(names[1])  # a field set in both ways: the order matters

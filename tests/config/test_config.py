@@ -16,7 +16,7 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from helpers.command_line import composed, refused
+from helpers.command_line import composed, faults_of, refused
 from sae_transcoder import config, train
 from sae_transcoder.config import (
     FIELDS,
@@ -310,10 +310,8 @@ def test_the_default_run_name_tells_kinds_of_coders_that_are_not_sparsifys(overr
     ],
     ids=lambda v: " ".join(v) if isinstance(v, list) else None,
 )
-def test_a_wrong_setting_is_refused_with_field_value_and_fix(
-    overrides: list[str], parts: list[str], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    message = refused(capsys, monkeypatch, *overrides, *([f"save_dir={tmp_path}"] if overrides else []))
+def test_a_wrong_setting_is_refused_with_field_value_and_fix(overrides: list[str], parts: list[str], tmp_path: Path) -> None:
+    message = faults_of(*overrides, *([f"save_dir={tmp_path}"] if overrides else []))
     for part in parts:
         assert part in message
     assert not list(tmp_path.iterdir()), "a refused run leaves nothing behind"

@@ -42,16 +42,16 @@ def test_a_presets_layers_and_sites_are_found_and_as_wide_as_it_says(choice: str
     text = (CONF / f"{choice}.yaml").read_text()
     count, width = map(int, re.search(r"(\d+) layers of width (\d+)", text).groups())
     folder = config_only(yaml.safe_load(text)["model_name"], tmp_path)
-    cfg = composed("model_type=sae", f"model={choice}", f"model_name={folder}")
+    cfg = replace(composed("model_type=sae"), **yaml.safe_load(text) | {"model_name": str(folder)})
     outline = loading.outline(cfg)
     assert model_class.predicts_next_token(outline.config)
-    for site in Site:
-        every = hookpoints.hookpoint_names(replace(cfg, site=site), outline)
-        assert len(every) == count
-        # The forward of one site, of one model of each class, is tried to its end, of the others to its second layer.
-        two = replace(cfg, site=site, layers=[0, 1], eval_end_to_end=site == Site.residual and choice in TO_THE_END)
-        assert hookpoints.hookpoint_names(two, outline) == every[:2]
-        assert hookpoints.widths(two, outline, every[:2]) == dict.fromkeys(every[:2], width)
+    every = [hookpoints.hookpoint_names(replace(cfg, site=site), outline) for site in Site]
+    assert [len(names) for names in every] == [count] * len(Site)
+    # The forward of one model of each class is tried to its end, of the others to its second layer.
+    two = [hookpoints.hookpoint_names(replace(cfg, site=site, layers=[0, 1]), outline) for site in Site]
+    assert two == [names[:2] for names in every]
+    points = sum(two, [])
+    assert hookpoints.widths(replace(cfg, eval_end_to_end=choice in TO_THE_END), outline, points) == dict.fromkeys(points, width)
 
 
 def test_the_preset_of_saebench_is_a_run_of_its_length_on_its_layer(tmp_path: Path) -> None:

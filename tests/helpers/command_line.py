@@ -5,12 +5,23 @@ import sys
 import pytest
 
 from sae_transcoder import train
-from sae_transcoder.config import Config, composer
+from sae_transcoder.config import Config, ConfigError, composer
+from sae_transcoder.launch.checks import check_cluster, plan_run
+from sae_transcoder.preflight.plan import check_settings
 
 
 def composed(*overrides: str) -> Config:
     """What `sae-train OVERRIDES` would run."""
     return composer.composed(overrides)
+
+
+def faults_of(*overrides: str) -> str:
+    """The faults for which `sae-train OVERRIDES` is refused, by the same checks in the same order, without Hydra's start of a command."""
+    with pytest.raises(ConfigError) as error:
+        check_settings(cfg := composed(*overrides))
+        check_cluster(cfg)
+        plan_run(cfg)
+    return str(error.value)
 
 
 def refused(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> str:

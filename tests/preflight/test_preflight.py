@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from helpers import FINDING_TESTS
-from helpers.command_line import refused
+from helpers.command_line import faults_of, refused
 from sae_transcoder.config import ConfigError
 from sae_transcoder.language_model import hookpoints, loading
 
@@ -66,12 +66,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ids=lambda v: " ".join(v) if isinstance(v, list) else None,
 )  # fmt: skip
 def test_a_run_that_cannot_be_is_refused_before_weights_load(
-    overrides: list[str], parts: list[str], here: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+    overrides: list[str], parts: list[str], here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(here))
-    message = refused(capsys, monkeypatch, *DEMO, *overrides)
+    message = faults_of(*DEMO, *overrides)
     for part in parts:
         assert part in message
     assert not (here / "outputs").exists(), "a refused run leaves nothing behind"

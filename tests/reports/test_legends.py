@@ -56,7 +56,7 @@ def test_long_names_of_series_are_in_the_picture_whole(records: list[run_records
 
 
 @pytest.mark.needs("chromium")
-@pytest.mark.parametrize("width", [720, 1000, 1300])
+@pytest.mark.parametrize("width", [720, 1300])
 def test_titles_of_axes_and_the_legend_are_not_over_the_panels(
     browser: Any, records: list[run_records.Record], tmp_path: Path, width: int
 ) -> None:

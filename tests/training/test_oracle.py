@@ -52,10 +52,16 @@ def by_us(cfg: Config, model: torch.nn.Module, points: list[str], ids: torch.Ten
     return run
 
 
-@pytest.mark.parametrize("grad_acc_steps", [1, 4])
-@pytest.mark.parametrize("optimizer", ["adam", "muon", "signum"])
-@pytest.mark.parametrize("model_type", ["sae", "transcoder"])
-@pytest.mark.parametrize("family", ["llama", "gpt2", "neox"])
+FAMILIES, KINDS, OPTIMIZERS, GRAD_ACC_STEPS = ("llama", "gpt2", "neox"), ("sae", "transcoder"), ("adam", "muon", "signum"), (1, 4)
+CASES = [  # each family meets each kind, optimizer and number of batches in a step; all of those meet each other
+    (FAMILIES[(i + j + n) % 3], kind, optimizer, grad_acc_steps)
+    for i, kind in enumerate(KINDS)
+    for j, optimizer in enumerate(OPTIMIZERS)
+    for n, grad_acc_steps in enumerate(GRAD_ACC_STEPS)
+]
+
+
+@pytest.mark.parametrize(("family", "model_type", "optimizer", "grad_acc_steps"), CASES)
 def test_weights_are_bit_identical_to_sparsifys_trainer(family: str, model_type: str, optimizer: str, grad_acc_steps: int) -> None:
     model, points = tiny_model(family), POINTS[family, model_type]
     warmup = None if optimizer == "signum" else 3
