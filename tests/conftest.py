@@ -1,4 +1,6 @@
-"""What every test shares: its device, no network, few threads, tiny language models of several architectures."""
+"""What every test shares: its device, no network, few threads, tiny language models of several architectures.
+
+torch is imported where it is used: pytest-xdist's first process reads this file before it starts the others."""
 
 import atexit
 import gc
@@ -16,11 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from helpers import programs
-from helpers.device import DEVICE, NAMED, ON_GPU
-from helpers.tiny_models import TINY, tiny_model
+from helpers.device_name import NAMED, ON_GPU
 
 atexit.register(shutil.rmtree, os.environ["TRACKIO_DIR"], ignore_errors=True)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would what tests start
@@ -30,8 +30,14 @@ def pytest_configure(config: pytest.Config) -> None:
     """Stops the session where SAE_TEST_DEVICE is no device, or is not there."""
     if NAMED != "cpu" and not ON_GPU:
         raise pytest.UsageError(f"SAE_TEST_DEVICE={NAMED}: use cpu, cuda or cuda:N")
-    count = torch.cuda.device_count() if ON_GPU and torch.cuda.is_available() else 0
-    if ON_GPU and (DEVICE.index or 0) >= count and not config.option.collectonly:
+    if not ON_GPU:
+        return
+    import torch
+
+    from helpers.device import DEVICE
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if (DEVICE.index or 0) >= count and not config.option.collectonly:
         has = f"cuda:0 to cuda:{count - 1}" if count else "no GPU"
         raise pytest.UsageError(f"SAE_TEST_DEVICE={NAMED}: not present; torch {torch.__version__} finds {has} here")
 
@@ -47,7 +53,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_report_header() -> str:
-    return f"device: {torch.cuda.get_device_name(DEVICE) if ON_GPU and torch.cuda.is_available() else DEVICE}"
+    if not ON_GPU:
+        return "device: cpu"
+    import torch
+
+    from helpers.device import DEVICE
+
+    return f"device: {torch.cuda.get_device_name(DEVICE) if torch.cuda.is_available() else DEVICE}"
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -73,6 +85,8 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(autouse=True)
 def _same_bits_each_time() -> None:
     """One thread; on a GPU deterministic kernels, and products in float32 and not TF32 until a run asks for that."""
+    import torch
+
     torch.set_num_threads(1)
     if ON_GPU:
         torch.use_deterministic_algorithms(True)
@@ -91,6 +105,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
 @pytest.fixture(params=["as here", "as on a GPU"])
 def ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The ways of working that a device of this kind takes, and those that a GPU takes."""
+    from helpers.device import DEVICE
     from sae_transcoder.coder import latent_selection, sparse_products
 
     for table in (sparse_products.PRODUCT_RULES, latent_selection.TWO_STAGES) if request.param == "as on a GPU" else ():
@@ -100,6 +115,7 @@ def ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.fixture
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """The runs of a pack are trained one after the other: a GPU trains those of small batches together, which rounds otherwise than alone."""
+    from helpers.device import DEVICE
     from sae_transcoder.coder.chunk_sizes import SMALL_BATCH
 
     monkeypatch.setitem(SMALL_BATCH, DEVICE.type, 0)
@@ -108,6 +124,10 @@ def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def on_the_device() -> Iterator[None]:
     """Tensors are made on the device under test."""
+    import torch
+
+    from helpers.device import DEVICE
+
     with torch.device(DEVICE):
         yield
 
@@ -116,6 +136,8 @@ def on_the_device() -> Iterator[None]:
 def float32_coders(monkeypatch: pytest.MonkeyPatch) -> None:
     """Coders' products in float32: on a GPU they are in bfloat16, as sparsify's are, and its rounding would hide what is compared with an
     independent computation."""
+    import torch
+
     from sae_transcoder.coder import batched_coders, corrected_coder, jump_relu_coder
 
     for module in (batched_coders, corrected_coder, jump_relu_coder) if ON_GPU else ():
@@ -132,6 +154,8 @@ def torchs_adam(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """{family: a folder that holds a tiny model of it}."""
+    from helpers.tiny_models import TINY, tiny_model
+
     folders = {}
     for family in TINY:
         folders[family] = tmp_path_factory.mktemp(family)

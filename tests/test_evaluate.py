@@ -266,4 +266,4 @@ def test_sequences_that_may_have_been_trained_on_are_refused(cache, capsys, monk
         message = refused(capsys, monkeypatch, run_dir(cfg), change)
         assert f"{change} (in training" in message
         assert "set eval_split or another dataset" in message
-    assert evaluate(str(run_dir(cfg)), ["eval_samples=8", f"save_dir={tmp_path}"])
+    assert evaluate(str(run_dir(cfg)), ["eval_samples=4", f"save_dir={tmp_path}"])

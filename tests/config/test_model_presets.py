@@ -50,7 +50,7 @@ def test_a_presets_layers_and_sites_are_found_and_as_wide_as_it_says(choice: str
     # The forward of one model of each class is tried to its end, of the others to its second layer.
     two = [hookpoints.hookpoint_names(replace(cfg, site=site, layers=[0, 1]), outline) for site in Site]
     assert two == [names[:2] for names in every]
-    points = sum(two, [])
+    points = [name for names in two for name in names]
     assert hookpoints.widths(replace(cfg, eval_end_to_end=choice in TO_THE_END), outline, points) == dict.fromkeys(points, width)
 
 

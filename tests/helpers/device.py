@@ -4,22 +4,14 @@ On a GPU bits are compared as on the CPU, in float32 with deterministic=true, wh
 independent computation has a tolerance of its own there, with its reason beside it.
 """
 
-import os
-import re
-
 import torch
 
-NAMED = os.environ.get("SAE_TEST_DEVICE", "cpu")
-ON_GPU = re.fullmatch(r"cuda(:\d+)?", NAMED) is not None
+from helpers.device_name import NAMED, ON_GPU
+
 DEVICE = torch.device(NAMED if ON_GPU else "cpu")
 # What a run is given for its bits to be compared: a GPU's default would be bfloat16, compiled, with sums in no fixed order.
 SETTINGS: dict[str, object] = {"device": NAMED, "dtype": "float32", "deterministic": True} if ON_GPU else {}
 ON_DEVICE = [f"{name}={str(value).lower()}" for name, value in SETTINGS.items()]
-
-if ON_GPU:
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic products
-else:
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # read when CUDA is first used, here and in the processes that tests start
 
 
 def by_device(*, cpu: float, gpu: float) -> float:

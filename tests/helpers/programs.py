@@ -8,9 +8,6 @@ import shutil
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from helpers.device import DEVICE
-from sae_transcoder.language_model.compilation import machine_obstacle
-
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SLURM = ("munged", "slurmctld", "slurmd", "sbatch")
 REQUIRED = bool(os.environ.get("SAE_TEST_REQUIRE_PROGRAMS"))
@@ -29,11 +26,19 @@ def has_slurm() -> bool:
     return all(shutil.which(program, path=path) for program in SLURM)
 
 
+def compiles() -> bool:
+    """Whether torch.compile finds a compiler for the device under test."""
+    from helpers.device import DEVICE
+    from sae_transcoder.language_model.compilation import machine_obstacle
+
+    return machine_obstacle(DEVICE) is None
+
+
 PROGRAMS: Mapping[str, Program] = {
     "zsh": Program(lambda: shutil.which("zsh") is not None, "zsh"),
     "chromium": Program(lambda: CHROMIUM is not None, "chromium"),
     "slurm": Program(has_slurm, "munge slurmctld slurmd slurm-client"),
-    "compiler": Program(lambda: machine_obstacle(DEVICE) is None, "g++ python3-dev"),
+    "compiler": Program(compiles, "g++ python3-dev"),
 }
 
 

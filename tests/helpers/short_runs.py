@@ -20,7 +20,7 @@ def short(cache: Path, folder: Path, *overrides: str) -> Config:
         "max_samples=64",
         "batch_size=4",
         "max_seq_length=32",
-        "eval_samples=8",
+        "eval_samples=4",
         "k=8",
         *([] if any(override.startswith("num_latents=") for override in overrides) else ["expansion_factor=2"]),
         *ON_DEVICE,

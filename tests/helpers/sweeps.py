@@ -19,7 +19,7 @@ from helpers.short_runs import weights
 from sae_transcoder import train
 from sae_transcoder.run_store import eval_file, status
 
-SHAPE = ["experiment=demo", "batch_size=4", "max_seq_length=32", "eval_samples=8", "threads=1", "log_every=5", *ON_DEVICE]
+SHAPE = ["experiment=demo", "batch_size=4", "max_seq_length=32", "eval_samples=4", "threads=1", "log_every=5", *ON_DEVICE]
 SHORT = [*SHAPE, "max_samples=64", "expansion_factor=2"]
 
 

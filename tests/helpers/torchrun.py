@@ -17,7 +17,7 @@ from helpers.ports import free_port
 
 ON_RANKS = Path(__file__).with_name("on_ranks.py")
 SHAPE = [
-    "experiment=demo", "max_seq_length=32", "eval_samples=8", "k=8", "expansion_factor=2", "threads=1", "log_every=1", "device=cpu",
+    "experiment=demo", "max_seq_length=32", "eval_samples=4", "k=8", "expansion_factor=2", "threads=1", "log_every=1", "device=cpu",
 ]  # fmt: skip
 
 

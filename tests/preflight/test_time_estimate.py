@@ -39,7 +39,7 @@ def test_an_evaluation_that_takes_longer_than_the_training_is_told_with_what_sho
     time_estimate.add_training([plan], 6.0)
     time_estimate.add_evaluation([plan], 30.0)
     assert header.time_needed([plan]) == (
-        "about 36 s: training 6 s, evaluation 30 s (less with an eval_samples below 8, or eval_end_to_end=false)"
+        "about 36 s: training 6 s, evaluation 30 s (less with an eval_samples below 4, or eval_end_to_end=false)"
     )
     time_estimate.add_training([plan], 60.0)
     assert header.time_needed([plan]) == "about 90 s: training 60 s, evaluation 30 s"

@@ -127,14 +127,20 @@ import sae_transcoder.{module}
 """
 
 
-@pytest.mark.parametrize("module", ["training.engine", "api", "launch.slurm.job", "launch.worker_pool"])
-def test_before_torch_is_imported_memory_is_to_grow_in_segments_unless_the_environment_says_otherwise(module: str) -> None:
+@pytest.mark.parametrize(
+    ("module", "own"),
+    [
+        *((module, {}) for module in ("training.engine", "api", "launch.slurm.job", "launch.worker_pool")),
+        *(("api", {name: "x"}) for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")),
+    ],
+)
+def test_before_torch_is_imported_memory_is_to_grow_in_segments_unless_the_environment_says_otherwise(
+    module: str, own: dict[str, str]
+) -> None:
     usual = {name: value for name, value in os.environ.items() if "ALLOC_CONF" not in name}
     code = WATCHED.replace("{module}", module) + "import torch"
-    for own in ({}, {"PYTORCH_ALLOC_CONF": "x"}, {"PYTORCH_CUDA_ALLOC_CONF": "x"}, {"PYTORCH_HIP_ALLOC_CONF": "x"}):
-        done = subprocess.run([sys.executable, "-c", code], env=usual | own, capture_output=True, text=True, check=True)
-        expected = [(own or GROWING).get(name, "None") for name in GROWING]
-        assert done.stdout.split() == expected
+    done = subprocess.run([sys.executable, "-c", code], env=usual | own, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [(own or GROWING).get(name, "None") for name in GROWING]
 
 
 @pytest.mark.parametrize("workspace", [None, ":16:8"])

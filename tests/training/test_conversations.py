@@ -102,7 +102,14 @@ def test_a_batch_with_one_counted_position_is_left_out(talks: list[str], tmp_pat
         for i in range(400)
     ]
     (tmp_path / "short.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = ["train_on=assistant", "batch_size=1", "max_steps=40", "log_every=1", f"dataset_name={tmp_path}/short.jsonl"]
+    settings = [
+        "train_on=assistant",
+        "batch_size=1",
+        "max_steps=40",
+        "log_every=1",
+        "eval_samples=8",
+        f"dataset_name={tmp_path}/short.jsonl",
+    ]
     cfg = load_config(*talks, *settings, f"save_dir={tmp_path}", f"loss_fn={loss}")
     kept = (make_plan(cfg).tokens.train[:40][:, 1:] >= 0).sum(1).tolist()
     assert {0, 1} < set(kept)

@@ -77,7 +77,7 @@ def test_an_evaluation_shows_how_far_it_is_in_sequences_and_coders(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(progress, "PLAIN_EVERY", -1.0)
-    engine.train([short(cache, tmp_path, "max_steps=1")])
+    engine.train([short(cache, tmp_path, "max_steps=1", "eval_samples=8")])
     lines = [line.split(",")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("evaluation of")]
     assert lines == [
         *(f"evaluation of the coders {count} of 8 sequences" for count in (4, 8)),

@@ -173,7 +173,7 @@ def test_a_run_is_evaluated_every_so_often_and_at_its_end(cache: Path, tmp_path:
         assert [row["step"] for row in rows if f"heldout/ce_loss_score/{point}" in row] == evaluated
         kept = eval_file.read(result.directory)
         assert kept == result.evaluation
-        assert (kept.step, kept.tokens, kept.config["eval_samples"]) == (16, 64 * 32, 8)
+        assert (kept.step, kept.tokens, kept.config["eval_samples"]) == (16, 64 * 32, 4)
         assert {f"heldout/{name}/{point}": kept.coders[0].metrics[name] for name in eval_file.NAMES}.items() <= rows[-1].items()
         assert eval_file.read_densities(result.directory).keys() == {c.coder for c in kept.coders}
     assert rows[0].keys() & {"heldout/fvu/layers.2", "heldout/ce_loss_score/layers.2"} == {"heldout/fvu/layers.2"}
