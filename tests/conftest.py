@@ -78,7 +78,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """What was imported and collected is looked through for garbage no more: it lives to the end, and takes half a second each time."""
+    """Hydra parses each text once. What was imported and collected is looked through for garbage no more: it lives to the end, and takes half
+    a second each time."""
+    from helpers import parsed_once
+
+    parsed_once.install()
     gc.freeze()
 
 

@@ -229,9 +229,17 @@ def test_a_file_that_is_not_there_or_no_text_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_every_example_trains_on_the_demo_with_model_data_and_hookpoints_replaced(name: str, cache: Path, tmp_path: Path) -> None:
     path = written(tmp_path, EXAMPLES[name])
-    demo = ["model=demo", "dataset=demo", "max_samples=16", "max_seq_length=32", "eval_samples=4", "threads=1", "run_name=mine"]
+    demo = [
+        "model=demo",
+        "dataset=demo",
+        "max_samples=16",
+        "max_seq_length=32",
+        "eval_samples=4",
+        "eval_end_to_end=false",
+        "threads=1",
+    ]
     where = "hookpoints=[layers.1.mlp]" if "hookpoints" in EXAMPLES[name] and EXAMPLES[name]["hookpoints"] else "layers=[1]"
-    code, _, errors = here(f"json={path}", *demo, where, f"save_dir={tmp_path}/out", f"cache_dir={cache}")
+    code, _, errors = here(f"json={path}", *demo, where, "run_name=mine", f"save_dir={tmp_path}/out", f"cache_dir={cache}")
     assert code == 0, errors
     (coder,) = find_coders(tmp_path / "out" / "mine" / "coders").values()
     made = json.loads((coder / "cfg.json").read_text())

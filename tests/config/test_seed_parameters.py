@@ -194,7 +194,7 @@ def test_device_and_dtype_change_where_and_in_what_the_model_runs(cache: Path, t
 
 
 def test_a_bfloat16_model_trains_float32_coders_on_a_cpu(cache: Path, tmp_path: Path) -> None:
-    (result,) = engine.train([short(cache, tmp_path, "dtype=bfloat16", "model_type=transcoder")])
+    (result,) = engine.train([short(cache, tmp_path, "dtype=bfloat16", "model_type=transcoder", "eval_samples=8")])
     assert load_coders(result.directory)["layers.2.mlp"].dtype == torch.float32
     assert result.evaluation.mean()["fvu"] < 1
 

@@ -1,4 +1,6 @@
-"""What the Hugging Face Hub refuses and takes, by the real client against a hub on this machine."""
+"""What the Hugging Face Hub refuses and takes, by the real client against a hub on this machine.
+
+The client reads the hub's address while it is imported: processes of their own import it, and their tests are slow."""
 
 import os
 import shutil
@@ -59,6 +61,7 @@ def run(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return train(load_config(*SHORT, "k=4", "max_steps=4", f"save_dir={folder}", f"cache_dir={cache}"))
 
 
+@pytest.mark.slow
 def test_pushed_coders_are_at_the_hub_with_their_card_and_sparsify_loads_them(hub: FakeHub, run: Run, call: Call) -> None:
     done = call("export", str(run.directory), "to=hub", "push=me/my-saes", token=TOKEN)
     assert done.returncode == 0, done.stderr
@@ -70,6 +73,7 @@ def test_pushed_coders_are_at_the_hub_with_their_card_and_sparsify_loads_them(hu
     assert loaded.W_dec.equal(run.coders["layers.2"].W_dec)
 
 
+@pytest.mark.slow
 def test_a_push_without_a_login_is_refused_with_the_fix(hub: FakeHub, run: Run, call: Call) -> None:
     done = call("export", str(run.directory), "to=hub", "push=me/my-saes")
     assert done.returncode == 1
@@ -78,6 +82,7 @@ def test_a_push_without_a_login_is_refused_with_the_fix(hub: FakeHub, run: Run, 
     assert not hub.models.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "token", "parts"),
     [
@@ -98,6 +103,7 @@ def test_a_model_that_the_hub_does_not_give_is_named_with_what_to_do(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_model_of_the_hub_is_read_at_its_revision_and_others_are_named(hub: FakeHub, call: Call, tmp_path: Path) -> None:
     shutil.copytree(DEMO, hub.models / "open" / "model")
     settings = [

@@ -14,9 +14,11 @@ import sae_transcoder.evaluate
 import sae_transcoder.export
 import sae_transcoder.launch.sweep
 import sae_transcoder.training.engine  # noqa: F401
+from helpers import parsed_once
 from helpers.device import ON_GPU
 from helpers.sweeps import SHORT, here
 
+parsed_once.install()
 if not ON_GPU:  # no fork may use CUDA once this process has asked for it
     with tempfile.TemporaryDirectory(prefix="dry-run-") as folder:
         code, _, errors = here(*SHORT, "dry_run=true", f"save_dir={folder}", f"cache_dir={folder}")

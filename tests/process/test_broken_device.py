@@ -186,6 +186,7 @@ def test_in_one_process_a_failed_gpu_ends_the_command_which_goes_on_when_it_is_r
         assert_equal(by(tmp_path / "out", "k")[k], directory)
 
 
+@pytest.mark.slow
 def test_a_single_run_whose_gpu_fails_is_interrupted_and_goes_on_from_its_save(cache: Path, tmp_path: Path) -> None:
     arguments = [*SHORT, "k=5", "save_every=4", "eval_end_to_end=false", f"save_dir={tmp_path}/out", f"cache_dir={cache}"]
     done = failing(tmp_path, 1, *arguments)

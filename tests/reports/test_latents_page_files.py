@@ -66,6 +66,7 @@ def test_files_that_are_not_what_they_say_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "page").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.needs("chromium")
 def test_65536_latents_are_quick(browser: Any, tmp_path: Path) -> None:
     many = MadeUp(corpus(3000), VOCABULARY, latents=65_536, top=2, ranges=2, length=8)

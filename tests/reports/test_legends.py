@@ -55,8 +55,9 @@ def test_long_names_of_series_are_in_the_picture_whole(records: list[run_records
         assert panels_height / len(figure.axes) * 2 > 100, "pixels of a panel"
 
 
+@pytest.mark.slow
 @pytest.mark.needs("chromium")
-@pytest.mark.parametrize("width", [720, 1300])
+@pytest.mark.parametrize("width", [720, 1000, 1300])
 def test_titles_of_axes_and_the_legend_are_not_over_the_panels(
     browser: Any, records: list[run_records.Record], tmp_path: Path, width: int
 ) -> None:

@@ -126,11 +126,22 @@ def test_runs_of_different_batches_are_refused_as_a_pack(cache: Path, tmp_path: 
         engine.train([short(cache, tmp_path), short(cache, tmp_path, "batch_size=8", "max_samples=64")])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
-def test_a_signal_saves_the_state_and_the_same_command_goes_on_bit_for_bit(cache: Path, tmp_path: Path, number: int) -> None:
-    undisturbed = short(cache, tmp_path / "a", "max_samples=256")
-    engine.train([undisturbed])
-    cfg = short(cache, tmp_path / "b", "max_samples=256")
+@pytest.fixture(scope="module")
+def undisturbed(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a run of 64 steps that nothing stopped."""
+    cfg = short(cache, tmp_path_factory.mktemp("undisturbed"), "max_samples=256")
+    engine.train([cfg])
+    return run_dir(cfg)
+
+
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM, pytest.param(signal.SIGUSR2, marks=pytest.mark.slow)],
+)
+def test_a_signal_saves_the_state_and_the_same_command_goes_on_bit_for_bit(
+    cache: Path, tmp_path: Path, undisturbed: Path, number: int
+) -> None:
+    cfg = short(cache, tmp_path, "max_samples=256")
     process = forked.start(arguments(cfg))
     metrics = run_dir(cfg) / "metrics.jsonl"
     while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
@@ -146,7 +157,7 @@ def test_a_signal_saves_the_state_and_the_same_command_goes_on_bit_for_bit(cache
     done = forked.run(arguments(cfg))
     assert done.returncode == 0, done.stderr
     assert f"continues after step {status['step']}" in done.stdout
-    assert_same(run_dir(undisturbed), run_dir(cfg))
+    assert_same(undisturbed, run_dir(cfg))
     assert not (run_dir(cfg) / "resume").exists()
 
 

@@ -37,12 +37,11 @@ def signalled(function: Callable[..., Any], at_call: int) -> Callable[..., Any]:
 @pytest.mark.parametrize(
     ("settings", "patched", "at_call", "step"),
     [
-        ([], "capture", 1, 16),
-        ([], "measure_splices", 1, 16),
-        (["eval_every=6", "grad_acc_steps=2", "log_every=2"], "capture", 1, 6),
-        (["save_every=4", "eval_every=16"], "capture", 1, 4),
+        pytest.param([], "capture", 1, 16, id="at the end"),
+        pytest.param([], "measure_splices", 1, 16, id="with coders in place", marks=pytest.mark.slow),
+        pytest.param(["eval_every=6", "grad_acc_steps=2", "log_every=2"], "capture", 1, 6, id="between steps"),
+        pytest.param(["save_every=4", "eval_every=16"], "capture", 1, 4, id="for the best coders", marks=pytest.mark.slow),
     ],
-    ids=["at the end", "with coders in place", "between steps", "for the best coders"],
 )
 def test_a_signal_in_an_evaluation_saves_and_the_same_command_ends_as_if_undisturbed(
     settings: list[str], patched: str, at_call: int, step: int,
