@@ -203,6 +203,7 @@ def test_a_single_run_whose_gpu_fails_is_interrupted_and_goes_on_from_its_save(c
     assert [row["step"] for row in lines(directory)] == [4, 5, 8, 10, 12, 15, 16]
 
 
+@pytest.mark.slow
 def test_a_rank_whose_gpu_fails_leaves_the_run_interrupted(cache: Path, tmp_path: Path) -> None:
     own = [*RANKS, "batch_size=4", "max_samples=64", f"save_dir={tmp_path}/out", f"cache_dir={cache}", "run_name=r", "save_every=2"]
     code, said, printed = on_ranks(tmp_path / "launch", [{"runs": [own], "fault": [1, 3, "AcceleratorError"]}])
