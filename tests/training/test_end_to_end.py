@@ -174,6 +174,7 @@ def test_a_run_on_the_bundled_model_lowers_its_heldout_loss(cache, tmp_path, mod
         "save_every=8",
         "keep_every=8",
         "lr=3e-3",
+        "eval_samples=16",
     ]
     cfg = short(cache, tmp_path, *settings)
     engine.train([cfg])
