@@ -237,9 +237,10 @@ def test_every_example_trains_on_the_demo_with_model_data_and_hookpoints_replace
         "eval_samples=4",
         "eval_end_to_end=false",
         "threads=1",
+        "run_name=mine",
     ]
     where = "hookpoints=[layers.1.mlp]" if "hookpoints" in EXAMPLES[name] and EXAMPLES[name]["hookpoints"] else "layers=[1]"
-    code, _, errors = here(f"json={path}", *demo, where, "run_name=mine", f"save_dir={tmp_path}/out", f"cache_dir={cache}")
+    code, _, errors = here(f"json={path}", *demo, where, f"save_dir={tmp_path}/out", f"cache_dir={cache}")
     assert code == 0, errors
     (coder,) = find_coders(tmp_path / "out" / "mine" / "coders").values()
     made = json.loads((coder / "cfg.json").read_text())
